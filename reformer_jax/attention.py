@@ -1,0 +1,379 @@
+"""Attention of the Reformer: full, local and LSH (paper section 2), as pure functions.
+
+Shape letters, used in names throughout the package:
+  B batch, L length, H heads, K head size, D model size, F feed-forward size,
+  V vocabulary, R hash rounds, N rows (B * H) or buckets, C chunk length, M chunks,
+  W keys in a chunk's window, S rotation width.
+
+All take and return [B, L, H, K] like jax.nn.dot_product_attention; masks are boolean
+[B, L], True for a real token. Softmax and log-sum-exp are float32 whatever the dtype.
+Attention dropout follows the paper's code: one mask per head (and hash round), shared
+over the batch and over chunks; without a key there is none.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from reformer_jax import hashing
+from reformer_jax import lsh
+
+RULES = ('reformer', 'trax', 'strict')
+IMPLEMENTATIONS = ('xla', 'dense')
+
+_MASKED = -1e9
+
+# Bucket ids fit 16 bits unless lsh_attention is told otherwise.
+_MOST_BUCKETS = 2**16
+
+# Logits computed at once. 2**17 floats stay in a CPU core's cache between the mask,
+# the maximum, the exponential and the sum (twice as fast as a whole round at once);
+# an accelerator wants as much parallel work as its memory allows.
+_LOGITS_PER_STEP_ON_CPU = 2**17
+_LOGITS_PER_STEP = 2**26
+
+# Fewer queries than this at once would make thin matrix products.
+_LEAST_QUERIES = 128
+
+
+def full_attention(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    *,
+    causal: bool,
+    mask: jax.Array | None = None,
+    shared_qk: bool = False,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Exact attention, blocked over queries so that memory is linear in the length.
+
+    With shared_qk keys have unit length, logits are not scaled further, and a token
+    attends to itself only when nothing else is left: the function that LSH attention
+    approximates. Otherwise logits are scaled by 1 / sqrt(K).
+    """
+    batch, length, heads, head_size = q_BLHK.shape
+    if shared_qk:
+        k_BLHK = lsh.unit_keys(k_BLHK).astype(q_BLHK.dtype)
+    else:
+        q_BLHK = q_BLHK * head_size**-0.5
+    queries = max(_LEAST_QUERIES, _logits_per_step() // (batch * heads * length))
+    block = _divisor_at_most(length, queries)
+    positions_L = jnp.arange(length)
+
+    @jax.checkpoint
+    def attend(inputs):
+        index, q_BCHK = inputs
+        queries_C1 = index * block + jnp.arange(block)[:, None]
+        logits_BHCL = jnp.einsum(
+            'bchk,blhk->bhcl', q_BCHK, k_BLHK, preferred_element_type=jnp.float32
+        )
+        self_CL = queries_C1 == positions_L if shared_qk else None
+        allowed = queries_C1 >= positions_L if causal else jnp.ones((1, 1), bool)
+        if self_CL is not None:
+            allowed &= ~self_CL
+        if mask is not None:
+            allowed = allowed & mask[:, None, None, :]
+        p_BHCL = _softmax(logits_BHCL, allowed, self_CL)
+        if dropout_rate and key is not None:
+            block_key = jax.random.fold_in(key, index)
+            p_BHCL *= _dropout_mask(block_key, dropout_rate, (heads, block, length))
+        return jnp.einsum('bhcl,blhk->bchk', p_BHCL.astype(v_BLHK.dtype), v_BLHK)
+
+    blocks = q_BLHK.reshape(batch, length // block, block, heads, head_size)
+    out = lax.map(attend, (jnp.arange(length // block), jnp.moveaxis(blocks, 1, 0)))
+    return jnp.moveaxis(out, 0, 1).reshape(v_BLHK.shape)
+
+
+def local_attention(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    *,
+    chunk_length: int,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    causal: bool,
+    mask: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention within a chunk and its neighbours; nothing wraps around the ends.
+
+    A sequence of at most one chunk gets full attention. Logits are scaled by
+    1 / sqrt(K).
+    """
+    batch, length, heads, head_size = q_BLHK.shape
+    if length <= chunk_length:
+        return full_attention(
+            q_BLHK,
+            k_BLHK,
+            v_BLHK,
+            causal=causal,
+            mask=mask,
+            dropout_rate=dropout_rate,
+            key=key,
+        )
+    _check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    around = chunks_before + chunks_after
+    window = chunk_length * (around + 1)
+    chunks = length // chunk_length
+    group = _divisor_at_most(chunks, _logits_per_step() // (chunk_length * window))
+    dropout_HCW = _attention_dropout(key, dropout_rate, (heads, chunk_length, window))
+
+    def chunked(x_NL):
+        return x_NL.reshape(-1, chunks, chunk_length, *x_NL.shape[2:])
+
+    def with_look_around(x_NMC):
+        ends = [(0, 0)] * (x_NMC.ndim - 2)
+        x_NMC = jnp.pad(x_NMC, [(0, 0), (chunks_before, chunks_after), *ends])
+        steps = x_NMC[:, :chunks].reshape(-1, chunks // group, group, *x_NMC.shape[2:])
+        lasts = [
+            x_NMC[:, group + e :: group][:, : chunks // group, None]
+            for e in range(around)
+        ]
+        return _merge_axes(jnp.concatenate([steps, *lasts], axis=2))
+
+    @jax.checkpoint
+    def attend(inputs):
+        index, q_GCK, k_ECK, v_ECK = inputs
+        row, first = jnp.divmod(index, chunks // group)
+        positions_EC = (
+            (first * group - chunks_before) * chunk_length
+            + jnp.arange((group + around) * chunk_length)
+        ).reshape(-1, chunk_length)
+        real_EC = (positions_EC >= 0) & (positions_EC < length)
+        if mask is not None:
+            real_EC &= mask[row // heads][jnp.clip(positions_EC, 0, length - 1)]
+        queries_GC = positions_EC[chunks_before : chunks_before + group]
+        allowed_GCW = lsh.windows(real_EC, group)[:, None, :]
+        if causal:
+            keys_GW = lsh.windows(positions_EC, group)
+            allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
+        logits_GCW = jnp.einsum(
+            'gck,gwk->gcw',
+            q_GCK * head_size**-0.5,
+            lsh.windows(k_ECK, group),
+            preferred_element_type=jnp.float32,
+        )
+        p_GCW = _softmax(logits_GCW, allowed_GCW, None)
+        if dropout_HCW is not None:
+            p_GCW *= dropout_HCW[row % heads]
+        return jnp.einsum(
+            'gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), lsh.windows(v_ECK, group)
+        )
+
+    q_NMCK, k_NMCK, v_NMCK = (chunked(_rows(x)) for x in (q_BLHK, k_BLHK, v_BLHK))
+    steps = batch * heads * (chunks // group)
+    inputs = (
+        jnp.arange(steps),
+        q_NMCK.reshape(steps, group, chunk_length, head_size),
+        with_look_around(k_NMCK),
+        with_look_around(v_NMCK),
+    )
+    at_once = max(1, _logits_per_step() // (group * chunk_length * window))
+    out = lax.map(attend, inputs, batch_size=at_once if at_once > 1 else None)
+    return _unrows(out.reshape(-1, length, head_size), heads)
+
+
+def lsh_attention(
+    qk_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    buckets_BHRL: jax.Array,
+    *,
+    chunk_length: int,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    causal: bool,
+    mask: jax.Array | None = None,
+    rule: str = 'reformer',
+    within_bucket: bool = False,
+    num_buckets: int = _MOST_BUCKETS,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Shared-QK attention among tokens that hash alike (paper section 2).
+
+    Every round sorts the tokens by (bucket, position) and cuts them into chunks; the
+    softmax runs over the keys of all rounds together. Which keys a query sees is the
+    rule:
+      reformer: its chunk and the chunks before and after it, only of its own bucket if
+        within_bucket; a key met in several rounds counts once (eq. 16).
+      trax: the same across buckets, looking around the ends and from round to round,
+        and a key met in m rounds counts m times (trax v2, Hugging Face).
+      strict: the last chunk_length tokens of its bucket before it; counts once. Depends
+        on the past only, while in the other two the sort moves with the future.
+    Padding is sorted behind all buckets and never seen.
+
+    Args:
+      qk_BLHK: shared queries and keys; keys are brought to unit length.
+      v_BLHK: values.
+      buckets_BHRL: ids from hashing.hash_vectors, in [0, num_buckets).
+      chunk_length: divides L, unless L <= chunk_length (see implementation).
+      chunks_before: chunks looked back at; strict needs 1.
+      chunks_after: chunks looked ahead at; strict needs 0.
+      causal: see no later token; strict needs True.
+      mask: [B, L], True for a real token.
+      rule: 'reformer', 'trax' or 'strict'.
+      within_bucket: for the reformer rule, keys of the query's own bucket only.
+      num_buckets: bound on the ids; a small one keeps the sort key in 32 bits.
+      dropout_rate: dropout of attention probabilities, with a key.
+      key: random key of the dropout.
+      implementation: 'xla', 'dense' (exact attention), or None: dense when the
+        sequence is no longer than one chunk, else xla.
+
+    Returns:
+      [B, L, H, K] in the dtype of v.
+    """
+    length, heads = qk_BLHK.shape[1:3]
+    if implementation is None:
+        implementation = 'dense' if length <= chunk_length else 'xla'
+    _check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
+    if implementation == 'dense':
+        return full_attention(
+            qk_BLHK,
+            qk_BLHK,
+            v_BLHK,
+            causal=causal,
+            mask=mask,
+            shared_qk=True,
+            dropout_rate=dropout_rate,
+            key=key,
+        )
+    if implementation != 'xla':
+        raise ValueError(
+            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
+        )
+    _check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    rounds = buckets_BHRL.shape[2]
+    window = chunk_length * (chunks_before + 1 + chunks_after)
+    if mask is not None:
+        buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
+    buckets_NRL = _merge_axes(buckets_BHRL)
+    order_NRL = hashing.sort_order(buckets_NRL, num_buckets=num_buckets + 1)
+    codes_NRL, band = None, None
+    if rule != 'trax' and (rounds > 1 or rule == 'strict' or within_bucket):
+        codes_NRL, band = _codes(
+            rule,
+            within_bucket,
+            buckets_NRL,
+            hashing.inverse_order(order_NRL),
+            chunk_length,
+            (chunks_before, chunks_after),
+        )
+    group = _divisor_at_most(
+        length // chunk_length, _logits_per_step() // (chunk_length * window)
+    )
+    plan = lsh.Plan(
+        heads=heads,
+        chunk_length=chunk_length,
+        chunks_before=chunks_before,
+        chunks_after=chunks_after,
+        causal=causal,
+        circular=rule == 'trax',
+        band=band,
+        band_in_round=rule == 'strict' or within_bucket,
+        chunks_per_step=group,
+        rows_per_step=max(1, _logits_per_step() // (group * chunk_length * window)),
+    )
+    dropout_HRCW = _attention_dropout(
+        key, dropout_rate, (heads, rounds, chunk_length, window)
+    )
+    out_NLK = lsh.attend(
+        plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_HRCW
+    )
+    return _unrows(out_NLK, heads)
+
+
+def _codes(rule, within_bucket, buckets, rank, chunk_length, look_around):
+    """One number per token and round that says who meets whom in that round.
+
+    A query meets a key if the difference of their codes lies in the band. In sorted
+    order the bucket never falls, so that adding bucket * (size of the band) pushes
+    tokens of different buckets out of each other's band.
+    """
+    before, after = look_around
+    if rule == 'strict':
+        return rank + buckets * chunk_length, (1, chunk_length)
+    codes = rank // chunk_length
+    if within_bucket:
+        codes += buckets * (before + after + 1)
+    return codes, (-after, before)
+
+
+def _softmax(logits, allowed, is_self):
+    """Softmax over allowed keys; over is_self where none is; zero where neither is."""
+    logits = jnp.where(allowed, logits, _MASKED)
+    highest = lax.stop_gradient(logits.max(-1, keepdims=True))
+    alone = highest < _MASKED / 2
+    p = jnp.exp(logits - jnp.where(alone, 0.0, highest))
+    if is_self is not None:
+        p = jnp.where(is_self & alone, 1.0, p)
+    total = p.sum(-1, keepdims=True)
+    return p / jnp.where(total == 0.0, 1.0, total)
+
+
+def _attention_dropout(key, rate, shape):
+    return _dropout_mask(key, rate, shape) if rate and key is not None else None
+
+
+def _dropout_mask(key, rate, shape):
+    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
+
+
+def _rows(x_BLHK: jax.Array) -> jax.Array:
+    """[B, L, H, K] -> [B * H, L, K]."""
+    return _merge_axes(jnp.moveaxis(x_BLHK, 2, 1))
+
+
+def _unrows(x_NLK: jax.Array, heads: int) -> jax.Array:
+    return jnp.moveaxis(x_NLK.reshape(-1, heads, *x_NLK.shape[1:]), 1, 2)
+
+
+def _merge_axes(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _divisor_at_most(number: int, limit: int) -> int:
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
+
+
+def _logits_per_step() -> int:
+    on_cpu = jax.default_backend() == 'cpu'
+    return _LOGITS_PER_STEP_ON_CPU if on_cpu else _LOGITS_PER_STEP
+
+
+def _check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
+    if length % chunk_length:
+        lower = length - length % chunk_length
+        raise ValueError(
+            f'length {length} is no multiple of chunk_length={chunk_length}: use '
+            f'length {lower} or {lower + chunk_length}, or another chunk_length.'
+        )
+    if chunks_before < 0 or chunks_after < 0:
+        raise ValueError(
+            f'chunks_before={chunks_before}, chunks_after={chunks_after}: neither may '
+            'be negative.'
+        )
+    if causal and chunks_after:
+        raise ValueError(
+            f'chunks_after={chunks_after} is of no use to causal attention: set it to '
+            '0, or causal=False.'
+        )
+
+
+def _check_rule(rule, within_bucket, chunks_before, chunks_after, causal):
+    if rule not in RULES:
+        raise ValueError(f'rule={rule!r} is none of {RULES}.')
+    if within_bucket and rule != 'reformer':
+        raise ValueError(
+            f'within_bucket=True belongs to the reformer rule, not to rule={rule!r}.'
+        )
+    if rule == 'strict' and (chunks_before, chunks_after, causal) != (1, 0, True):
+        raise ValueError(
+            'the strict rule is causal with chunks_before=1 and chunks_after=0, not '
+            f'causal={causal}, chunks_before={chunks_before}, '
+            f'chunks_after={chunks_after}: change them or the rule.'
+        )
