@@ -7,8 +7,8 @@ Shape letters, used in names throughout the package:
 
 All take and return [B, L, H, K] like jax.nn.dot_product_attention; masks are boolean
 [B, L], True for a real token. Softmax and log-sum-exp are float32 whatever the dtype.
-Attention dropout follows the paper's code: one mask per head (and hash round), shared
-over the batch and over chunks; without a key there is none.
+Attention dropout follows the paper's code: one mask per hash round, shared over the
+batch, the heads and the chunks; without a key there is none.
 """
 
 import jax
@@ -78,7 +78,7 @@ def full_attention(
         p_BHCL = _softmax(logits_BHCL, allowed, self_CL)
         if dropout_rate and key is not None:
             block_key = jax.random.fold_in(key, index)
-            p_BHCL *= _dropout_mask(block_key, dropout_rate, (heads, block, length))
+            p_BHCL *= _dropout_mask(block_key, dropout_rate, (block, length))
         return jnp.einsum('bhcl,blhk->bchk', p_BHCL.astype(v_BLHK.dtype), v_BLHK)
 
     blocks = q_BLHK.reshape(batch, length // block, block, heads, head_size)
@@ -115,12 +115,12 @@ def local_attention(
             dropout_rate=dropout_rate,
             key=key,
         )
-    _check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     around = chunks_before + chunks_after
     window = chunk_length * (around + 1)
     chunks = length // chunk_length
     group = _divisor_at_most(chunks, _logits_per_step() // (chunk_length * window))
-    dropout_HCW = _attention_dropout(key, dropout_rate, (heads, chunk_length, window))
+    dropout_CW = _attention_dropout(key, dropout_rate, (chunk_length, window))
 
     def chunked(x_NL):
         return x_NL.reshape(-1, chunks, chunk_length, *x_NL.shape[2:])
@@ -158,8 +158,8 @@ def local_attention(
             preferred_element_type=jnp.float32,
         )
         p_GCW = _softmax(logits_GCW, allowed_GCW, None)
-        if dropout_HCW is not None:
-            p_GCW *= dropout_HCW[row % heads]
+        if dropout_CW is not None:
+            p_GCW *= dropout_CW
         return jnp.einsum(
             'gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), lsh.windows(v_ECK, group)
         )
@@ -230,7 +230,7 @@ def lsh_attention(
     length, heads = qk_BLHK.shape[1:3]
     if implementation is None:
         implementation = 'dense' if length <= chunk_length else 'xla'
-    _check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
+    check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
     if implementation == 'dense':
         return full_attention(
             qk_BLHK,
@@ -246,7 +246,7 @@ def lsh_attention(
         raise ValueError(
             f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
         )
-    _check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     rounds = buckets_BHRL.shape[2]
     window = chunk_length * (chunks_before + 1 + chunks_after)
     if mask is not None:
@@ -278,11 +278,11 @@ def lsh_attention(
         chunks_per_step=group,
         rows_per_step=max(1, _logits_per_step() // (group * chunk_length * window)),
     )
-    dropout_HRCW = _attention_dropout(
-        key, dropout_rate, (heads, rounds, chunk_length, window)
+    dropout_RCW = _attention_dropout(
+        key, dropout_rate, (rounds, chunk_length, window)
     )
     out_NLK = lsh.attend(
-        plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_HRCW
+        plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_RCW
     )
     return _unrows(out_NLK, heads)
 
@@ -345,7 +345,7 @@ def _logits_per_step() -> int:
     return _LOGITS_PER_STEP_ON_CPU if on_cpu else _LOGITS_PER_STEP
 
 
-def _check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
+def check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
     if length % chunk_length:
         lower = length - length % chunk_length
         raise ValueError(
@@ -364,7 +364,7 @@ def _check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
         )
 
 
-def _check_rule(rule, within_bucket, chunks_before, chunks_after, causal):
+def check_rule(rule, within_bucket, chunks_before, chunks_after, causal):
     if rule not in RULES:
         raise ValueError(f'rule={rule!r} is none of {RULES}.')
     if within_bucket and rule != 'reformer':

@@ -31,7 +31,7 @@ class Plan:
     """The static half of one LSH attention call.
 
     Attributes:
-      heads: heads per batch element, to find a row's mask and dropout.
+      heads: heads per batch element, to find a row's mask.
       chunk_length: queries in a chunk.
       chunks_before: chunks looked back at.
       chunks_after: chunks looked ahead at.
@@ -93,32 +93,32 @@ def attend(
     order_NRL: jax.Array,
     codes_NRL: jax.Array | None,
     real_BL: jax.Array | None,
-    dropout_HRCW: jax.Array | None,
+    dropout_RCW: jax.Array | None,
 ) -> jax.Array:
     """LSH attention of every row, [N, L, K] in the dtype of v."""
     return _attend_forward(
-        plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_HRCW
+        plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_RCW
     )[0]
 
 
-def _attend_forward(plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_HRCW):
+def _attend_forward(plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_RCW):
     def attend_row(inputs):
-        row = _row(plan, inputs, real_BL, dropout_HRCW)
+        row = _row(plan, inputs, real_BL, dropout_RCW)
         out_LK, lse_L, alone_L = _forward_row(plan, row)
         return out_LK.astype(v_NLK.dtype), lse_L, alone_L
 
     rows = (jnp.arange(qk_NLK.shape[0]), qk_NLK, v_NLK, order_NRL, codes_NRL)
     out_NLK, lse_NL, alone_NL = lax.map(attend_row, rows, batch_size=plan.rows_per_step)
-    saved = (*rows, real_BL, dropout_HRCW, out_NLK, lse_NL, alone_NL)
+    saved = (*rows, real_BL, dropout_RCW, out_NLK, lse_NL, alone_NL)
     return out_NLK, saved
 
 
 def _attend_backward(plan, saved, dout_NLK):
-    *rows, real_BL, dropout_HRCW, out_NLK, lse_NL, alone_NL = saved
+    *rows, real_BL, dropout_RCW, out_NLK, lse_NL, alone_NL = saved
 
     def backward_row(inputs):
         row_inputs, dout_LK, out_LK, lse_L, alone_L = inputs
-        row = _row(plan, row_inputs, real_BL, dropout_HRCW)
+        row = _row(plan, row_inputs, real_BL, dropout_RCW)
         delta_L = jnp.sum(
             dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32), axis=-1
         )
@@ -135,7 +135,7 @@ def _attend_backward(plan, saved, dout_NLK):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _row(plan, inputs, real_BL, dropout_HRCW) -> _Row:
+def _row(plan, inputs, real_BL, dropout_RCW) -> _Row:
     index, qk_LK, v_LK, order_RL, codes_RL = inputs
     return _Row(
         q_LK=qk_LK,
@@ -144,9 +144,7 @@ def _row(plan, inputs, real_BL, dropout_HRCW) -> _Row:
         order_REC=_with_look_around(plan, order_RL),
         codes_RL=codes_RL,
         real_L=None if real_BL is None else real_BL[index // plan.heads],
-        dropout_RCW=(
-            None if dropout_HRCW is None else dropout_HRCW[index % plan.heads]
-        ),
+        dropout_RCW=dropout_RCW,
     )
 
 

@@ -1,0 +1,48 @@
+"""Evaluates a run on whole splits: python eval.py --workdir=runs/text_tiny
+
+With --config the run is evaluated as that config says, which may differ from its own in
+all that keeps the parameters' shapes:
+  python eval.py --config=configs/duplication.py:tiny --workdir=... \\
+      --config.model.rounds=8
+"""
+
+import ml_collections
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from reformer_jax import checkpoint
+from reformer_jax import loop
+from reformer_jax import metrics
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.')
+_SPLITS = flags.DEFINE_list('splits', ['validation', 'test'], 'Splits to evaluate.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
+)
+flags.mark_flag_as_required('workdir')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value
+    if config is None:
+        config = ml_collections.ConfigDict(checkpoint.load_config(_WORKDIR.value))
+    step = _CHECKPOINT.value
+    results = loop.evaluate(
+        config,
+        _WORKDIR.value,
+        splits=_SPLITS.value,
+        step=int(step) if step and step.isdigit() else step,
+    )
+    rows = [{'split': split, **values} for split, values in results.items()]
+    columns = ('split', 'step', 'loss', 'bits_per_dim', 'accuracy', 'tokens')
+    print(metrics.table(rows, columns))
+
+
+if __name__ == '__main__':
+    app.run(main)

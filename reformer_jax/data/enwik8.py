@@ -1,0 +1,139 @@
+"""enwik8: the first 100 million bytes of the English Wikipedia of March 2006.
+
+Split 90 / 5 / 5 million bytes as usual. Prepared once by tensorflow_datasets as
+array_record files, which needs no TensorFlow; or read from a local copy.
+"""
+
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from reformer_jax.data import batching, byte_text
+
+URL = "http://mattmahoney.net/dc/enwik8.zip"
+ZIP_BYTES = 36_445_475
+ZIP_SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
+BLOCK_BYTES = 1_000_000
+
+vocab_size = byte_text.vocab_size
+
+
+class Enwik8(tfds.core.GeneratorBasedBuilder):
+    """tfds builder of enwik8: numbered blocks of bytes, in array_record files."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    @tfds.core.utils.classproperty
+    @classmethod
+    def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
+        """Size and sha256 that the download must have (tfds would read a file)."""
+        info = tfds.download.checksums.UrlInfo(
+            size=tfds.core.utils.Size(ZIP_BYTES),
+            checksum=ZIP_SHA256,
+            filename="enwik8.zip",
+        )
+        return {URL: info}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            homepage="http://mattmahoney.net/dc/textdata.html",
+            features=tfds.features.FeaturesDict(
+                {
+                    "number": np.int64,
+                    "bytes": tfds.features.Tensor(
+                        shape=(None,), dtype=np.uint8, encoding="bytes"
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        # Unpacked here: tfds' own unpacking writes another 100 MB to disk.
+        with zipfile.ZipFile(dl_manager.download(URL)) as archive:
+            text = np.frombuffer(archive.read("enwik8"), np.uint8)
+        return {
+            split: self._generate_examples(
+                byte_text.take_split(text, split), BLOCK_BYTES
+            )
+            for split in batching.SPLITS
+        }
+
+    def _generate_examples(
+        self, text: np.ndarray, block: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, start in enumerate(range(0, text.size, block)):
+            yield number, {"number": number, "bytes": text[start : start + block]}
+
+
+def build(
+    split: str,
+    *,
+    path: str,
+    length: int,
+    batch_size: int,
+    seed: int,
+    data_dir: str | None = None,
+) -> grain.DatasetIterator:
+    """Iterates over windows of enwik8, exactly as `byte_text.build` does.
+
+    Args:
+      split: 'train', 'validation' or 'test'.
+      path: a local copy (enwik8, enwik8.zip, ...); empty means the prepared dataset in
+        `data_dir`, which is downloaded (36 MB) and prepared (100 MB) if missing.
+      length: tokens per example, L.
+      batch_size: examples per batch, B.
+      seed: of the shuffled order and the window offsets, in [0, 2**32).
+      data_dir: folder of prepared datasets; None or empty means that of tfds,
+        $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      Iterator over {'tokens': int32 [B, L], 'weights': float32 [B, L]}.
+
+    Raises:
+      FileNotFoundError: if nothing is at `path`, or the download fails.
+      ValueError: for a bad argument.
+    """
+    sizes = {"length": length, "batch_size": batch_size}
+    if path:
+        return byte_text.build(split, path=path, seed=seed, **sizes)
+    batching.check_arguments(split, seed=seed, **sizes)
+    return byte_text.iterate(load(split, data_dir), split, seed=seed, **sizes)
+
+
+def load(split: str, data_dir: str | None = None) -> np.ndarray:
+    """Returns the bytes of a split, uint8 [n], preparing the dataset if missing.
+
+    Raises:
+      FileNotFoundError: if the dataset has to be downloaded and cannot be.
+    """
+    builder = Enwik8(data_dir=data_dir or None, file_format="array_record")
+    if not builder.is_prepared():
+        logging.info("Preparing enwik8 from %s in %s.", URL, builder.data_dir)
+        _prepare(builder)
+    # tfds stores examples in the order of their hashed keys.
+    blocks = sorted(builder.as_data_source(split), key=lambda block: block["number"])
+    return np.concatenate([block["bytes"] for block in blocks])
+
+
+def _prepare(builder: Enwik8) -> None:
+    try:
+        builder.download_and_prepare()
+    except (
+        OSError,  # among them every error of requests
+        tfds.download.DownloadError,
+        tfds.core.download.download_manager.NonMatchingChecksumError,
+    ) as error:
+        raise FileNotFoundError(
+            f"enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be "
+            f"downloaded there ({error}): fetch that file on a machine that can, and "
+            "give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)"
+        ) from error

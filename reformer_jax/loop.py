@@ -1,0 +1,506 @@
+"""Training and evaluation: config -> data, model, optimizer -> metrics. Read top down.
+
+The pieces are pure: train_step maps (state, batch, key) to (state, sums). train() puts
+them on the mesh, jits the step once and loops.
+"""
+
+import dataclasses
+import datetime
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from reformer_jax import checkpoint
+from reformer_jax import data
+from reformer_jax import loss
+from reformer_jax import metrics
+from reformer_jax import model as model_lib
+from reformer_jax import optimizer as optimizer_lib
+from reformer_jax import sharding
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training changes: the number of steps done, model, optimizer state."""
+
+    step: jax.Array
+    model: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The top level of a config.
+
+    Attributes:
+      seed: of parameters, dropout and hashes (the data have their own).
+      steps: optimizer steps of the run.
+      minutes: stop after so many minutes of this call, with a checkpoint and the final
+        evaluation; 0 for no limit.
+      log_every: steps between progress lines.
+      eval_every: steps between evaluations on the validation split; 0 for only the
+        final one.
+      eval_batches: batches of a periodic evaluation; 0 for the whole split. The final
+        one is always over the whole split.
+      checkpoint_every: steps between checkpoints; 0 for only the final one.
+      keep_checkpoints: how many of the latest to keep, besides the best.
+      accumulate: parts that a batch is cut into, one forward and backward pass each.
+      mesh: devices along the axes data, fsdp and model.
+      data: arguments of the dataset, see reformer_jax/data.
+      model: model.ModelConfig.
+      optimizer: optimizer.OptimizerConfig.
+    """
+
+    seed: int
+    steps: int
+    minutes: float
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    accumulate: int
+    mesh: Mapping[str, int]
+    data: Mapping[str, Any]
+    model: model_lib.ModelConfig
+    optimizer: optimizer_lib.OptimizerConfig
+
+
+class _Run(NamedTuple):
+    """What training and evaluation both need."""
+
+    config: RunConfig
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    state: TrainState  # jax.ShapeDtypeStruct leaves with shardings
+    batch: Any  # jax.ShapeDtypeStruct leaves with shardings
+
+
+# --- The step ---------------------------------------------------------------------
+
+
+def init_state(
+    config: model_lib.ModelConfig, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Fresh parameters and optimizer state."""
+    model = model_lib.build(config, nnx.Rngs(jax.random.key(seed)))
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+
+
+def sums(
+    model: model_lib.ReformerLM, batch: Batch, key: jax.Array | None, train: bool
+) -> tuple[jax.Array, Sums]:
+    """Weighted sum of the negative log-likelihood, and what means are made of.
+
+    The model sees the tokens shifted right by one behind a 0 and predicts each.
+    """
+    tokens_BL, weights_BL = batch['tokens'], batch['weights']
+    shifted_BL = jnp.pad(tokens_BL, ((0, 0), (1, 0)))[:, :-1]
+    nll_BL, correct_BL = loss.cross_entropy(
+        functools.partial(model.logits, key=key, train=train),
+        model.hidden(shifted_BL, key=key, train=train),
+        tokens_BL,
+        chunk_length=model.config.loss_chunk_length,
+    )
+    loss_sum = jnp.sum(nll_BL * weights_BL)
+    return loss_sum, {
+        'loss': loss_sum,
+        'accuracy': jnp.sum(correct_BL * weights_BL),
+        'weight': jnp.sum(weights_BL),
+    }
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulate: int,
+) -> tuple[TrainState, Sums]:
+    """One optimizer step on the mean loss of the batch; returns its sums as well."""
+    key = jax.random.fold_in(key, state.step)
+    gradient_of = jax.grad(functools.partial(sums, train=True), has_aux=True)
+
+    def add_part(total, inputs):
+        index, part = inputs
+        part_key = jax.random.fold_in(key, index)
+        return jax.tree.map(jnp.add, total, gradient_of(state.model, part, part_key))
+
+    if accumulate == 1:
+        gradient, total = gradient_of(state.model, batch, jax.random.fold_in(key, 0))
+    else:
+        parts = _parts(batch, accumulate)
+        part = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient_of, state.model, part, key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (gradient, total), _ = jax.lax.scan(
+            lambda total, inputs: (add_part(total, inputs), None),
+            zeros,
+            (jnp.arange(accumulate), parts),
+        )
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+    total['grad_norm'] = optax.global_norm(gradient)
+    total['learning_rate'] = schedule(state.step)
+    model = optax.apply_updates(state.model, updates)
+    return TrainState(state.step + 1, model, opt_state), total
+
+
+def eval_step(model: model_lib.ReformerLM, batch: Batch) -> Sums:
+    """The sums of a batch without dropout, with the same hashes in every call."""
+    return sums(model, batch, None, train=False)[1]
+
+
+def _parts(batch: Batch, count: int) -> Batch:
+    """[B, L] -> [count, B / count, L], each part with rows of every device."""
+    return {
+        name: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+        for name, x in batch.items()
+    }
+
+
+# --- Training ---------------------------------------------------------------------
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains up to config.steps, resuming what `workdir` has; returns final metrics.
+
+    Everything the config says is checked before the run folder is touched.
+
+    Raises:
+      ValueError: a field is unknown or impossible, or the folder is another run's.
+      FloatingPointError: the loss is not finite.
+    """
+    started = time.monotonic()
+    run = _prepare(config)
+    workdir = checkpoint.open_workdir(workdir, config.to_dict())
+    config = run.config
+    iterator = data.build(config.data, 'train')
+    key = jax.random.key(config.seed)
+    with (
+        jax.set_mesh(run.mesh),
+        checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpointer,
+        metrics.Writer(workdir, total_steps=config.steps) as writer,
+    ):
+        state = _init_or_restore(run, checkpointer, iterator)
+        step = first_step = int(state.step)
+        _say(_description(run, workdir, step))
+        if step >= config.steps and checkpointer.latest_step() is not None:
+            _say(f'nothing left to train: the run has done its {step} steps')
+        compiling = time.monotonic()
+        compiled_step = _compile_train_step(run, key)
+        evaluate_model = _jit_eval_step(run)
+        _say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
+        throughput = metrics.Throughput()
+        since_log: list[Sums] = []
+        validation: dict[str, float] | None = None
+        while step < config.steps and not _is_over(started, config.minutes):
+            batch = _checked(next(iterator), config.model.vocab_size)
+            placed = sharding.place_batch(batch, run.mesh)
+            state, step_sums = compiled_step(state, placed, key)
+            since_log.append(step_sums)
+            step += 1
+            if _is_due(step, config.log_every, config.steps):
+                values = _train_values(step, since_log)
+                throughput.add(batch['tokens'].size * len(since_log), len(since_log))
+                values['tokens_per_second'] = throughput.read()
+                since_log = []
+                writer.write(step, 'train', values)
+                seconds_left = throughput.seconds_left(config.steps - step)
+                writer.progress(
+                    step, values, _left(seconds_left, started, config.minutes)
+                )
+            if step < config.steps and _is_due(step, config.eval_every):
+                with throughput.pause():
+                    validation = evaluate_split(
+                        run, evaluate_model, state.model, 'validation',
+                        config.eval_batches,
+                    )
+                    writer.write(step, 'validation', validation)
+                    _say(_summary('validation', step, validation))
+            if step < config.steps and _is_due(step, config.checkpoint_every):
+                with throughput.pause():
+                    checkpointer.save(step, state, iterator, validation)
+            validation = None
+        if since_log:
+            _train_values(step, since_log)
+        validation = evaluate_split(run, evaluate_model, state.model, 'validation', 0)
+        if step > first_step or first_step == 0:
+            writer.write(step, 'validation', validation)
+        checkpointer.save(step, state, iterator, validation)
+        _say('final ' + _summary('validation', step, validation))
+    return validation
+
+
+def _init_or_restore(run: _Run, checkpointer, iterator) -> TrainState:
+    if checkpointer.latest_step() is not None:
+        return checkpointer.restore(run.state, iterator)[0]
+    init = functools.partial(
+        init_state, run.config.model, run.optimizer, run.config.seed
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, run.state)
+    return jax.jit(init, out_shardings=shardings)()
+
+
+def _compile_train_step(run: _Run, key: jax.Array):
+    config = run.config
+    step = functools.partial(
+        train_step,
+        optimizer=run.optimizer,
+        schedule=optimizer_lib.schedule(config.optimizer, config.steps),
+        accumulate=config.accumulate,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, run.state)
+    everywhere = NamedSharding(run.mesh, P())
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return jitted.lower(run.state, run.batch, key).compile()
+
+
+def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
+    """Means over the steps since the last log; waits for the last of them."""
+    host = jax.device_get(since_log)
+    total = {name: sum(float(s[name]) for s in host) for name in host[0]}
+    values = _means(total)
+    if not np.isfinite(values['loss']):
+        raise FloatingPointError(
+            f'the loss became {values["loss"]} between steps {step - len(host)} and '
+            f'{step}: the run stops before a checkpoint is written. Resume from the '
+            'last one with a lower optimizer.learning_rate or optimizer.clip_norm=1.'
+        )
+    values['grad_norm'] = float(host[-1]['grad_norm'])
+    values['learning_rate'] = float(host[-1]['learning_rate'])
+    return values
+
+
+# --- Evaluation -------------------------------------------------------------------
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    splits: Iterable[str] = ('validation', 'test'),
+    step: int | str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metrics of a run's checkpoint on full passes over the splits.
+
+    The config may differ from the run's in all that keeps the parameters' shapes
+    (hash rounds, attention, length, data). Writes a new file
+    `<workdir>/evaluations/step_<step>_<time>.json`.
+
+    Args:
+      config: the model and the data to evaluate on.
+      workdir: the run folder.
+      splits: names of splits.
+      step: which checkpoint; None for the newest, 'best' for the best on validation.
+    """
+    run = _prepare(config)
+    checkpoint.load_config(workdir)  # an error unless a run was started there
+    results = {}
+    with jax.set_mesh(run.mesh), checkpoint.Checkpointer(workdir) as checkpointer:
+        state, at_step = checkpointer.restore(run.state, step=step)
+        evaluate_model = _jit_eval_step(run)
+        for split in splits:
+            values = evaluate_split(run, evaluate_model, state.model, split, 0)
+            results[split] = {'step': at_step, **values}
+    if jax.process_index() == 0:
+        path = _write_evaluation(workdir, at_step, config.to_dict(), results)
+        _say(f'wrote {path}')
+    return results
+
+
+def evaluate_split(
+    run: _Run, evaluate_model, model: Any, split: str, batches: int
+) -> dict[str, float]:
+    """Means over the first `batches` batches of a split, or all of them if 0."""
+    totals: list[Sums] = []
+    for index, batch in enumerate(data.build(run.config.data, split)):
+        if batches and index == batches:
+            break
+        batch = _checked(batch, run.config.model.vocab_size)
+        totals.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
+    host = jax.device_get(totals)
+    total = {name: sum(float(s[name]) for s in host) for name in host[0]}
+    return _means(total) | {'tokens': total['weight']}
+
+
+def _jit_eval_step(run: _Run):
+    return jax.jit(eval_step, out_shardings=NamedSharding(run.mesh, P()))
+
+
+def _means(total: Mapping[str, float]) -> dict[str, float]:
+    weight = max(total['weight'], 1.0)
+    nats = total['loss'] / weight
+    return {
+        'loss': nats,
+        'bits_per_dim': metrics.bits_per_dim(nats),
+        'accuracy': total['accuracy'] / weight,
+    }
+
+
+def _write_evaluation(workdir, step, config, results) -> pathlib.Path:
+    folder = pathlib.Path(workdir) / 'evaluations'
+    folder.mkdir(exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
+    path = folder / f'step_{step}_{now}.json'
+    with open(path, 'x', encoding='utf-8') as file:
+        json.dump({'results': results, 'config': config}, file, indent=1)
+    return path
+
+
+# --- From config to shapes --------------------------------------------------------
+
+
+def run_config(config: ml_collections.ConfigDict) -> RunConfig:
+    """The config as checked dataclasses; a ValueError names an unknown field."""
+    fields = dict(config.to_dict())
+    fields['model'] = _section(model_lib.ModelConfig, fields.get('model'), 'model.')
+    fields['optimizer'] = _section(
+        optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
+    )
+    run = _section(RunConfig, fields, '')
+    for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
+        if getattr(run, name) < 1:
+            raise ValueError(f'config.{name}={getattr(run, name)} must be at least 1.')
+    for name in ('minutes', 'eval_every', 'eval_batches', 'checkpoint_every', 'seed'):
+        if getattr(run, name) < 0:
+            raise ValueError(f'config.{name}={getattr(run, name)} is negative.')
+    return run
+
+
+def _section(kind: Any, fields: Any, prefix: str) -> Any:
+    fields = dict(fields or {})
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - set(known))
+    missing = sorted(
+        name
+        for name, field in known.items()
+        if name not in fields and field.default is dataclasses.MISSING
+    )
+    for problem, names in (('unknown', unknown), ('missing', missing)):
+        if names:
+            raise ValueError(
+                f'{problem} config field {", ".join(prefix + n for n in names)}: there '
+                f'are {", ".join(prefix + n for n in known)}.'
+            )
+    return kind(**fields)
+
+
+def _prepare(config: ml_collections.ConfigDict) -> _Run:
+    """Checks the config against the data and the devices; computes no array."""
+    run = run_config(config)
+    mesh = sharding.make_mesh(run.mesh)
+    example = next(data.build(run.data, 'validation'))
+    batch_size, length = example['tokens'].shape
+    vocab_size = data.vocab_size(run.data)
+    if vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
+            f'{run.model.vocab_size}: set it to at least {vocab_size}.'
+        )
+    if batch_size % run.accumulate:
+        raise ValueError(
+            f'data.batch_size={batch_size} is no multiple of accumulate='
+            f'{run.accumulate}: change one of them.'
+        )
+    model_lib.check_length(run.model, length)
+    sharding.check(
+        mesh, batch_size=batch_size // run.accumulate, heads=run.model.heads
+    )
+    optimizer = optimizer_lib.build(run.optimizer, run.steps)
+    init = functools.partial(init_state, run.model, optimizer, run.seed)
+    shapes = jax.eval_shape(init)
+    state = _with_shardings(shapes, sharding.parameter_specs(shapes, mesh))
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, P(sharding.BATCH_AXES))
+        )
+        for name, x in example.items()
+    }
+    return _Run(run, mesh, optimizer, state, batch)
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def _checked(batch: Mapping[str, np.ndarray], vocab_size: int):
+    tokens = batch['tokens']
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
+        raise ValueError(
+            f'the data have the token id {bad}, outside [0, {vocab_size}): raise '
+            'model.vocab_size or mend the data.'
+        )
+    return batch
+
+
+# --- Small matters of the loop ----------------------------------------------------
+
+
+def _is_due(step: int, every: int, last: int | None = None) -> bool:
+    return step == last or bool(every) and step % every == 0
+
+
+def _is_over(started: float, minutes: float) -> bool:
+    """Whether the time limit has passed; all processes follow the first one's clock."""
+    if not minutes:
+        return False
+    over = time.monotonic() - started >= 60 * minutes
+    if jax.process_count() == 1:
+        return over
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(over)))
+
+
+def _left(
+    seconds: float | None, started: float, minutes: float
+) -> float | None:
+    if not minutes or seconds is None:
+        return seconds
+    return min(seconds, max(0.0, started + 60 * minutes - time.monotonic()))
+
+
+def _summary(split: str, step: int, values: Mapping[str, float]) -> str:
+    return (
+        f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
+        f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
+    )
+
+
+def _description(run: _Run, workdir: Any, step: int) -> str:
+    batch_size, length = run.batch['tokens'].shape
+    parameters = model_lib.parameter_count(run.state.model)
+    devices = ', '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
+    start = f'resuming at step {step}' if step else 'starting'
+    return (
+        f'{start} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
+        f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
+    )
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)

@@ -1,0 +1,296 @@
+"""Metrics of a run: written as JSON lines and TensorBoard files, shown as text.
+
+`<workdir>/metrics.jsonl` holds one JSON object a line: step, split and the values of
+that moment. It is only ever appended to. A run that resumes from a checkpoint writes
+the steps since that checkpoint again: of two lines of one step, the later counts.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import tensorboardX
+
+
+class Writer:
+    """Appends a run's metrics to its folder and shows its progress.
+
+    A context manager. Only one process of a run makes one.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, total_steps: int):
+        """Opens `<workdir>/metrics.jsonl` and a new file in `<workdir>/tensorboard`.
+
+        Args:
+          workdir: the run folder, which exists.
+          total_steps: the step at which the run ends, shown by `progress`.
+
+        Raises:
+          FileNotFoundError: there is no such folder.
+        """
+        folder = pathlib.Path(workdir)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f'workdir {folder} is not a folder. Make it with '
+                'run_folder.open_workdir before writing metrics into it.'
+            )
+        self._total_steps = total_steps
+        path = folder / 'metrics.jsonl'
+        truncated = _ends_in_mid_line(path)
+        self._file = open(path, 'a', encoding='utf-8')
+        if truncated:
+            self._file.write('\n')
+        # Event files are named by the second, which two starts may share, and opening
+        # one of the same name would empty it.
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(folder / 'tensorboard'), filename_suffix=f'.{time.time_ns()}'
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes the values of `split` ('train', 'valid', ...) after `step` steps.
+
+        The line is with the operating system when this returns. A value that is not
+        finite is written as null, for JSON has no NaN, and not to TensorBoard.
+
+        Raises:
+          ValueError: a value is not one number, or is named 'step' or 'split'.
+        """
+        scalars = {name: _scalar(name, value) for name, value in values.items()}
+        record: dict[str, Any] = {'step': int(step), 'split': split}
+        for name, value in scalars.items():
+            if name in record:
+                raise ValueError(
+                    f'a metric is named {name!r}, which is a key of every line. '
+                    'Rename it.'
+                )
+            record[name] = value if math.isfinite(value) else None
+        self._file.write(json.dumps(record, allow_nan=False) + '\n')
+        self._file.flush()
+        for name, value in scalars.items():
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(f'{split}/{name}', value, int(step))
+
+    def progress(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        seconds_left: float | None = None,
+    ) -> None:
+        """Prints a `progress_line` to standard output."""
+        line = progress_line(step, self._total_steps, values, seconds_left)
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Writes out what is buffered and closes the files."""
+        self._file.close()
+        self._tensorboard.close()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, without those that a killed run left incomplete.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: not one line of the file is a JSON object.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f'no metrics in {file}: the run has not written any yet, or the path is '
+            'not that of a <workdir>/metrics.jsonl.'
+        )
+    lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
+    records = []
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    records = [record for record in records if isinstance(record, dict)]
+    if lines and not records:
+        raise ValueError(
+            f'{file} has {len(lines)} lines, none of them a JSON object: it is not a '
+            'metrics file. Give the path of a <workdir>/metrics.jsonl.'
+        )
+    return records
+
+
+class Throughput:
+    """Tokens per second while training, and the time that is left.
+
+    The clock runs from construction on. Steps run in the background: read it after
+    waiting for the metrics of the last step that was added.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._since = clock()  # the running stretch, not yet in the sums below
+        self._paused = False
+        self._seconds = 0.0  # training, since the last reading
+        self._tokens = 0
+        self._all_seconds = 0.0  # training and recurring pauses, since construction
+        self._all_steps = 0
+
+    def add(self, tokens: int, steps: int = 1) -> None:
+        """Counts steps that were done and their tokens, over all devices."""
+        self._tokens += tokens
+        self._all_steps += steps
+
+    @contextlib.contextmanager
+    def pause(self, *, once: bool = False) -> Iterator[None]:
+        """Leaves out the time in the context: an evaluation, a checkpoint.
+
+        Args:
+          once: it will not recur (compilation), so it does not lengthen the time that
+            is left either.
+        """
+        if self._paused:
+            yield
+            return
+        self._advance()
+        self._paused = True
+        try:
+            yield
+        finally:
+            now = self._clock()
+            if not once:
+                self._all_seconds += now - self._since
+            self._since = now
+            self._paused = False
+
+    def read(self) -> float:
+        """Tokens per second since the last reading; 0.0 when no time has passed."""
+        self._advance()
+        rate = self._tokens / self._seconds if self._seconds > 0 else 0.0
+        self._tokens, self._seconds = 0, 0.0
+        return rate
+
+    def seconds_left(self, steps_left: int) -> float | None:
+        """Estimate from the mean time of a step so far; None before the first one."""
+        self._advance()
+        if not self._all_steps:
+            return None
+        return steps_left * self._all_seconds / self._all_steps
+
+    def _advance(self) -> None:
+        if not self._paused:
+            now = self._clock()
+            self._seconds += now - self._since
+            self._all_seconds += now - self._since
+            self._since = now
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration by its two largest units: 45s, 3m12s, 2h05m, 3d04h."""
+    if not math.isfinite(seconds):
+        return '?'
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f'{whole}s'
+    if whole < 3600:
+        return f'{whole // 60}m{whole % 60:02d}s'
+    if whole < 86400:
+        return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
+    return f'{whole // 86400}d{whole % 86400 // 3600:02d}h'
+
+
+def format_count(count: float) -> str:
+    """A number to three digits: 950, 15.2k, 1.3M, 2.1G."""
+    if not math.isfinite(count):
+        return '?'
+    scaled = float(count)
+    for suffix in ('', 'k', 'M', 'G'):
+        if abs(scaled) < 999.5:
+            return f'{scaled:.3g}{suffix}'
+        scaled /= 1000
+    return f'{scaled:.3g}T'
+
+
+# What a progress line shows, in this order, with its label and format.
+_PROGRESS: dict[str, tuple[str, Callable[[float], str]]] = {
+    'bits_per_dim': ('bits/dim', '{:.3f}'.format),
+    'loss': ('loss', '{:.3f}'.format),
+    'accuracy': ('accuracy', '{:.3f}'.format),
+    'tokens_per_second': ('tokens/s', format_count),
+    'learning_rate': ('lr', '{:.1e}'.format),
+}
+
+
+def progress_line(
+    step: int,
+    total_steps: int,
+    values: Mapping[str, float],
+    seconds_left: float | None = None,
+) -> str:
+    """One line for a person; values it does not know stay in metrics.jsonl."""
+    columns = [f'step  {step:>{len(str(total_steps))}}/{total_steps}']
+    for name, (label, show) in _PROGRESS.items():
+        if name in values:
+            columns.append(f'{label} {show(values[name])}')
+    if seconds_left is not None:
+        columns.append(f'left {format_seconds(seconds_left)}')
+    return '  '.join(columns)
+
+
+def bits_per_dim(nats: float) -> float:
+    """Bits per dimension (byte, character, colour) of a mean loss in nats."""
+    return nats / math.log(2)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A plain text table: a heading, then one line a row; '-' where there is none."""
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    numeric = [
+        all(isinstance(row.get(column), int | float | None) for row in rows)
+        for column in columns
+    ]
+    lines = []
+    for line in [list(columns), *cells]:
+        aligned = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        lines.append('  '.join(aligned).rstrip())
+    return '\n'.join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return '-'
+    if isinstance(value, float):
+        return f'{value:.0f}' if 1000 <= abs(value) < 1e15 else f'{value:.4g}'
+    return str(value)
+
+
+def _scalar(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'metric {name}={value!r} is not one number ({error}). Reduce it to its '
+            'mean or sum before writing it.'
+        ) from error
+
+
+def _ends_in_mid_line(path: pathlib.Path) -> bool:
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with open(path, 'rb') as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b'\n'

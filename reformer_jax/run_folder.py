@@ -1,0 +1,237 @@
+"""Run folders: the config of a run and the record of its starts.
+
+A run folder (`workdir`) holds
+
+    config.json, config.1.json, ...   the run's config, and its allowed later changes
+    runs.jsonl                        one line per start: when, what command and code
+    checkpoints/<step>/               see checkpoint.py
+    metrics.jsonl, tensorboard/       see metrics.py
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+# Top-level config fields that a resumed run may change: they say how long, how often
+# and on which devices, not what is computed.
+CHANGEABLE = (
+    'steps',
+    'minutes',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'mesh',
+)
+
+ABSENT = '(absent)'
+_LISTED = 8  # differences an error message names before it only counts them
+_TEMPORARY = '.config.json.tmp'
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+def open_workdir(
+    workdir: str | os.PathLike[str], config: Mapping[str, Any]
+) -> pathlib.Path:
+    """Makes `workdir` the folder of this run, or opens it to resume the run in it.
+
+    Writes the config the first time; later, checks that the run is the same one, see
+    `CHANGEABLE`. Appends one line to `runs.jsonl`. Process 0 does this for all.
+
+    Args:
+      workdir: a folder on a mounted file system; created when absent.
+      config: nested dict of the run, of values that JSON can hold.
+
+    Returns:
+      The absolute path of the folder.
+
+    Raises:
+      ValueError: the folder cannot be created or written, or the config is not JSON
+        or differs from the one in the folder.
+      FileExistsError: `workdir` is a file, or a folder of something else.
+    """
+    path = absolute(workdir)
+    if jax.process_index() != 0:
+        return path
+    config = _as_json(config)
+    _create(path)
+    earlier = _config_files(path)
+    if earlier:
+        saved = _read_json(earlier[-1])
+        _check_same_run(path, saved, config)
+        if saved != config:
+            _write_new(path / f'config.{len(earlier)}.json', config)
+    else:
+        entries = sorted(p.name for p in path.iterdir() if p.name != _TEMPORARY)
+        if entries:
+            raise FileExistsError(
+                f'workdir {path} is not empty ({", ".join(entries[:3])}) and has no '
+                'config.json: it is not a run folder, and is left as it is. Give '
+                '--workdir a new or an empty folder.'
+            )
+        _write_new(path / 'config.json', config)
+    with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
+        file.write(json.dumps(_run_record()) + '\n')
+    return path
+
+
+def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest config of the run in `workdir`.
+
+    Raises:
+      FileNotFoundError: there is no run in `workdir`.
+    """
+    path = absolute(workdir)
+    files = _config_files(path) if path.is_dir() else []
+    if not files:
+        raise FileNotFoundError(
+            f'no config.json in {path}: no run was started there. Give --workdir the '
+            'folder that train.py was started with.'
+        )
+    return _read_json(files[-1])
+
+
+def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    if '://' in os.fspath(workdir):
+        raise ValueError(
+            f'workdir {workdir} is a URL, and a run folder must be on a mounted file '
+            'system. Mount the bucket and give its path.'
+        )
+    return pathlib.Path(os.path.abspath(os.path.expanduser(workdir)))
+
+
+def listed(lines: Sequence[str]) -> str:
+    more = [f'and {len(lines) - _LISTED} more'] if len(lines) > _LISTED else []
+    return '\n'.join(f'  {line}' for line in [*lines[:_LISTED], *more])
+
+
+def _create(path: pathlib.Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(
+            f'workdir {path} is a file. Give --workdir a new or an empty folder.'
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f'workdir {path} cannot be created ({error.strerror}). Give --workdir a '
+            'path under a folder you may write to.'
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(
+            f'workdir {path} cannot be written to. Give --workdir a folder you may '
+            'write to, or change its permissions.'
+        )
+
+
+def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """config.json, config.1.json, ... as far as they go, oldest first."""
+    files = []
+    file = path / 'config.json'
+    while file.is_file():
+        files.append(file)
+        file = path / f'config.{len(files)}.json'
+    return files
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it will be read back: tuples become lists."""
+    for name, value in _flat(config).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'config field {name}={value!r} cannot be written as JSON ({error}). '
+                'Use numbers, strings, booleans, None, lists and dicts.'
+            ) from error
+    return json.loads(json.dumps(config))
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{file} is not JSON ({error}): it was changed by hand or damaged. Restore '
+            'it from a copy, or use another --workdir.'
+        ) from error
+
+
+def _write_new(file: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Writes all of a new file or nothing of it."""
+    temporary = file.with_name(_TEMPORARY)
+    with open(temporary, 'w', encoding='utf-8') as stream:
+        json.dump(config, stream, indent=2)
+        stream.write('\n')
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(temporary, file)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Dotted field names; an empty dict is a value."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f'{prefix}{name}.')
+        else:
+            flat[f'{prefix}{name}'] = value
+    return flat
+
+
+def _check_same_run(
+    path: pathlib.Path, saved: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    old, new = _flat(saved), _flat(config)
+    differing = [
+        f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
+        for name in [*old, *(name for name in new if name not in old)]
+        if name.split('.')[0] not in CHANGEABLE
+        and json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+    ]
+    if differing:
+        raise ValueError(
+            f'workdir {path} holds a run with another config:\n{listed(differing)}\n'
+            'Give the new config another --workdir, or set the old values to resume. '
+            f'Only these may change: {", ".join(CHANGEABLE)}.'
+        )
+
+
+def _run_record() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        'time': now.isoformat(timespec='seconds'),
+        'command': sys.argv,
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        'commit': _commit(),
+        'device': jax.devices()[0].device_kind,
+        'devices': jax.device_count(),
+        'processes': jax.process_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this code, `-dirty` when changed since; None outside of git."""
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        done = subprocess.run(
+            command,
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,144 @@
+"""Device mesh and the placement of parameters, optimizer state and batches.
+
+Axes: 'data' splits the batch; 'fsdp' splits the batch and every large parameter (which
+is gathered layer by layer); 'model' splits heads, feed-forward units and vocabulary.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ('data', 'fsdp', 'model')
+BATCH_AXES = ('data', 'fsdp')
+
+# First match wins; specs are for a single layer and get a leading None when stacked.
+_RULES = (
+    (r'attention\.(query|key|value|query_key)$', P('fsdp', 'model', None)),
+    (r'attention\.output$', P('model', None, 'fsdp')),
+    (r'feed_forward\.(hidden)$', P('fsdp', 'model')),
+    (r'feed_forward\.(output)$', P('model', 'fsdp')),
+    (r'feed_forward\.hidden_bias$', P('model')),
+    (r'^embedding$', P('model', 'fsdp')),
+    (r'^tie_projection$', P('fsdp', None)),
+    (r'^output$', P('fsdp', 'model')),
+    (r'^output_bias$', P('model')),
+)
+
+
+def make_mesh(shape: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
+    """Mesh over all devices with axes data, fsdp and model.
+
+    Args:
+      shape: devices along each axis, each 1 if absent; -1 (for one axis) takes the
+        devices that are left. Without any setting all devices are on 'data'.
+
+    Raises:
+      ValueError: unknown axis, or a product that is not the number of devices.
+    """
+    shape = dict(shape or {'data': -1})
+    unknown = sorted(set(shape) - set(AXES))
+    if unknown:
+        raise ValueError(f'mesh axes {unknown} are none of {AXES}.')
+    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    devices = jax.device_count()
+    if sizes.count(-1) == 1 and devices % -math.prod(sizes) == 0:
+        sizes[sizes.index(-1)] = devices // -math.prod(sizes)
+    if math.prod(sizes) != devices or min(sizes) < 1:
+        raise ValueError(
+            f'mesh {dict(zip(AXES, sizes, strict=True))} does not make up the '
+            f'{devices} devices there are: the product of its axes must, or let one '
+            'axis be -1.'
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int) -> None:
+    """Raises a ValueError if batch or heads can't be split over the mesh."""
+    over = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_size % over:
+        raise ValueError(
+            f'a batch of {batch_size} sequences (per accumulation step) does not split '
+            f'over data * fsdp = {over} devices: use a multiple of {over}, or put more '
+            "devices on 'model'."
+        )
+    if heads % mesh.shape['model']:
+        raise ValueError(
+            f'{heads} heads do not split over {mesh.shape["model"]} devices on the '
+            "'model' axis: use a divisor of the heads."
+        )
+
+
+def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """NamedSharding for each leaf of a model, optimizer state or train state.
+
+    Matched by the end of the leaf's path, so that optimizer moments follow their
+    parameter; an axis that does not divide a dimension is left out.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = leaf_name(path)
+        spec = next((s for rule, s in _RULES if re.search(rule, name)), P())
+        if len(spec) < leaf.ndim and re.search(r'layers\.', name):
+            spec = P(None, *spec)
+        if len(spec) != leaf.ndim:
+            return NamedSharding(mesh, P())
+        fitting = (
+            axis if axis and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaf.shape, strict=True)
+        )
+        return NamedSharding(mesh, P(*fitting))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def leaf_name(path: Any) -> str:
+    """Dotted name of a parameter from its tree path, without wrappers before it.
+
+    The optimizer's moments of a parameter have the parameter's own name.
+    """
+    names = [
+        str(getattr(step, 'name', getattr(step, 'key', getattr(step, 'idx', step))))
+        for step in path
+    ]
+    if names[-1] == 'value':  # the nnx.Param around an array
+        names.pop()
+    for start in ('model', 'mu', 'nu', 'v', 'v_row', 'v_col', 'trace', 'acc_grads'):
+        if start in names:
+            names = names[len(names) - names[::-1].index(start) :]
+    return '.'.join(names)
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any:
+    """Host arrays [B, ...] as global arrays split over the batch axes.
+
+    Every process holds the whole batch and hands over only its own rows.
+    """
+    sharding = NamedSharding(mesh, P(BATCH_AXES))
+    return {
+        name: jax.make_array_from_callback(
+            value.shape, sharding, lambda index, value=value: value[index]
+        )
+        for name, value in batch.items()
+    }
+
+
+def over_batch_and_heads(
+    function: Callable[..., Any], in_specs: tuple[P, ...], out_specs: Any
+) -> Callable[..., Any]:
+    """shard_map over the current mesh, so that each device sorts only its own rows.
+
+    Without a mesh, or on one device, the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )

@@ -1,0 +1,43 @@
+"""Trains what a config describes: python train.py --config=configs/text.py:tiny
+
+Resumes by itself what the run folder (--workdir) already holds. Every field of the
+config can be set on the command line: --config.optimizer.learning_rate=1e-3
+"""
+
+import re
+
+import jax
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from reformer_jax import loop
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run folder. Without it runs/<name of the config>.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'Whether this is one of several processes of one run.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    workdir = _WORKDIR.value
+    if workdir is None:
+        filename = config_flags.get_config_filename(flags.FLAGS['config'])
+        name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', filename)).strip('_')
+        workdir = f'runs/{name}'
+        print(f'no --workdir: using {workdir}', flush=True)
+    loop.train(_CONFIG.value, workdir)
+
+
+if __name__ == '__main__':
+    app.run(main)
