@@ -29,13 +29,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected arguments: {argv[1:]}')
     logging.set_verbosity(logging.WARNING)
+    workdir = _WORKDIR.value
+    assert workdir is not None
     config = _CONFIG.value
     if config is None:
-        config = ml_collections.ConfigDict(checkpoint.load_config(_WORKDIR.value))
+        config = ml_collections.ConfigDict(checkpoint.load_config(workdir))
     step = _CHECKPOINT.value
     results = loop.evaluate(
         config,
-        _WORKDIR.value,
+        workdir,
         splits=_SPLITS.value,
         step=int(step) if step and step.isdigit() else step,
     )

@@ -278,9 +278,7 @@ def lsh_attention(
         chunks_per_step=group,
         rows_per_step=max(1, _logits_per_step() // (group * chunk_length * window)),
     )
-    dropout_RCW = _attention_dropout(
-        key, dropout_rate, (rounds, chunk_length, window)
-    )
+    dropout_RCW = _attention_dropout(key, dropout_rate, (rounds, chunk_length, window))
     out_NLK = lsh.attend(
         plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_RCW
     )

@@ -200,10 +200,10 @@ class Checkpointer:
                 f'no checkpoint in {self._directory}: train first, or give --workdir '
                 'the folder of a run that has saved one.'
             )
-        chosen = steps[-1] if step is None else step
-        if step == 'best':
-            chosen = self.best_step()
-        if chosen not in steps:
+        chosen = self.best_step() if step == 'best' else step
+        if step is None:
+            chosen = steps[-1]
+        if not isinstance(chosen, int) or chosen not in steps:
             missing = 'best step' if step == 'best' else f'step {step!r}'
             listed = ', '.join(map(str, steps))
             raise FileNotFoundError(

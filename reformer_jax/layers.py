@@ -118,11 +118,19 @@ class LSHSelfAttention(nnx.Module):
                     buckets=buckets,
                 )
             out_BLHK, buckets_BHRL = self._hash_and_attend(
-                qk_BLHK, v_BLHK, mask, rotations, saved_buckets, buckets,
-                attention_key, train,
+                qk_BLHK,
+                v_BLHK,
+                mask,
+                rotations,
+                saved_buckets,
+                buckets,
+                attention_key,
+                train,
             )
         out_BLD = _combine_heads(out_BLHK, self.output)
-        return _dropout(out_BLD, self.dropout, output_key, train), buckets_BHRL
+        return dropout(
+            out_BLD, self.dropout if train else 0.0, output_key
+        ), buckets_BHRL
 
     def _hash_and_attend(
         self, qk, v, mask, rotations, saved_buckets, buckets, key, train
@@ -228,7 +236,7 @@ class LocalSelfAttention(nnx.Module):
             attention_key,
         )
         out_BLD = _combine_heads(out_BLHK, self.output)
-        return _dropout(out_BLD, self.dropout, output_key, train)
+        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
 class FullSelfAttention(nnx.Module):
@@ -285,11 +293,11 @@ class FullSelfAttention(nnx.Module):
             key=attention_key,
         )
         out_BLD = _combine_heads(out_BLHK, self.output)
-        return _dropout(out_BLD, self.dropout, output_key, train)
+        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
 class FeedForward(nnx.Module):
-    """Norm and two dense layers, a chunk of the sequence at a time (paper section 3)."""
+    """Norm and two dense layers, a chunk of the sequence at a time (section 3)."""
 
     def __init__(
         self,
@@ -322,7 +330,7 @@ class FeedForward(nnx.Module):
             x_BLD = self.norm(x_BLD).astype(self.dtype)
             h_BLF = x_BLD @ self.hidden.astype(self.dtype)
             h_BLF += self.hidden_bias.astype(self.dtype)
-            h_BLF = _dropout(h_BLF, self.dropout, hidden_key, train)
+            h_BLF = dropout(h_BLF, self.dropout if train else 0.0, hidden_key)
             h_BLF = ACTIVATIONS[self.activation](h_BLF)
             out_BLD = h_BLF @ self.output.astype(self.dtype)
             return out_BLD + self.output_bias.astype(self.dtype)
@@ -330,18 +338,16 @@ class FeedForward(nnx.Module):
         out_BLD = chunking.map_chunks(
             feed_forward, x_BLD, chunk_length=self.chunk_length
         )
-        return _dropout(out_BLD, self.dropout, output_key, train)
+        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
 def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Drops channels of a sequence, the same at all its positions."""
+    if not rate:
+        return x_BLD
     shape = (x_BLD.shape[0], *(1,) * (x_BLD.ndim - 2), x_BLD.shape[-1])
     keep = jax.random.bernoulli(key, 1 - rate, shape)
     return x_BLD * (keep / (1 - rate)).astype(x_BLD.dtype)
-
-
-def _dropout(x, rate, key, train):
-    return dropout(x, rate, key) if train and rate else x
 
 
 def _norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -181,8 +181,8 @@ def _parts(batch: Batch, count: int) -> Batch:
 # --- Training ---------------------------------------------------------------------
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
-    """Trains up to config.steps, resuming what `workdir` has; returns final metrics.
+def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+    """Trains for config.steps, resuming what `workdir` has; returns final metrics.
 
     Everything the config says is checked before the run folder is touched.
 
@@ -191,19 +191,19 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       FloatingPointError: the loss is not finite.
     """
     started = time.monotonic()
-    run = _prepare(config)
-    workdir = checkpoint.open_workdir(workdir, config.to_dict())
+    run = _prepare(config_dict)
+    folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
     config = run.config
     iterator = data.build(config.data, 'train')
     key = jax.random.key(config.seed)
     with (
         jax.set_mesh(run.mesh),
-        checkpoint.Checkpointer(workdir, keep=config.keep_checkpoints) as checkpointer,
-        metrics.Writer(workdir, total_steps=config.steps) as writer,
+        checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
+        metrics.Writer(folder, total_steps=config.steps) as writer,
     ):
         state = _init_or_restore(run, checkpointer, iterator)
         step = first_step = int(state.step)
-        _say(_description(run, workdir, step))
+        _say(_description(run, folder, step))
         if step >= config.steps and checkpointer.latest_step() is not None:
             _say(f'nothing left to train: the run has done its {step} steps')
         compiling = time.monotonic()
@@ -232,7 +232,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             if step < config.steps and _is_due(step, config.eval_every):
                 with throughput.pause():
                     validation = evaluate_split(
-                        run, evaluate_model, state.model, 'validation',
+                        run,
+                        evaluate_model,
+                        state.model,
+                        'validation',
                         config.eval_batches,
                     )
                     writer.write(step, 'validation', validation)
@@ -423,9 +426,7 @@ def _prepare(config: ml_collections.ConfigDict) -> _Run:
             f'{run.accumulate}: change one of them.'
         )
     model_lib.check_length(run.model, length)
-    sharding.check(
-        mesh, batch_size=batch_size // run.accumulate, heads=run.model.heads
-    )
+    sharding.check(mesh, batch_size=batch_size // run.accumulate, heads=run.model.heads)
     optimizer = optimizer_lib.build(run.optimizer, run.steps)
     init = functools.partial(init_state, run.model, optimizer, run.seed)
     shapes = jax.eval_shape(init)
@@ -475,9 +476,7 @@ def _is_over(started: float, minutes: float) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(over)))
 
 
-def _left(
-    seconds: float | None, started: float, minutes: float
-) -> float | None:
+def _left(seconds: float | None, started: float, minutes: float) -> float | None:
     if not minutes or seconds is None:
         return seconds
     return min(seconds, max(0.0, started + 60 * minutes - time.monotonic()))

@@ -291,6 +291,7 @@ def _step(plan: Plan, row: _Row, index: jax.Array) -> _Step:
 
 def _first_met(plan: Plan, codes_RL, around_EC, hash_round) -> jax.Array:
     """Whether a query meets a key in this round and did not in an earlier one."""
+    assert plan.band is not None
     lowest, highest = plan.band
     before, group = plan.chunks_before, plan.chunks_per_step
     codes_REC = codes_RL[:, around_EC]
@@ -317,7 +318,7 @@ def _logits(plan: Plan, row: _Row, step: _Step):
 
 
 def windows(around: jax.Array, chunks: int) -> jax.Array:
-    """[E, C, ...] -> [chunks, W, ...]: each chunk between its neighbours, past first."""
+    """[E, C, ...] -> [chunks, W, ...]: each chunk among its neighbours, past first."""
     offsets = range(around.shape[0] - chunks + 1)
     return jnp.concatenate([around[o : o + chunks] for o in offsets], axis=1)
 

@@ -105,7 +105,9 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ('pattern', 'buckets', 'axial_shape', 'axial_sizes'):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            several = value if isinstance(value, tuple | list) else (value,)
+            object.__setattr__(self, name, tuple(several))
         _check_sizes(self)
         _check_choices(self)
         _check_attention(self)
@@ -146,9 +148,7 @@ class ReformerLM(nnx.Module):
             nnx.Param(normal(1.0)(rngs.params(), shape))
             for shape in _position_shapes(config)
         )
-        self.layers = nnx.List(
-            _stack(config, kind, rngs) for kind in config.pattern
-        )
+        self.layers = nnx.List(_stack(config, kind, rngs) for kind in config.pattern)
         width = config.d_model * (2 if config.combine == 'concatenate' else 1)
         glorot = jax.nn.initializers.glorot_uniform()
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
@@ -207,22 +207,17 @@ class ReformerLM(nnx.Module):
         length = tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
         key = jax.random.key(0) if key is None else key
-        x_BLD = self.embedding[...][tokens_BL]
-        if train and config.dropout:
-            embedding_key, position_key = jax.random.split(jax.random.fold_in(key, 0))
-            x_BLD = layers.dropout(x_BLD, config.dropout, embedding_key)
+        rate = config.dropout if train else 0.0
+        token_key, position_key, stack_key = jax.random.split(key, 3)
+        x_BLD = layers.dropout(self.embedding[...][tokens_BL], rate, token_key)
         positions_1LD = self._positions(length)
         if positions_1LD is not None:
-            if train and config.dropout:
-                positions_1LD = layers.dropout(
-                    positions_1LD, config.dropout, position_key
-                )
-            x_BLD = x_BLD + positions_1LD
+            x_BLD = x_BLD + layers.dropout(positions_1LD, rate, position_key)
         y1_BLD, y2_BLD = self._scan()(
             tuple(_block(kind, train, rounds) for kind in config.pattern),
             tuple((stack.attention, stack.feed_forward) for stack in self.layers),
             (x_BLD, x_BLD),
-            jax.random.fold_in(key, 1),
+            stack_key,
             _rotations_by_block(config, hash_rotations),
             mask_BL,
             config.grid_bits,
@@ -232,12 +227,16 @@ class ReformerLM(nnx.Module):
         return jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
 
     def logits(
-        self, hidden_BLX: jax.Array, *, key: jax.Array | None = None, train: bool = False
+        self,
+        hidden_BLX: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
         """Norm, dropout and output layer: logits [B, L, V] in float32."""
         config = self.config
         x_BLX = self.norm(hidden_BLX)
-        if train and config.dropout:
+        if train and key is not None:
             x_BLX = layers.dropout(x_BLX, config.dropout, jax.random.fold_in(key, 2))
         x_BLX = x_BLX.astype(config.dtype)
         if config.tie_output:
@@ -321,7 +320,7 @@ def _block(kind: str, train: bool, rounds: int | None) -> reversible.Block:
 
 
 def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
-    shared = {
+    shared: dict[str, Any] = {
         'heads': config.heads,
         'head_size': config.head_size,
         'causal': config.causal,
@@ -394,8 +393,16 @@ def _check_call(config, length, key, train, hash_rotations):
 
 def _check_sizes(config: ModelConfig) -> None:
     for name in (
-        'vocab_size', 'length', 'd_model', 'd_ff', 'heads', 'head_size', 'layers',
-        'local_chunk_length', 'lsh_chunk_length', 'rounds',
+        'vocab_size',
+        'length',
+        'd_model',
+        'd_ff',
+        'heads',
+        'head_size',
+        'layers',
+        'local_chunk_length',
+        'lsh_chunk_length',
+        'rounds',
     ):
         if getattr(config, name) < 1:
             raise ValueError(
@@ -434,7 +441,9 @@ def _check_choices(config: ModelConfig) -> None:
             )
     for kind in config.pattern:
         if kind not in ATTENTIONS:
-            raise ValueError(f'model.pattern has {kind!r}, which is none of {ATTENTIONS}.')
+            raise ValueError(
+                f'model.pattern has {kind!r}, which is none of {ATTENTIONS}.'
+            )
 
 
 def _check_attention(config: ModelConfig) -> None:

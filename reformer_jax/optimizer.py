@@ -72,7 +72,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     warmup = config.warmup_steps
 
-    def learning_rate(count: jax.Array) -> jax.Array:
+    def learning_rate(count: Any) -> jax.Array:
         step = jnp.asarray(count, jnp.float32) + 1
         rate = config.learning_rate * jnp.minimum(1.0, step / warmup)
         if config.decay == 'rsqrt':

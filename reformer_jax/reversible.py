@@ -108,7 +108,7 @@ def _backward(blocks, grid_bits, residuals, gradients):
 
     def repeat(carry, inputs_and_saved):
         (params, extra, index), saved = inputs_and_saved
-        param_gradients = []
+        param_gradients: list[Any] = []
         for place in reversed(range(len(blocks))):
             layer_key = jax.random.fold_in(key, index * len(blocks) + place)
             layer = params[place], extra[place], shared, saved[place]

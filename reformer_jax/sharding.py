@@ -122,9 +122,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any
     """
     sharding = NamedSharding(mesh, P(BATCH_AXES))
     return {
-        name: jax.make_array_from_callback(
-            value.shape, sharding, lambda index, value=value: value[index]
-        )
+        name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
         for name, value in batch.items()
     }
 

@@ -235,7 +235,9 @@ def test_seconds_left_counts_what_recurs():
     throughput = metrics.Throughput(clock)
     assert throughput.seconds_left(10) is None
     with throughput.pause(once=True):  # compilation
-        clock.now += 60.0
+        clock.now += 30.0
+        with throughput.pause():
+            clock.now += 30.0
     clock.now += 3.0
     throughput.add(100, steps=3)
     assert throughput.read() > 0  # readings do not reset the estimate
@@ -257,5 +259,8 @@ def test_table():
         'split   loss   tokens   rate\n'
         'valid  1.673  1048576      -\n'
         'test       -        -  15210'
+    )
+    assert metrics.table(rows, ['loss', 'split']) == (
+        ' loss  split\n1.673  valid\n    -  test'
     )
     assert metrics.table([], ['split', 'loss']) == 'split  loss'

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from reformer_jax import checkpoint, run_folder
+from reformer_jax import checkpoint
+from reformer_jax import run_folder
 
 CONFIG = {
     'steps': 10,
@@ -80,6 +81,7 @@ def test_allowed_changes_are_kept_beside_the_earlier_config(tmp_path):
             {'model': CONFIG['model'] | {'pattern': ('lsh', 'local')}},
             "model.pattern: ['local', 'lsh'] in the folder, ['lsh', 'local'] now",
         ),
+        ({'model': {}}, 'model: (absent) in the folder, {} now'),
         ({'data': {'name': 'enwik8'}}, 'data.path: None in the folder, (absent) now'),
         ({'seed': {'steps': 1}}, 'seed.steps: (absent) in the folder, 1 now'),
     ],

@@ -12,9 +12,11 @@ from typing import Any
 
 import grain
 
-from reformer_jax.data import byte_text, duplication, enwik8
+from reformer_jax.data import byte_text
+from reformer_jax.data import duplication
+from reformer_jax.data import enwik8
 
-_DATASETS = {"bytes": byte_text, "duplication": duplication, "enwik8": enwik8}
+_DATASETS = {'bytes': byte_text, 'duplication': duplication, 'enwik8': enwik8}
 
 
 def build(config: Mapping[str, Any], split: str) -> grain.DatasetIterator:
@@ -48,11 +50,11 @@ def vocab_size(config: Mapping[str, Any]) -> int:
 
 def _resolve(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     fields = {name: config[name] for name in config}
-    dataset = fields.pop("dataset", None)
+    dataset = fields.pop('dataset', None)
     if dataset not in _DATASETS:
         raise ValueError(
-            f"unknown dataset {dataset!r}: set config.data.dataset to one of "
-            f"{', '.join(_DATASETS)}"
+            f'unknown dataset {dataset!r}: set config.data.dataset to one of '
+            f'{", ".join(_DATASETS)}'
         )
     module = _DATASETS[dataset]
     parameters = list(inspect.signature(module.build).parameters.values())[1:]
@@ -63,12 +65,12 @@ def _resolve(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
         if parameter.default is parameter.empty and parameter.name not in fields
     ]
     for kind, names in (
-        ("unknown", [name for name in fields if name not in allowed]),
-        ("missing", missing),
+        ('unknown', [name for name in fields if name not in allowed]),
+        ('missing', missing),
     ):
         if names:
             raise ValueError(
-                f"{kind} field {', '.join(map(repr, names))} of dataset {dataset!r}: "
-                f"config.data takes {', '.join(['dataset', *allowed])}"
+                f'{kind} field {", ".join(map(repr, names))} of dataset {dataset!r}: '
+                f'config.data takes {", ".join(["dataset", *allowed])}'
             )
     return module, fields

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ('train', 'validation', 'test')
 
 # Batches built ahead of the training loop. grain's default of 500 would hold 2 GB
 # of batches of 8 x 65536 tokens, and fill all of it before giving the first one.
@@ -20,12 +20,12 @@ def check_arguments(split: str, *, seed: int, **sizes: int) -> None:
         `sizes` is not a positive integer.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+        raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
     for name, size in sizes.items():
         if not _is_integer(size) or size < 1:
-            raise ValueError(f"{name}={size!r}: give a positive integer")
+            raise ValueError(f'{name}={size!r}: give a positive integer')
     if not _is_integer(seed) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: give an integer in [0, 2**32)")
+        raise ValueError(f'seed={seed!r}: give an integer in [0, 2**32)')
 
 
 def _is_integer(value: object) -> bool:

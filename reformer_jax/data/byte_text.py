@@ -11,7 +11,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax.data import batching, corpus
+from reformer_jax.data import batching
+from reformer_jax.data import corpus
 
 FIRST_BYTE_ID = 2
 
@@ -50,9 +51,9 @@ def take_split(text: np.ndarray, split: str) -> np.ndarray:
     """Returns the first 90 %, next 5 % or last 5 % of `text` [n], as a view."""
     train_end, validation_end = text.size * 90 // 100, text.size * 95 // 100
     return {
-        "train": text[:train_end],
-        "validation": text[train_end:validation_end],
-        "test": text[validation_end:],
+        'train': text[:train_end],
+        'validation': text[train_end:validation_end],
+        'test': text[validation_end:],
     }[split]
 
 
@@ -80,14 +81,14 @@ def iterate(
     Raises:
       ValueError: if the text is shorter than one training window, or empty.
     """
-    train = split == "train"
+    train = split == 'train'
     needed = length if train else 1
     if text.size < needed:
         whole = -(-length * 100 // 90) if train else 20
         raise ValueError(
-            f"the {split} split has {text.size} bytes and needs at least {needed} "
-            f"(length={length}): give a corpus of at least {whole} bytes, or a "
-            "smaller --config.data.length"
+            f'the {split} split has {text.size} bytes and needs at least {needed} '
+            f'(length={length}): give a corpus of at least {whole} bytes, or a '
+            'smaller --config.data.length'
         )
     if train:
         starts = _training_starts(text.size, length, seed)
@@ -126,4 +127,4 @@ def _assemble(
         window = text[start : start + length]
         np.add(window, FIRST_BYTE_ID, out=tokens[row, : window.size], dtype=np.int32)
         weights[row, : window.size] = 1
-    return {"tokens": tokens, "weights": weights}
+    return {'tokens': tokens, 'weights': weights}

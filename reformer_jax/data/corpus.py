@@ -11,23 +11,22 @@ import zlib
 
 import numpy as np
 
-_REMEDY = "give a local file, folder or glob with --config.data.path=FILE"
+_REMEDY = 'give a local file, folder or glob with --config.data.path=FILE'
 _CORRUPT = (
     OSError,
     EOFError,
     lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
-    RuntimeError,  # an encrypted zip member
-    NotImplementedError,  # a zip member compressed by an unknown method
+    RuntimeError,  # an encrypted zip member, or compressed by an unknown method
 )
 
 _STDLIB_LIMIT = 16_000_000
 # Tests hold text that is broken on purpose; the others differ between machines.
 _STDLIB_SKIPPED_FOLDERS = frozenset(
-    ("test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__")
+    ('test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__')
 )
-_STDLIB_SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustom")
+_STDLIB_SKIPPED_PREFIXES = ('config-', '_sysconfigdata', 'sitecustomize', 'usercustom')
 
 
 def read(path: str | os.PathLike[str]) -> np.ndarray:
@@ -48,9 +47,9 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     if not path:
         return python_source()
     path = os.fspath(path)
-    text = b"".join(_read_file(file) for file in _files(path))
+    text = b''.join(_read_file(file) for file in _files(path))
     if not text:
-        raise ValueError(f"{path!r} holds no bytes; {_REMEDY}")
+        raise ValueError(f'{path!r} holds no bytes; {_REMEDY}')
     return np.frombuffer(text, np.uint8)
 
 
@@ -64,9 +63,9 @@ def python_source() -> np.ndarray:
     Returns:
       uint8 [number of bytes], at most 16 million.
     """
-    root = pathlib.Path(sysconfig.get_path("stdlib"))
+    root = pathlib.Path(sysconfig.get_path('stdlib'))
     sources, size = [], 0
-    for file in _files_below(root, "*.py"):
+    for file in _files_below(root, '*.py'):
         if _is_skipped(file.relative_to(root)):
             continue
         source = file.read_bytes()
@@ -75,8 +74,8 @@ def python_source() -> np.ndarray:
             break
         sources.append(source)
     if not sources:
-        raise FileNotFoundError(f"no Python source text below {str(root)!r}; {_REMEDY}")
-    return np.frombuffer(b"\n".join(sources), np.uint8)
+        raise FileNotFoundError(f'no Python source text below {str(root)!r}; {_REMEDY}')
+    return np.frombuffer(b'\n'.join(sources), np.uint8)
 
 
 def _is_skipped(relative: pathlib.PurePath) -> bool:
@@ -88,14 +87,14 @@ def _is_skipped(relative: pathlib.PurePath) -> bool:
 def _files(path: str) -> list[pathlib.Path]:
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
-        files = _files_below(location, "*")
+        files = _files_below(location, '*')
     elif location.exists():
         files = [location]
     else:
         matches = sorted(glob.glob(str(location), recursive=True))
         files = [file for file in map(pathlib.Path, matches) if file.is_file()]
     if not files:
-        raise FileNotFoundError(f"no file found at {path!r}; {_REMEDY}")
+        raise FileNotFoundError(f'no file found at {path!r}; {_REMEDY}')
     return files
 
 
@@ -110,31 +109,30 @@ def _files_below(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 
 def _is_hidden(relative: pathlib.PurePath) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+    return any(part.startswith('.') for part in relative.parts)
 
 
 def _read_file(file: pathlib.Path) -> bytes:
     packed = file.read_bytes()  # outside the try: an unreadable file is not corrupt
-    if file.suffix not in (".gz", ".xz", ".zip"):
+    if file.suffix not in ('.gz', '.xz', '.zip'):
         return packed
     try:
-        if file.suffix == ".gz":
+        if file.suffix == '.gz':
             return gzip.decompress(packed)
-        if file.suffix == ".xz":
+        if file.suffix == '.xz':
             return lzma.decompress(packed)
         return _read_zip(file)
     except _CORRUPT as error:
         raise ValueError(
-            f"{str(file)!r} cannot be unpacked ({error}): fetch it again, or {_REMEDY}"
+            f'{str(file)!r} cannot be unpacked ({error}): fetch it again, or {_REMEDY}'
         ) from error
 
 
 def _read_zip(file: pathlib.Path) -> bytes:
     with zipfile.ZipFile(file) as archive:
         members = sorted(
-            member.filename
-            for member in archive.infolist()
-            if not member.is_dir()
-            and not _is_hidden(pathlib.PurePosixPath(member.filename))
+            name
+            for name in archive.namelist()
+            if not _is_hidden(pathlib.PurePosixPath(name))
         )
-        return b"".join(archive.read(member) for member in members)
+        return b''.join(archive.read(member) for member in members)

@@ -54,8 +54,8 @@ def build(
         eval_examples=eval_examples,
     )
     if symbols >= 2**31:
-        raise ValueError(f"symbols={symbols!r}: tokens are int32, give less than 2**31")
-    train = split == "train"
+        raise ValueError(f'symbols={symbols!r}: tokens are int32, give less than 2**31')
+    train = split == 'train'
     # Each split has its own spawn key, so that no seed meets an evaluation stream.
     stream = np.random.SeedSequence(
         seed if train else 0, spawn_key=(batching.SPLITS.index(split),)
@@ -94,4 +94,4 @@ def _assemble(
     tokens[: len(numbers), :, 1:] = words[:, None]
     weights[: len(numbers), 1, 1:] = 1
     shape = (batch_size, 2 * (1 + half_length))
-    return {"tokens": tokens.reshape(shape), "weights": weights.reshape(shape)}
+    return {'tokens': tokens.reshape(shape), 'weights': weights.reshape(shape)}

@@ -11,13 +11,13 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
-from reformer_jax.data import batching, byte_text
+from reformer_jax.data import batching
+from reformer_jax.data import byte_text
 
-URL = "http://mattmahoney.net/dc/enwik8.zip"
+URL = 'http://mattmahoney.net/dc/enwik8.zip'
 ZIP_BYTES = 36_445_475
-ZIP_SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"
+ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
 BLOCK_BYTES = 1_000_000
 
 vocab_size = byte_text.vocab_size
@@ -26,7 +26,7 @@ vocab_size = byte_text.vocab_size
 class Enwik8(tfds.core.GeneratorBasedBuilder):
     """tfds builder of enwik8: numbered blocks of bytes, in array_record files."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version('1.0.0')
 
     @tfds.core.utils.classproperty
     @classmethod
@@ -35,7 +35,7 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
         info = tfds.download.checksums.UrlInfo(
             size=tfds.core.utils.Size(ZIP_BYTES),
             checksum=ZIP_SHA256,
-            filename="enwik8.zip",
+            filename='enwik8.zip',
         )
         return {URL: info}
 
@@ -43,12 +43,12 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
-            homepage="http://mattmahoney.net/dc/textdata.html",
+            homepage='http://mattmahoney.net/dc/textdata.html',
             features=tfds.features.FeaturesDict(
                 {
-                    "number": np.int64,
-                    "bytes": tfds.features.Tensor(
-                        shape=(None,), dtype=np.uint8, encoding="bytes"
+                    'number': np.int64,
+                    'bytes': tfds.features.Tensor(
+                        shape=(None,), dtype=np.uint8, encoding='bytes'
                     ),
                 }
             ),
@@ -59,7 +59,7 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         # Unpacked here: tfds' own unpacking writes another 100 MB to disk.
         with zipfile.ZipFile(dl_manager.download(URL)) as archive:
-            text = np.frombuffer(archive.read("enwik8"), np.uint8)
+            text = np.frombuffer(archive.read('enwik8'), np.uint8)
         return {
             split: self._generate_examples(
                 byte_text.take_split(text, split), BLOCK_BYTES
@@ -71,7 +71,7 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
         self, text: np.ndarray, block: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, start in enumerate(range(0, text.size, block)):
-            yield number, {"number": number, "bytes": text[start : start + block]}
+            yield number, {'number': number, 'bytes': text[start : start + block]}
 
 
 def build(
@@ -102,7 +102,7 @@ def build(
       FileNotFoundError: if nothing is at `path`, or the download fails.
       ValueError: for a bad argument.
     """
-    sizes = {"length": length, "batch_size": batch_size}
+    sizes = {'length': length, 'batch_size': batch_size}
     if path:
         return byte_text.build(split, path=path, seed=seed, **sizes)
     batching.check_arguments(split, seed=seed, **sizes)
@@ -115,16 +115,15 @@ def load(split: str, data_dir: str | None = None) -> np.ndarray:
     Raises:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
-    builder = Enwik8(data_dir=data_dir or None, file_format="array_record")
-    if not builder.is_prepared():
-        logging.info("Preparing enwik8 from %s in %s.", URL, builder.data_dir)
-        _prepare(builder)
+    builder = Enwik8(data_dir=data_dir or None, file_format='array_record')
+    _prepare(builder)
     # tfds stores examples in the order of their hashed keys.
-    blocks = sorted(builder.as_data_source(split), key=lambda block: block["number"])
-    return np.concatenate([block["bytes"] for block in blocks])
+    blocks = sorted(builder.as_data_source(split), key=lambda block: block['number'])
+    return np.concatenate([block['bytes'] for block in blocks])
 
 
 def _prepare(builder: Enwik8) -> None:
+    """Downloads and prepares the dataset; does nothing where that is done."""
     try:
         builder.download_and_prepare()
     except (
@@ -133,7 +132,7 @@ def _prepare(builder: Enwik8) -> None:
         tfds.core.download.download_manager.NonMatchingChecksumError,
     ) as error:
         raise FileNotFoundError(
-            f"enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be "
-            f"downloaded there ({error}): fetch that file on a machine that can, and "
-            "give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)"
+            f'enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be '
+            f'downloaded there ({error}): fetch that file on a machine that can, and '
+            'give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)'
         ) from error

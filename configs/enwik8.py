@@ -1,0 +1,181 @@
+"""Byte language modelling on enwik8 with 65,536-token sequences (paper section 5).
+
+The paper's model: 12 layers, d_model 1024, d_ff 4096, 8 heads of 128, attention
+local/local/lsh/local, axial positions (128, 512). Model, optimizer and schedule follow
+trax's reformer_enwik8.gin of January 2020; the paper reports 1.05 bits/dim on the test
+set after "further tuning", 1.19 after 20k steps of a 12-layer model.
+
+  python train.py --config=configs/enwik8.py --workdir=...
+      the paper's model on 8 devices, a sequence each; on fewer, cut the batch of 8 into
+      parts with --config.accumulate=8
+  python train.py --config=configs/enwik8.py:small
+      one GPU, half an hour (sized by a cost model, not yet run)
+  python train.py --config=configs/enwik8.py:tiny
+      2 CPU cores, a quarter of an hour
+  python train.py --config=configs/enwik8.py:million
+      1,048,576 tokens a sequence
+
+Data: enwik8 is downloaded by tensorflow_datasets; --config.data.path=FILE uses a local
+copy, or any other file, folder, glob, .gz, .zip or .xz instead.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The experiment: '' is the paper's; or 'small', 'tiny', 'million'."""
+    variants = {'': _paper, 'small': _small, 'tiny': _tiny, 'million': _million}
+    if variant not in variants:
+        raise ValueError(
+            f'unknown variant {variant!r}: use enwik8.py, or enwik8.py: with one of '
+            f'{", ".join(name for name in variants if name)}.'
+        )
+    config = _paper()
+    if variant:
+        config.update(variants[variant]())
+    return config
+
+
+def _paper() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 100_000
+    config.minutes = 0.0
+    config.log_every = 20
+    config.eval_every = 500
+    config.eval_batches = 1
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    config.accumulate = 1
+    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
+    config.data = {
+        'dataset': 'enwik8',
+        'path': '',
+        'length': 65_536,
+        'batch_size': 8,
+        'seed': 0,
+    }
+    config.model = {
+        'vocab_size': 258,  # 256 bytes, padding, one unused
+        'length': 65_536,
+        'd_model': 1024,
+        'd_ff': 4096,
+        'heads': 8,
+        'head_size': 128,
+        'layers': 12,
+        'pattern': ('local', 'local', 'lsh', 'local'),
+        'local_chunk_length': 128,
+        'lsh_chunk_length': 256,
+        'buckets': (512,),
+        'rounds': 2,
+        'rule': 'reformer',
+        'activation': 'relu',
+        'positions': 'axial',
+        'axial_shape': (128, 512),
+        'axial_sizes': (256, 768),
+        'dropout': 0.2,
+        'attention_dropout': 0.2,
+        'stack': 'reversible',
+        'feed_forward_chunk_length': 4096,
+        'loss_chunk_length': 4096,
+        'dtype': 'bfloat16',
+    }
+    config.optimizer = {
+        'name': 'adam',
+        # trax: 0.03125 * min(1, step / 2000) / sqrt(max(step, 2000))
+        'learning_rate': 0.03125 / 2000**0.5,
+        'warmup_steps': 2000,
+        'decay': 'rsqrt',
+        'b1': 0.9,
+        'b2': 0.98,
+        'eps': 1e-9,
+        'clip_norm': 0.0,
+    }
+    return config
+
+
+def _small() -> dict:
+    """8,192 tokens a sequence; sized by the cost model for half an hour of one GPU."""
+    return {
+        'steps': 10_000,
+        'minutes': 30.0,
+        'eval_batches': 8,
+        'data': {'length': 8192, 'batch_size': 8},
+        'model': {
+            'length': 8192,
+            'd_model': 512,
+            'd_ff': 2048,
+            'head_size': 64,
+            'layers': 8,
+            'local_chunk_length': 64,
+            'lsh_chunk_length': 64,
+            'buckets': (),
+            'axial_shape': (64, 128),
+            'axial_sizes': (128, 384),
+            'dropout': 0.1,
+            'attention_dropout': 0.0,
+            'feed_forward_chunk_length': 0,
+        },
+        'optimizer': {
+            'learning_rate': 1e-3,
+            'warmup_steps': 500,
+            'decay': 'cosine',
+            'clip_norm': 1.0,
+        },
+    }
+
+
+def _tiny() -> dict:
+    """512 tokens a sequence, float32, sized for 15 minutes of 2 CPU cores."""
+    return {
+        'steps': 2000,
+        'minutes': 14.0,
+        'eval_every': 250,
+        'eval_batches': 8,
+        'checkpoint_every': 500,
+        'data': {'length': 512, 'batch_size': 8},
+        'model': {
+            'length': 512,
+            'd_model': 256,
+            'd_ff': 1024,
+            'heads': 4,
+            'head_size': 64,
+            'layers': 4,
+            'local_chunk_length': 64,
+            'lsh_chunk_length': 64,
+            'buckets': (),
+            'rounds': 2,
+            'axial_shape': (16, 32),
+            'axial_sizes': (64, 192),
+            'dropout': 0.0,
+            'attention_dropout': 0.0,
+            'feed_forward_chunk_length': 0,
+            'loss_chunk_length': 0,
+            'dtype': 'float32',
+        },
+        'optimizer': {
+            'learning_rate': 2e-3,
+            'warmup_steps': 100,
+            'decay': 'cosine',
+            'clip_norm': 1.0,
+        },
+    }
+
+
+def _million() -> dict:
+    """A step of 1,048,576 tokens in at most 16 GiB: d_model 512, 12 layers."""
+    return {
+        'data': {'length': 2**20, 'batch_size': 1},
+        'model': {
+            'length': 2**20,
+            'd_model': 512,
+            'd_ff': 2048,
+            'head_size': 64,
+            'local_chunk_length': 64,
+            'lsh_chunk_length': 64,
+            'buckets': (),
+            'rounds': 2,
+            'axial_shape': (1024, 1024),
+            'axial_sizes': (128, 384),
+        },
+    }
