@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from reformer_jax import checkpoint
 from reformer_jax import data
+from reformer_jax import experiment
 from reformer_jax import loss
 from reformer_jax import metrics
 from reformer_jax import model as model_lib
@@ -45,48 +46,10 @@ class TrainState:
     opt_state: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """The top level of a config.
+class Run(NamedTuple):
+    """What training and evaluation both need; holds no arrays."""
 
-    Attributes:
-      seed: of parameters, dropout and hashes (the data have their own).
-      steps: optimizer steps of the run.
-      minutes: stop after so many minutes of this call, with a checkpoint and the final
-        evaluation; 0 for no limit.
-      log_every: steps between progress lines.
-      eval_every: steps between evaluations on the validation split; 0 for only the
-        final one.
-      eval_batches: batches of a periodic evaluation; 0 for the whole split. The final
-        one is always over the whole split.
-      checkpoint_every: steps between checkpoints; 0 for only the final one.
-      keep_checkpoints: how many of the latest to keep, besides the best.
-      accumulate: parts that a batch is cut into, one forward and backward pass each.
-      mesh: devices along the axes data, fsdp and model.
-      data: arguments of the dataset, see reformer_jax/data.
-      model: model.ModelConfig.
-      optimizer: optimizer.OptimizerConfig.
-    """
-
-    seed: int
-    steps: int
-    minutes: float
-    log_every: int
-    eval_every: int
-    eval_batches: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    accumulate: int
-    mesh: Mapping[str, int]
-    data: Mapping[str, Any]
-    model: model_lib.ModelConfig
-    optimizer: optimizer_lib.OptimizerConfig
-
-
-class _Run(NamedTuple):
-    """What training and evaluation both need."""
-
-    config: RunConfig
+    config: experiment.RunConfig
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     state: TrainState  # jax.ShapeDtypeStruct leaves with shardings
@@ -191,10 +154,13 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
       FloatingPointError: the loss is not finite.
     """
     started = time.monotonic()
-    run = _prepare(config_dict)
+    run = prepare(config_dict)
+    iterator = data.build(run.config.data, 'train')
+    data.build(
+        run.config.data, 'validation'
+    )  # an error now, not at the first evaluation
     folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
     config = run.config
-    iterator = data.build(config.data, 'train')
     key = jax.random.key(config.seed)
     with (
         jax.set_mesh(run.mesh),
@@ -207,14 +173,15 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
         if step >= config.steps and checkpointer.latest_step() is not None:
             _say(f'nothing left to train: the run has done its {step} steps')
         compiling = time.monotonic()
-        compiled_step = _compile_train_step(run, key)
+        compiled_step = compile_train_step(run)
         evaluate_model = _jit_eval_step(run)
         _say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
         throughput = metrics.Throughput()
         since_log: list[Sums] = []
         validation: dict[str, float] | None = None
         while step < config.steps and not _is_over(started, config.minutes):
-            batch = _checked(next(iterator), config.model.vocab_size)
+            batch = next(iterator)
+            experiment.check_tokens(batch['tokens'], config.model.vocab_size)
             placed = sharding.place_batch(batch, run.mesh)
             state, step_sums = compiled_step(state, placed, key)
             since_log.append(step_sums)
@@ -254,7 +221,7 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
     return validation
 
 
-def _init_or_restore(run: _Run, checkpointer, iterator) -> TrainState:
+def _init_or_restore(run: Run, checkpointer, iterator) -> TrainState:
     if checkpointer.latest_step() is not None:
         return checkpointer.restore(run.state, iterator)[0]
     init = functools.partial(
@@ -264,7 +231,8 @@ def _init_or_restore(run: _Run, checkpointer, iterator) -> TrainState:
     return jax.jit(init, out_shardings=shardings)()
 
 
-def _compile_train_step(run: _Run, key: jax.Array):
+def compile_train_step(run: Run):
+    """The one jitted step, compiled: (state, batch, key) -> (state, sums)."""
     config = run.config
     step = functools.partial(
         train_step,
@@ -275,7 +243,7 @@ def _compile_train_step(run: _Run, key: jax.Array):
     shardings = jax.tree.map(lambda x: x.sharding, run.state)
     everywhere = NamedSharding(run.mesh, P())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-    return jitted.lower(run.state, run.batch, key).compile()
+    return jitted.lower(run.state, run.batch, jax.random.key(0)).compile()
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
@@ -316,7 +284,7 @@ def evaluate(
       splits: names of splits.
       step: which checkpoint; None for the newest, 'best' for the best on validation.
     """
-    run = _prepare(config)
+    run = prepare(config)
     checkpoint.load_config(workdir)  # an error unless a run was started there
     results = {}
     with jax.set_mesh(run.mesh), checkpoint.Checkpointer(workdir) as checkpointer:
@@ -332,21 +300,21 @@ def evaluate(
 
 
 def evaluate_split(
-    run: _Run, evaluate_model, model: Any, split: str, batches: int
+    run: Run, evaluate_model, model: Any, split: str, batches: int
 ) -> dict[str, float]:
     """Means over the first `batches` batches of a split, or all of them if 0."""
     totals: list[Sums] = []
     for index, batch in enumerate(data.build(run.config.data, split)):
         if batches and index == batches:
             break
-        batch = _checked(batch, run.config.model.vocab_size)
+        experiment.check_tokens(batch['tokens'], run.config.model.vocab_size)
         totals.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
     host = jax.device_get(totals)
     total = {name: sum(float(s[name]) for s in host) for name in host[0]}
     return _means(total) | {'tokens': total['weight']}
 
 
-def _jit_eval_step(run: _Run):
+def _jit_eval_step(run: Run):
     return jax.jit(eval_step, out_shardings=NamedSharding(run.mesh, P()))
 
 
@@ -373,90 +341,26 @@ def _write_evaluation(workdir, step, config, results) -> pathlib.Path:
 # --- From config to shapes --------------------------------------------------------
 
 
-def run_config(config: ml_collections.ConfigDict) -> RunConfig:
-    """The config as checked dataclasses; a ValueError names an unknown field."""
-    fields = dict(config.to_dict())
-    fields['model'] = _section(model_lib.ModelConfig, fields.get('model'), 'model.')
-    fields['optimizer'] = _section(
-        optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
-    )
-    run = _section(RunConfig, fields, '')
-    for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
-        if getattr(run, name) < 1:
-            raise ValueError(f'config.{name}={getattr(run, name)} must be at least 1.')
-    for name in ('minutes', 'eval_every', 'eval_batches', 'checkpoint_every', 'seed'):
-        if getattr(run, name) < 0:
-            raise ValueError(f'config.{name}={getattr(run, name)} is negative.')
-    return run
-
-
-def _section(kind: Any, fields: Any, prefix: str) -> Any:
-    fields = dict(fields or {})
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(fields) - set(known))
-    missing = sorted(
-        name
-        for name, field in known.items()
-        if name not in fields and field.default is dataclasses.MISSING
-    )
-    for problem, names in (('unknown', unknown), ('missing', missing)):
-        if names:
-            raise ValueError(
-                f'{problem} config field {", ".join(prefix + n for n in names)}: there '
-                f'are {", ".join(prefix + n for n in known)}.'
-            )
-    return kind(**fields)
-
-
-def _prepare(config: ml_collections.ConfigDict) -> _Run:
-    """Checks the config against the data and the devices; computes no array."""
-    run = run_config(config)
-    mesh = sharding.make_mesh(run.mesh)
-    example = next(data.build(run.data, 'validation'))
-    batch_size, length = example['tokens'].shape
-    vocab_size = data.vocab_size(run.data)
-    if vocab_size > run.model.vocab_size:
-        raise ValueError(
-            f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
-            f'{run.model.vocab_size}: set it to at least {vocab_size}.'
-        )
-    if batch_size % run.accumulate:
-        raise ValueError(
-            f'data.batch_size={batch_size} is no multiple of accumulate='
-            f'{run.accumulate}: change one of them.'
-        )
-    model_lib.check_length(run.model, length)
-    sharding.check(mesh, batch_size=batch_size // run.accumulate, heads=run.model.heads)
-    optimizer = optimizer_lib.build(run.optimizer, run.steps)
-    init = functools.partial(init_state, run.model, optimizer, run.seed)
+def prepare(config_dict: ml_collections.ConfigDict) -> Run:
+    """Checks the config and lays the run out on the devices; computes no array."""
+    config = experiment.run_config(config_dict)
+    mesh = sharding.make_mesh(config.mesh)
+    experiment.check(config, mesh)
+    optimizer = optimizer_lib.build(config.optimizer, config.steps)
+    init = functools.partial(init_state, config.model, optimizer, config.seed)
     shapes = jax.eval_shape(init)
-    state = _with_shardings(shapes, sharding.parameter_specs(shapes, mesh))
+    state = jax.tree.map(_with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
+    rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
+    shape = data.batch_shape(config.data)
     batch = {
-        name: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=NamedSharding(mesh, P(sharding.BATCH_AXES))
-        )
-        for name, x in example.items()
+        'tokens': jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
+        'weights': jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
     }
-    return _Run(run, mesh, optimizer, state, batch)
+    return Run(config, mesh, optimizer, state, batch)
 
 
-def _with_shardings(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-
-
-def _checked(batch: Mapping[str, np.ndarray], vocab_size: int):
-    tokens = batch['tokens']
-    if tokens.min() < 0 or tokens.max() >= vocab_size:
-        bad = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
-        raise ValueError(
-            f'the data have the token id {bad}, outside [0, {vocab_size}): raise '
-            'model.vocab_size or mend the data.'
-        )
-    return batch
+def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 # --- Small matters of the loop ----------------------------------------------------
@@ -489,7 +393,7 @@ def _summary(split: str, step: int, values: Mapping[str, float]) -> str:
     )
 
 
-def _description(run: _Run, workdir: Any, step: int) -> str:
+def _description(run: Run, workdir: Any, step: int) -> str:
     batch_size, length = run.batch['tokens'].shape
     parameters = model_lib.parameter_count(run.state.model)
     devices = ', '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())

@@ -48,6 +48,16 @@ def vocab_size(config: Mapping[str, Any]) -> int:
     return module.vocab_size(**fields)
 
 
+def batch_shape(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns (B, L) of the batches of the dataset that `config` describes.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown or missing field.
+    """
+    module, fields = _resolve(config)
+    return fields['batch_size'], module.example_length(**fields)
+
+
 def _resolve(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     fields = {name: config[name] for name in config}
     dataset = fields.pop('dataset', None)

@@ -22,6 +22,11 @@ def vocab_size(**_: Any) -> int:
     return FIRST_BYTE_ID + 256
 
 
+def example_length(*, length: int, **_: Any) -> int:
+    """Tokens per example."""
+    return length
+
+
 def build(
     split: str, *, path: str, length: int, batch_size: int, seed: int
 ) -> grain.DatasetIterator:

@@ -15,6 +15,11 @@ def vocab_size(*, symbols: int, **_: Any) -> int:
     return symbols + 1
 
 
+def example_length(*, half_length: int, **_: Any) -> int:
+    """Tokens per example."""
+    return 2 * (half_length + 1)
+
+
 def build(
     split: str,
     *,

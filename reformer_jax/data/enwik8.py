@@ -21,6 +21,7 @@ ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
 BLOCK_BYTES = 1_000_000
 
 vocab_size = byte_text.vocab_size
+example_length = byte_text.example_length
 
 
 class Enwik8(tfds.core.GeneratorBasedBuilder):

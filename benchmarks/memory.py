@@ -1,0 +1,117 @@
+"""Memory of a compiled training step, without running it; one JSON line per point.
+
+  python benchmarks/memory.py depth      temporaries against depth, three kinds of stack
+  python benchmarks/memory.py paper      the paper's enwik8 step: 65,536 tokens
+  python benchmarks/memory.py million    1,048,576 tokens at d_model 512
+
+XLA's own accounting (memory_analysis) of the step that train.py would run, compiled for
+the device at hand. `beyond` is what a layer adds to the temporaries beyond its
+parameters' gradients and its stored buckets: the activations that grow with depth.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import ml_collections
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from configs import enwik8
+from reformer_jax import loop
+from reformer_jax import model as model_lib
+
+_MIB = 2**20
+_DEPTHS = (2, 8, 32)
+
+
+def depth_config(layers: int, stack: str) -> ml_collections.ConfigDict:
+    """A small model of local and LSH layers on 8,192 tokens."""
+    config = enwik8.get_config('tiny')
+    config.data.length = 8192
+    config.data.batch_size = 1
+    config.model.update(
+        {
+            'length': 8192,
+            'd_model': 256,
+            'layers': layers,
+            'pattern': ('local', 'lsh'),
+            'axial_shape': (64, 128),
+            'dropout': 0.1,
+            'stack': stack,
+        }
+    )
+    return config
+
+
+def one_sequence(variant: str) -> ml_collections.ConfigDict:
+    """enwik8.py with one sequence per step."""
+    config = enwik8.get_config(variant)
+    config.data.batch_size = 1
+    return config
+
+
+def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Bytes of the compiled training step, and the seconds that compiling took."""
+    run = loop.prepare(config)
+    with jax.set_mesh(run.mesh):
+        start = time.perf_counter()
+        compiled = loop.compile_train_step(run)
+        seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    return {
+        'parameters': model_lib.parameter_count(run.state.model),
+        'argument_mib': memory.argument_size_in_bytes / _MIB,
+        'temporary_mib': memory.temp_size_in_bytes / _MIB,
+        'total_gib': (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+        / 2**30,
+        'compile_seconds': seconds,
+    }
+
+
+def depth() -> None:
+    for stack in model_lib.STACKS:
+        earlier: tuple[int, dict[str, float]] | None = None
+        for layers in _DEPTHS:
+            config = depth_config(layers, stack)
+            values = measure(config)
+            point = {'stack': stack, 'layers': layers, **values}
+            if earlier:
+                added = layers - earlier[0]
+                gradients = 4 * (values['parameters'] - earlier[1]['parameters'])
+                buckets = _bucket_bytes(config) * added / 2
+                growth = values['temporary_mib'] - earlier[1]['temporary_mib']
+                beyond = growth - (gradients + buckets) / _MIB
+                point['growth_mib_per_layer'] = growth / added
+                point['beyond_mib_per_layer'] = beyond / added
+            earlier = layers, values
+            _print(point)
+
+
+def _bucket_bytes(config: ml_collections.ConfigDict) -> int:
+    """Stored bucket ids of one LSH layer, 2 bytes each."""
+    sequences = config.data.batch_size * config.data.length
+    return 2 * sequences * config.model.heads * config.model.rounds
+
+
+def _print(point: dict) -> None:
+    device = jax.devices()[0].device_kind
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in point.items()}
+    print(json.dumps(rounded | {'device': device, 'jax': jax.__version__}), flush=True)
+
+
+def main(what: list[str]) -> None:
+    for name in what or ['depth', 'paper', 'million']:
+        if name == 'depth':
+            depth()
+        elif name in ('paper', 'million'):
+            variant = '' if name == 'paper' else name
+            _print({'config': f'enwik8:{name}', **measure(one_sequence(variant))})
+        else:
+            raise SystemExit(f'unknown benchmark {name!r}: depth, paper or million.')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,0 +1,182 @@
+"""Parity with Hugging Face transformers: logits, gradients and buckets of its files.
+
+golden/<case>/ holds a random-weight causal Reformer as transformers 5.23.0 wrote it
+(config.json, model.safetensors) and io.npz: input_ids, logits, loss, the rotations and
+bucket ids of each LSH layer, and the gradient of the loss by each parameter. The
+published model is our rule 'trax' with separate output weights and plain float32
+streams. Its layer norm has epsilon 1e-12 and ours 1e-6, which is within the tolerance.
+"""
+
+import functools
+import json
+import pathlib
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reformer_jax import model as model_lib
+from reformer_jax import sharding
+
+_CASES = ('causal_lsh_factorized', 'causal_local_lsh')
+_GOLDEN = pathlib.Path(__file__).parent / 'golden'
+_TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize('case', _CASES)
+def test_logits_loss_and_gradients(case):
+    config, model, io = _load(case)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss_and_logits(model):
+        logits = model(io['input_ids'], hash_rotations=_rotations(config, io))
+        log_p = jax.nn.log_softmax(logits[:, :-1])
+        targets = io['input_ids'][:, 1:, None]
+        return -jnp.take_along_axis(log_p, targets, -1).mean(), logits
+
+    (loss, logits), gradient = jax.jit(loss_and_logits)(model)
+    np.testing.assert_allclose(logits, io['logits'], rtol=0, atol=_TOLERANCE)
+    np.testing.assert_allclose(loss, io['loss'], rtol=1e-6)
+    expected = _to_model(config, lambda name: io[f'grad.{name}'])
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(gradient), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours,
+            theirs,
+            rtol=0,
+            atol=_TOLERANCE * np.abs(theirs).max(),
+            err_msg=sharding.leaf_name(path),
+        )
+
+
+@pytest.mark.parametrize('case', _CASES)
+def test_buckets(case):
+    config, model, io = _load(case)
+
+    @jax.jit
+    def buckets(model):
+        ids, key, rotations = [], jax.random.key(0), _rotations(config, io)
+        embedded = model.embedding[...][io['input_ids']]
+        x1 = x2 = embedded + model._positions(io['input_ids'].shape[1])
+        for layer in range(config.layers):
+            repeat, place = divmod(layer, len(config.pattern))
+            block = jax.tree.map(lambda x, r=repeat: x[r], model.layers[place])
+            if rotations[layer] is None:
+                out = block.attention(x2, key)
+            else:
+                out, kept = block.attention(x2, key, rotations=rotations[layer])
+                ids.append(kept)
+            x1 = x1 + out
+            x2 = x2 + block.feed_forward(x1, key)
+        return ids
+
+    theirs = [io[f'buckets.{n}'] for n, r in enumerate(_rotations(config, io)) if r is not None]
+    count = int(np.prod(config.buckets))
+    for ours, of_layer in zip(buckets(model), theirs, strict=True):
+        batch, heads, rounds, length = ours.shape
+        of_layer = of_layer.reshape(batch, heads, rounds, length)
+        offsets = count * np.arange(rounds)[:, None]  # theirs differ from round to round
+        np.testing.assert_array_equal(ours, of_layer - offsets)
+
+
+def _load(case):
+    folder = _GOLDEN / case
+    theirs = json.loads((folder / 'config.json').read_text('utf-8'))
+    pattern = tuple(theirs['attn_layers'])
+    if set(pattern) == {'lsh'}:
+        pattern = ('lsh',)
+    elif pattern == ('local', 'lsh') * (len(pattern) // 2):
+        pattern = ('local', 'lsh')
+    config = model_lib.ModelConfig(
+        vocab_size=theirs['vocab_size'],
+        length=theirs['max_position_embeddings'],
+        d_model=theirs['hidden_size'],
+        d_ff=theirs['feed_forward_size'],
+        heads=theirs['num_attention_heads'],
+        head_size=theirs['attention_head_size'],
+        layers=theirs['num_hidden_layers'],
+        pattern=pattern,
+        local_chunk_length=theirs['local_attn_chunk_length'],
+        lsh_chunk_length=theirs['lsh_attn_chunk_length'],
+        buckets=theirs['num_buckets'],
+        rounds=theirs['num_hashes'],
+        rule='trax',
+        activation=theirs['hidden_act'],
+        axial_shape=theirs['axial_pos_shape'],
+        axial_sizes=theirs['axial_pos_embds_dim'],
+        grid_bits=0,
+    )
+    tensors = _read_safetensors(folder / 'model.safetensors')
+    return config, _to_model(config, tensors.__getitem__), np.load(folder / 'io.npz')
+
+
+def _read_safetensors(path):
+    """The tensors of a float32 file: header length, JSON header, raw data."""
+    content = path.read_bytes()
+    (size,) = struct.unpack('<Q', content[:8])
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    header.pop('__metadata__')
+    assert {entry['dtype'] for entry in header.values()} == {'F32'}
+    return {
+        name: np.frombuffer(data[slice(*entry['data_offsets'])], np.float32).reshape(
+            entry['shape']
+        )
+        for name, entry in header.items()
+    }
+
+
+def _to_model(config, tensor):
+    """Our model with the values of tensor(Hugging Face name)."""
+    abstract = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+    attention, feed_forward = 'attention.self_attention', 'feed_forward'
+    stacked = {  # linear weights are [out, in] there
+        'attention.norm.scale': ('attention.layer_norm.weight', False),
+        'attention.norm.bias': ('attention.layer_norm.bias', False),
+        'attention.query_key': (f'{attention}.query_key.weight', True),
+        'attention.query': (f'{attention}.query.weight', True),
+        'attention.key': (f'{attention}.key.weight', True),
+        'attention.value': (f'{attention}.value.weight', True),
+        'attention.output': ('attention.output.dense.weight', True),
+        'feed_forward.norm.scale': (f'{feed_forward}.layer_norm.weight', False),
+        'feed_forward.norm.bias': (f'{feed_forward}.layer_norm.bias', False),
+        'feed_forward.hidden': (f'{feed_forward}.dense.dense.weight', True),
+        'feed_forward.hidden_bias': (f'{feed_forward}.dense.dense.bias', False),
+        'feed_forward.output': (f'{feed_forward}.output.dense.weight', True),
+        'feed_forward.output_bias': (f'{feed_forward}.output.dense.bias', False),
+    }
+    single = {
+        'embedding': ('reformer.embeddings.word_embeddings.weight', False),
+        'norm.scale': ('reformer.encoder.layer_norm.weight', False),
+        'norm.bias': ('reformer.encoder.layer_norm.bias', False),
+        'output': ('lm_head.decoder.weight', True),
+        'output_bias': ('lm_head.bias', False),
+    }
+    positions = 'reformer.embeddings.position_embeddings.weights'
+
+    def value(path, leaf):
+        name = sharding.leaf_name(path)
+        if name.startswith('layers.'):
+            _, place, rest = name.split('.', 2)
+            theirs, transpose = stacked[rest]
+            layers = range(int(place), config.layers, len(config.pattern))
+            found = [tensor(f'reformer.encoder.layers.{n}.{theirs}') for n in layers]
+            found = [x.T if transpose else x for x in found]
+            return jnp.stack(found).reshape(leaf.shape)
+        if name.startswith('position_tables.'):
+            axis = name.split('.')[1]
+            return jnp.asarray(tensor(f'{positions}.{axis}')).reshape(leaf.shape)
+        theirs, transpose = single[name]
+        found = jnp.asarray(tensor(theirs))
+        return (found.T if transpose else found).reshape(leaf.shape)
+
+    return jax.tree.map_with_path(value, abstract)
+
+
+def _rotations(config, io):
+    """The rotations of each layer, None for those that do not hash."""
+    names = [f'rotations.{layer}' for layer in range(config.layers)]
+    return [jnp.asarray(io[name]) if name in io else None for name in names]
