@@ -102,7 +102,11 @@ def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f'{run.accumulate}: change one of them.'
         )
     model_config.check_length(run.model, length)
-    sharding.check(mesh, batch_size=batch_size // run.accumulate, heads=run.model.heads)
+    sharding.check(
+        mesh,
+        batch_size=batch_size // run.accumulate,
+        heads=run.model.heads_at_once or run.model.heads,
+    )
 
 
 def check_tokens(tokens_BL: np.ndarray, vocab_size: int) -> None:

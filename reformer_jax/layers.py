@@ -6,15 +6,15 @@ mask of channels per sequence, shared over the length.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
-from reformer_jax import chunking
 from reformer_jax import hashing
 from reformer_jax import sharding
 
@@ -27,6 +27,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _BATCH = sharding.BATCH_AXES
 _BLHK = P(_BATCH, None, 'model', None)
 _glorot = jax.nn.initializers.glorot_uniform
+
+
+class HeadGroup(NamedTuple):
+    """Which of `count` equal groups of heads; `index` may be traced."""
+
+    index: jax.Array | int
+    count: int
+
+
+ALL_HEADS = HeadGroup(0, 1)
 
 
 class LSHSelfAttention(nnx.Module):
@@ -78,8 +88,11 @@ class LSHSelfAttention(nnx.Module):
         rotations: jax.Array | None = None,
         saved_buckets: jax.Array | None = None,
         rounds: int | None = None,
+        group: HeadGroup = ALL_HEADS,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Output [B, L, D] and the bucket ids [B, H, R, L] (None on the dense path).
+        """What a group of heads adds, [B, L, D], and its bucket ids [B, h, R, L].
+
+        The ids are None on the dense path.
 
         Args:
           x_BLD: the input stream.
@@ -89,13 +102,14 @@ class LSHSelfAttention(nnx.Module):
           rotations: [H, K, R, S] instead of random ones.
           saved_buckets: ids to use instead of hashing.
           rounds: hash rounds instead of the module's.
+          group: which heads.
         """
         hash_key, attention_key, output_key = jax.random.split(key, 3)
-        x_BLD = self.norm(x_BLD).astype(self.dtype)
-        qk_BLHK = _project(x_BLD, self.query_key)
-        v_BLHK = _project(x_BLD, self.value)
-        length, heads, head_size = qk_BLHK.shape[1:]
+        length = x_BLD.shape[1]
+        qk_BLHK, v_BLHK = self._project(x_BLD, group)
+        rate = self.attention_dropout if train else 0.0
         if length <= self.dense_length:
+            ids = None
             out_BLHK = attention.full_attention(
                 qk_BLHK,
                 qk_BLHK,
@@ -103,38 +117,34 @@ class LSHSelfAttention(nnx.Module):
                 causal=self.causal,
                 mask=mask,
                 shared_qk=True,
-                dropout_rate=self.attention_dropout if train else 0.0,
+                dropout_rate=rate,
                 key=attention_key,
             )
-            buckets_BHRL = None
         else:
             buckets = self.buckets or hashing.default_buckets(length, self.chunk_length)
             if rotations is None and saved_buckets is None:
                 rotations = hashing.random_rotations(
                     hash_key,
-                    heads=heads,
-                    head_size=head_size,
+                    heads=self.query_key.shape[1],
+                    head_size=self.query_key.shape[2],
                     rounds=rounds or self.rounds,
                     buckets=buckets,
                 )
-            out_BLHK, buckets_BHRL = self._hash_and_attend(
-                qk_BLHK,
-                v_BLHK,
-                mask,
-                rotations,
-                saved_buckets,
-                buckets,
-                attention_key,
-                train,
+            if rotations is not None:
+                rotations = _heads_of(group, rotations, axis=0)
+            out_BLHK, ids = self._hash_and_attend(buckets, rate)(
+                qk_BLHK, v_BLHK, mask, rotations, saved_buckets, attention_key
             )
-        out_BLD = _combine_heads(out_BLHK, self.output)
-        return dropout(
-            out_BLD, self.dropout if train else 0.0, output_key
-        ), buckets_BHRL
+        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
+        rate = self.dropout if train else 0.0
+        return dropout(out_BLD, rate, output_key), ids
 
-    def _hash_and_attend(
-        self, qk, v, mask, rotations, saved_buckets, buckets, key, train
-    ):
+    def _project(self, x_BLD, group):
+        kernels = (self.query_key, self.value)
+        return _project(self.norm, x_BLD, kernels, group, self.dtype)
+
+    def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
+        """Function of [B, L, H, K] that returns the output and the bucket ids."""
         num_buckets = hashing.bucket_count(buckets)
         # Stored per layer for the backward pass, so as small as the ids allow.
         dtype = jnp.uint16 if num_buckets <= 2**16 else jnp.int32
@@ -156,7 +166,7 @@ class LSHSelfAttention(nnx.Module):
                 rule=self.rule,
                 within_bucket=self.within_bucket,
                 num_buckets=num_buckets,
-                dropout_rate=self.attention_dropout if train else 0.0,
+                dropout_rate=dropout_rate,
                 key=key,
                 implementation='xla',
             )
@@ -167,7 +177,7 @@ class LSHSelfAttention(nnx.Module):
             hash_and_attend,
             (_BLHK, _BLHK, P(_BATCH), P('model'), ids_spec, P()),
             (_BLHK, ids_spec),
-        )(qk, v, mask, rotations, saved_buckets, key)
+        )
 
 
 class LocalSelfAttention(nnx.Module):
@@ -207,10 +217,12 @@ class LocalSelfAttention(nnx.Module):
         *,
         mask: jax.Array | None = None,
         train: bool = False,
+        group: HeadGroup = ALL_HEADS,
     ) -> jax.Array:
-        """Output [B, L, D]; arguments as in LSHSelfAttention."""
+        """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
         attention_key, output_key = jax.random.split(key)
-        x_BLD = self.norm(x_BLD).astype(self.dtype)
+        kernels = (self.query, self.key, self.value)
+        q_BLHK, k_BLHK, v_BLHK = _project(self.norm, x_BLD, kernels, group, self.dtype)
 
         def attend(q, k, v, mask, key):
             return attention.local_attention(
@@ -228,14 +240,8 @@ class LocalSelfAttention(nnx.Module):
 
         out_BLHK = sharding.over_batch_and_heads(
             attend, (_BLHK, _BLHK, _BLHK, P(_BATCH), P()), _BLHK
-        )(
-            _project(x_BLD, self.query),
-            _project(x_BLD, self.key),
-            _project(x_BLD, self.value),
-            mask,
-            attention_key,
-        )
-        out_BLD = _combine_heads(out_BLHK, self.output)
+        )(q_BLHK, k_BLHK, v_BLHK, mask, attention_key)
+        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
         return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
@@ -276,28 +282,30 @@ class FullSelfAttention(nnx.Module):
         *,
         mask: jax.Array | None = None,
         train: bool = False,
+        group: HeadGroup = ALL_HEADS,
     ) -> jax.Array:
-        """Output [B, L, D]; arguments as in LSHSelfAttention."""
+        """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
         attention_key, output_key = jax.random.split(key)
-        x_BLD = self.norm(x_BLD).astype(self.dtype)
-        q_BLHK = _project(x_BLD, self.query_key if self.shared_qk else self.query)
-        k_BLHK = q_BLHK if self.shared_qk else _project(x_BLD, self.key)
+        queries = (self.query_key,) if self.shared_qk else (self.query, self.key)
+        *q_and_k, v_BLHK = _project(
+            self.norm, x_BLD, (*queries, self.value), group, self.dtype
+        )
         out_BLHK = attention.full_attention(
-            q_BLHK,
-            k_BLHK,
-            _project(x_BLD, self.value),
+            q_and_k[0],
+            q_and_k[-1],
+            v_BLHK,
             causal=self.causal,
             mask=mask,
             shared_qk=self.shared_qk,
             dropout_rate=self.attention_dropout if train else 0.0,
             key=attention_key,
         )
-        out_BLD = _combine_heads(out_BLHK, self.output)
+        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
         return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
 class FeedForward(nnx.Module):
-    """Norm and two dense layers, a chunk of the sequence at a time (section 3)."""
+    """Norm, dense layer, activation, dense layer."""
 
     def __init__(
         self,
@@ -306,7 +314,6 @@ class FeedForward(nnx.Module):
         *,
         activation: str,
         dropout: float,
-        chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -317,28 +324,22 @@ class FeedForward(nnx.Module):
         self.output_bias = nnx.Param(jnp.zeros((d_model,)))
         self.activation = activation
         self.dropout = dropout
-        self.chunk_length = chunk_length
         self.dtype = dtype
 
     def __call__(
         self, x_BLD: jax.Array, key: jax.Array, *, train: bool = False
     ) -> jax.Array:
-        """Output [B, L, D]."""
+        """Output [B, L, D], each position on its own."""
         hidden_key, output_key = jax.random.split(key)
-
-        def feed_forward(x_BLD):
-            x_BLD = self.norm(x_BLD).astype(self.dtype)
-            h_BLF = x_BLD @ self.hidden.astype(self.dtype)
-            h_BLF += self.hidden_bias.astype(self.dtype)
-            h_BLF = dropout(h_BLF, self.dropout if train else 0.0, hidden_key)
-            h_BLF = ACTIVATIONS[self.activation](h_BLF)
-            out_BLD = h_BLF @ self.output.astype(self.dtype)
-            return out_BLD + self.output_bias.astype(self.dtype)
-
-        out_BLD = chunking.map_chunks(
-            feed_forward, x_BLD, chunk_length=self.chunk_length
-        )
-        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
+        rate = self.dropout if train else 0.0
+        x_BLD = self.norm(x_BLD).astype(self.dtype)
+        h_BLF = x_BLD @ self.hidden.astype(self.dtype)
+        h_BLF += self.hidden_bias.astype(self.dtype)
+        h_BLF = dropout(h_BLF, rate, hidden_key)
+        h_BLF = ACTIVATIONS[self.activation](h_BLF)
+        out_BLD = h_BLF @ self.output.astype(self.dtype)
+        out_BLD += self.output_bias.astype(self.dtype)
+        return dropout(out_BLD, rate, output_key)
 
 
 def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
@@ -364,9 +365,30 @@ def _output_projection(rngs, d_model, heads, head_size) -> nnx.Param:
     return nnx.Param(kernel.reshape(heads, head_size, d_model))
 
 
-def _project(x_BLD, kernel_DHK):
-    return jnp.einsum('bld,dhk->blhk', x_BLD, kernel_DHK.astype(x_BLD.dtype))
+def _project(norm, x_BLD, kernels_DHK, group, dtype) -> list[jax.Array]:
+    """Queries, keys, values of a group of heads, [B, L, h, K] each."""
+    x_BLD = norm(x_BLD).astype(dtype)
+    return [
+        jnp.einsum(
+            'bld,dhk->blhk', x_BLD, _heads_of(group, kernel, axis=1).astype(dtype)
+        )
+        for kernel in kernels_DHK
+    ]
 
 
 def _combine_heads(x_BLHK, kernel_HKD):
     return jnp.einsum('blhk,hkd->bld', x_BLHK, kernel_HKD.astype(x_BLHK.dtype))
+
+
+def _heads_of(group: HeadGroup, x: Any, *, axis: int) -> jax.Array:
+    """The slice of an array that belongs to a group of heads.
+
+    Heads of a group are `count` apart, so that an axis over heads that is sharded stays
+    so.
+    """
+    if group.count == 1:
+        return x[...]
+    shape = (*x.shape[:axis], -1, group.count, *x.shape[axis + 1 :])
+    return lax.dynamic_index_in_dim(
+        x[...].reshape(shape), group.index, axis + 1, keepdims=False
+    )

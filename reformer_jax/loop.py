@@ -78,7 +78,7 @@ def sums(
     shifted_BL = jnp.pad(tokens_BL, ((0, 0), (1, 0)))[:, :-1]
     nll_BL, correct_BL = loss.cross_entropy(
         functools.partial(model.logits, key=key, train=train),
-        model.hidden(shifted_BL, key=key, train=train),
+        model.streams(shifted_BL, key=key, train=train),
         tokens_BL,
         chunk_length=model.config.loss_chunk_length,
     )

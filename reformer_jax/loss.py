@@ -1,6 +1,7 @@
 """Cross-entropy over the vocabulary, a chunk of the sequence at a time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ from reformer_jax import chunking
 
 
 def cross_entropy(
-    logits: Callable[[jax.Array], jax.Array],
-    hidden_BLX: jax.Array,
+    logits: Callable[[Any], jax.Array],
+    hidden: Any,
     targets_BL: jax.Array,
     *,
     chunk_length: int,
@@ -18,8 +19,8 @@ def cross_entropy(
     """Negative log-likelihood in nats and whether the target was the likeliest, [B, L].
 
     Args:
-      logits: maps hidden [B, c, X] to logits [B, c, V].
-      hidden_BLX: what the logits are computed from.
+      logits: maps hidden, cut to c positions, to logits [B, c, V].
+      hidden: pytree of [B, L, ...] that the logits are computed from.
       targets_BL: ids in [0, V).
       chunk_length: logits of so many positions exist at a time; 0 for all.
     """
@@ -32,5 +33,5 @@ def cross_entropy(
         return nll, logits_BLV.argmax(-1) == targets
 
     return chunking.map_chunks(
-        per_token, (hidden_BLX, targets_BL), chunk_length=chunk_length
+        per_token, (hidden, targets_BL), chunk_length=chunk_length
     )

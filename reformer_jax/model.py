@@ -26,7 +26,6 @@ class Block(nnx.Module):
             config.d_ff,
             activation=config.activation,
             dropout=config.dropout,
-            chunk_length=config.feed_forward_chunk_length,
             dtype=jnp.dtype(config.dtype),
             rngs=rngs,
         )
@@ -79,7 +78,7 @@ class ReformerLM(nnx.Module):
             that do not hash.
           rounds: hash rounds instead of the config's.
         """
-        hidden_BLX = self.hidden(
+        streams = self.streams(
             tokens_BL,
             mask_BL,
             key=key,
@@ -87,9 +86,9 @@ class ReformerLM(nnx.Module):
             hash_rotations=hash_rotations,
             rounds=rounds,
         )
-        return self.logits(hidden_BLX, key=key, train=train)
+        return self.logits(streams, key=key, train=train)
 
-    def hidden(
+    def streams(
         self,
         tokens_BL: jax.Array,
         mask_BL: jax.Array | None = None,
@@ -98,8 +97,8 @@ class ReformerLM(nnx.Module):
         train: bool = False,
         hash_rotations: list[jax.Array | None] | None = None,
         rounds: int | None = None,
-    ) -> jax.Array:
-        """The last streams, combined, [B, L, 2 D] or [B, L, D]; before the norm."""
+    ) -> reversible.Streams:
+        """The two streams [B, L, D] after the last layer."""
         config = self.config
         length = tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
@@ -110,8 +109,8 @@ class ReformerLM(nnx.Module):
         positions_1LD = self._positions(length)
         if positions_1LD is not None:
             x_BLD = x_BLD + layers.dropout(positions_1LD, rate, position_key)
-        y1_BLD, y2_BLD = self._scan()(
-            tuple(_block(kind, train, rounds) for kind in config.pattern),
+        return self._scan()(
+            tuple(_block(config, kind, train, rounds) for kind in config.pattern),
             tuple((stack.attention, stack.feed_forward) for stack in self.layers),
             (x_BLD, x_BLD),
             stack_key,
@@ -119,20 +118,22 @@ class ReformerLM(nnx.Module):
             mask_BL,
             config.grid_bits,
         )
-        if config.combine == 'average':
-            return (y1_BLD + y2_BLD) / 2
-        return jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
 
     def logits(
         self,
-        hidden_BLX: jax.Array,
+        streams: reversible.Streams,
         *,
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Norm, dropout and output layer: logits [B, L, V] in float32."""
+        """Combination, norm, dropout and output layer: logits [B, L, V] in float32."""
         config = self.config
-        x_BLX = self.norm(hidden_BLX)
+        y1_BLD, y2_BLD = streams
+        if config.combine == 'average':
+            x_BLX = (y1_BLD + y2_BLD) / 2
+        else:
+            x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
+        x_BLX = self.norm(x_BLX)
         if train and key is not None:
             x_BLX = layers.dropout(x_BLX, config.dropout, jax.random.fold_in(key, 2))
         x_BLX = x_BLX.astype(config.dtype)
@@ -177,8 +178,13 @@ def parameter_count(model: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
-def _block(kind: str, train: bool, rounds: int | None) -> reversible.Block:
-    def attend(module, x, key, rotations, mask, saved):
+def _block(
+    config: ModelConfig, kind: str, train: bool, rounds: int | None
+) -> reversible.Block:
+    head_groups = config.heads // (config.heads_at_once or config.heads)
+
+    def attend(module, x, key, rotations, mask, group, saved):
+        group = layers.HeadGroup(group, head_groups)
         if kind == 'lsh':
             return module(
                 x,
@@ -188,13 +194,16 @@ def _block(kind: str, train: bool, rounds: int | None) -> reversible.Block:
                 rotations=rotations,
                 saved_buckets=saved,
                 rounds=rounds,
+                group=group,
             )
-        return module(x, key, mask=mask, train=train), None
+        return module(x, key, mask=mask, train=train, group=group), None
 
     def feed_forward(module, x, key):
         return module(x, key, train=train)
 
-    return reversible.Block(attend, feed_forward)
+    return reversible.Block(
+        attend, head_groups, feed_forward, config.feed_forward_chunk_length
+    )
 
 
 def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):

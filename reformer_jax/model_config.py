@@ -46,6 +46,8 @@ class ModelConfig:
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
       axial_shape: positions along each axis, last axis fastest.
       axial_sizes: width of each axis's embeddings; they add up to d_model.
+      heads_at_once: heads whose queries, keys and values exist at a time, as the
+        paper's code does it; 0 for all.
       dropout: rate for embeddings and the outputs of the branches.
       attention_dropout: rate for attention probabilities.
       stack: 'reversible'; 'residual', the same function with saved activations; or
@@ -85,6 +87,7 @@ class ModelConfig:
     positions: str = 'axial'
     axial_shape: tuple[int, ...] = ()
     axial_sizes: tuple[int, ...] = ()
+    heads_at_once: int = 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
     stack: str = 'reversible'
@@ -194,6 +197,11 @@ def _check_attention(config: ModelConfig) -> None:
             config.lsh_chunks_before,
             config.lsh_chunks_after,
             config.causal,
+        )
+    if config.heads_at_once < 0 or config.heads % (config.heads_at_once or 1):
+        raise ValueError(
+            f'model.heads_at_once={config.heads_at_once} does not divide heads='
+            f'{config.heads}: use a divisor, or 0 for all.'
         )
     if config.buckets:
         hashing.bucket_factors(config.buckets)

@@ -1,0 +1,299 @@
+"""reversible_scan against residual_scan: values, gradients, exact inversion, memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reformer_jax import hashing
+from reformer_jax import model as model_lib
+from reformer_jax import reversible
+
+_SCANS = {
+    'reversible': reversible.reversible_scan,
+    'residual': reversible.residual_scan,
+    'checkpoint': functools.partial(reversible.residual_scan, checkpoint=True),
+}
+
+
+def _normal(shape, seed, scale=1.0):
+    return jnp.asarray(np.random.default_rng(seed).normal(0, scale, shape), jnp.float32)
+
+
+def _assert_close(ours, expected, tolerance):
+    """Relative error of each leaf, by its largest element."""
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True
+    ):
+        error = np.abs(np.asarray(a) - b).max() / np.abs(b).max()
+        assert error <= tolerance, f'{jax.tree_util.keystr(path)}: {error:.1e}'
+
+
+# --- Toy branches -----------------------------------------------------------------
+
+
+_HEAD_GROUPS = 2
+
+
+def _drop(x, key):
+    keep = jax.random.bernoulli(key, 0.9, (x.shape[0], 1, x.shape[2]))
+    return x * keep / 0.9
+
+
+def _toy_block(flavour, chunk_length):
+    """Branches with dropout; attention has choices, as LSH has buckets, that a tiny
+    error of its input would change."""
+
+    def attention(params, x, key, extra, shared, group, saved):
+        if saved is None:
+            saved = jnp.floor(x * 1e6) % 2 == 0
+        out = flavour(x @ params[group]) * jnp.where(saved, 1.0, 0.5)
+        return _drop(out * extra * shared, jax.random.fold_in(key, group)), saved
+
+    def feed_forward(params, x, key):
+        return _drop(jnp.sin(x @ params['in']) @ params['out'], key)
+
+    return reversible.Block(attention, _HEAD_GROUPS, feed_forward, chunk_length)
+
+
+def _toy_stack(repeats, size=8):
+    # The length of 5 is one chunk, or two and a rest.
+    blocks = _toy_block(jnp.tanh, 0), _toy_block(jnp.cos, 2)
+    params = tuple(
+        (
+            _normal((repeats, _HEAD_GROUPS, size, size), place, 0.3),
+            {
+                'in': _normal((repeats, size, 2 * size), place + 10, 0.3),
+                'out': _normal((repeats, 2 * size, size), place + 20, 0.3),
+            },
+        )
+        for place in range(len(blocks))
+    )
+    streams = _normal((2, 5, size), 30), _normal((2, 5, size), 31)
+    extra = tuple(_normal((repeats, size), place + 40) for place in range(len(blocks)))
+    return blocks, params, streams, jax.random.key(1), extra, _normal((size,), 50)
+
+
+@pytest.fixture(scope='module')
+def toy_values_and_gradients():
+    @functools.cache
+    def of(stack, grid_bits):
+        blocks, params, streams, key, extra, shared = _toy_stack(repeats=6)
+
+        def loss(params, streams):
+            last = _SCANS[stack](blocks, params, streams, key, extra, shared, grid_bits)
+            weights = _normal(last[0].shape, 60), _normal(last[0].shape, 61)
+            return sum(jnp.sum(y * w) for y, w in zip(last, weights, strict=True)), last
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, streams)
+
+    return of
+
+
+# Without a grid the inverted streams differ from the forward ones by about 1e-6; the
+# choices, saved by the forward pass, are the same.
+@pytest.mark.parametrize('grid_bits', [14, 0])
+@pytest.mark.parametrize('stack', ['reversible', 'checkpoint'])
+def test_toy_stack(toy_values_and_gradients, stack, grid_bits):
+    gradients, values = toy_values_and_gradients(stack, grid_bits)
+    expected_gradients, expected = toy_values_and_gradients('residual', grid_bits)
+    _assert_close(values, expected, 1e-6)
+    _assert_close(gradients, expected_gradients, 1e-5)
+
+
+def test_streams_are_on_the_grid(toy_values_and_gradients):
+    _, values = toy_values_and_gradients('reversible', 14)
+    for y in values:
+        np.testing.assert_array_equal(y * 2.0**14, jnp.round(y * 2.0**14))
+    _, plain = toy_values_and_gradients('reversible', 0)
+    assert np.any(plain[0] * 2.0**14 != jnp.round(plain[0] * 2.0**14))
+
+
+# --- Inversion --------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _reveal(probe, x):
+    """Zero, whose `gradient` by the probe is the value of x in the backward pass."""
+    return jnp.zeros_like(x)
+
+
+_reveal.defvjp(
+    lambda probe, x: (jnp.zeros_like(x), x),
+    lambda x, _: (x, jnp.zeros_like(x)),
+)
+
+
+@functools.cache
+def _inputs_in_backward_pass(stack, grid_bits, dtype, depth=32):
+    """The inputs of all branches, as the backward pass has them: [depth, ...] each."""
+    size, shape = 16, (2, 8, 16)
+
+    def branch(params, x):
+        kernel, probe = params
+        normed = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+        out = jnp.tanh(normed.astype(dtype) @ kernel.astype(dtype))
+        return out + _reveal(probe, x).astype(dtype)
+
+    block = reversible.Block(
+        lambda params, x, *_: (branch(params, x), None),
+        1,
+        lambda params, x, key: branch(params, x),
+        0,
+    )
+    kernels = [_normal((depth, size, size), seed, 0.5) for seed in (0, 1)]
+    streams = _normal(shape, 2), _normal(shape, 3)
+
+    def loss(probes):
+        last = _SCANS[stack](
+            (block,),
+            (tuple(zip(kernels, probes, strict=True)),),
+            streams,
+            jax.random.key(0),
+            (None,),
+            None,
+            grid_bits,
+        )
+        return sum(jnp.sum(y) for y in last)
+
+    probe = jnp.zeros((depth, *shape))
+    return jax.jit(jax.grad(loss))([probe, probe])
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_inversion_is_exact_on_the_grid(dtype):
+    ours = _inputs_in_backward_pass('reversible', 14, dtype)
+    forward = _inputs_in_backward_pass('residual', 14, dtype)
+    for a, b in zip(ours, forward, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Largest error of a stream at depth 32: GRID_NUMBERS
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_inversion_is_inexact_without_a_grid(dtype):
+    ours = _inputs_in_backward_pass('reversible', 0, dtype)
+    forward = _inputs_in_backward_pass('residual', 0, dtype)
+    error = max(np.abs(a - b).max() for a, b in zip(ours, forward, strict=True))
+    print(dtype, error)
+    assert error > 1e-6
+
+
+# --- The model --------------------------------------------------------------------
+
+_CONFIG = model_lib.ModelConfig(
+    vocab_size=11,
+    length=32,
+    d_model=16,
+    d_ff=16,
+    heads=2,
+    head_size=8,
+    layers=12,
+    pattern=('local', 'lsh'),
+    local_chunk_length=8,
+    lsh_chunk_length=8,
+    buckets=(4,),
+    axial_shape=(4, 8),
+    axial_sizes=(8, 8),
+    dropout=0.1,
+    attention_dropout=0.1,
+)
+
+
+def _tokens(config):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.integers(0, config.vocab_size, (2, config.length)))
+
+
+@functools.cache
+def _model_gradients(stack):
+    config = dataclasses.replace(_CONFIG, stack=stack)
+    model = jax.jit(lambda: model_lib.build(config, nnx.Rngs(0)))()
+
+    def loss(model):
+        logits = model(_tokens(config), key=jax.random.key(1), train=True)
+        return jnp.sum(logits * _normal(logits.shape, 2)), logits
+
+    return jax.jit(jax.grad(loss, has_aux=True))(model)
+
+
+@pytest.mark.parametrize('stack', ['reversible', 'checkpoint'])
+def test_model(stack):
+    gradient, logits = _model_gradients(stack)
+    expected_gradient, expected = _model_gradients('residual')
+    _assert_close(logits, expected, 1e-6)
+    leaves = jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)
+    _assert_close(*leaves, 1e-5)
+
+
+def test_backward_pass_hashes_nothing(monkeypatch):
+    calls = []
+    ours = hashing.hash_vectors
+
+    def hash_vectors(*args, **options):
+        calls.append(1)
+        return ours(*args, **options)
+
+    monkeypatch.setattr(hashing, 'hash_vectors', hash_vectors)
+    config = dataclasses.replace(_CONFIG, layers=2)
+    model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+
+    def gradient(model):
+        def forward(model):
+            return model(_tokens(config), key=jax.random.key(1), train=True).sum()
+
+        loss, pullback = jax.vjp(forward, model)
+        calls.append('backward')
+        return pullback(loss)
+
+    jax.eval_shape(gradient, model)
+    before, after = calls[: calls.index('backward')], calls[calls.index('backward') :]
+    assert before
+    assert after == ['backward']
+
+
+@functools.cache
+def _temporaries(stack, depth):
+    """Bytes of temporaries of the gradient, and of one layer's parameters."""
+    config = dataclasses.replace(
+        _CONFIG,
+        length=_LONG,
+        layers=depth,
+        pattern=('lsh',),
+        stack=stack,
+        buckets=(64,),
+        positions='none',
+    )
+    model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+    tokens = jax.ShapeDtypeStruct((1, _LONG), jnp.int32)
+
+    def loss(model, tokens):
+        return model(tokens, key=jax.random.key(1), train=True).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(model, tokens).compile()
+    layers = model_lib.parameter_count(model.layers) // depth
+    return compiled.memory_analysis().temp_size_in_bytes, 4 * layers
+
+
+_LONG = 4096
+
+
+def _slope(stack):
+    return (_temporaries(stack, 8)[0] - _temporaries(stack, 2)[0]) / 6
+
+
+def test_memory_is_flat_in_depth():
+    parameters = _temporaries('reversible', 2)[1]
+    buckets = 2 * _CONFIG.heads * _CONFIG.rounds * _LONG  # two bytes each
+    print(_slope('reversible'), parameters, buckets)
+    assert _slope('reversible') <= parameters + buckets + 1024
+
+
+def test_memory_of_the_residual_stack_grows():
+    streams = 2 * 4 * _CONFIG.d_model * _LONG
+    print(_slope('residual'), _slope('checkpoint'), streams)
+    assert _slope('checkpoint') >= streams
+    assert _slope('residual') > _slope('checkpoint')
