@@ -21,8 +21,6 @@ from reformer_jax import lsh
 RULES = ('reformer', 'trax', 'strict')
 IMPLEMENTATIONS = ('xla', 'dense')
 
-_MASKED = -1e9
-
 # Bucket ids fit 16 bits unless lsh_attention is told otherwise.
 _MOST_BUCKETS = 2**16
 
@@ -105,6 +103,8 @@ def local_attention(
     1 / sqrt(K).
     """
     batch, length, heads, head_size = q_BLHK.shape
+    _check_shapes(q_BLHK, k_BLHK, v_BLHK)
+    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     if length <= chunk_length:
         return full_attention(
             q_BLHK,
@@ -115,7 +115,7 @@ def local_attention(
             dropout_rate=dropout_rate,
             key=key,
         )
-    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    mask = None if mask is None else jnp.asarray(mask)
     around = chunks_before + chunks_after
     window = chunk_length * (around + 1)
     chunks = length // chunk_length
@@ -222,15 +222,18 @@ def lsh_attention(
       dropout_rate: dropout of attention probabilities, with a key.
       key: random key of the dropout.
       implementation: 'xla', 'dense' (exact attention), or None: dense when the
-        sequence is no longer than one chunk, else xla.
+        sequence is no longer than one chunk and the rule is not strict, else xla.
 
     Returns:
       [B, L, H, K] in the dtype of v.
     """
     length, heads = qk_BLHK.shape[1:3]
-    if implementation is None:
-        implementation = 'dense' if length <= chunk_length else 'xla'
+    _check_shapes(qk_BLHK, v_BLHK)
+    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
+    if implementation is None:
+        short = length <= chunk_length and rule != 'strict'
+        implementation = 'dense' if short else 'xla'
     if implementation == 'dense':
         return full_attention(
             qk_BLHK,
@@ -246,10 +249,12 @@ def lsh_attention(
         raise ValueError(
             f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
         )
-    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    chunk_length = min(chunk_length, length)
     rounds = buckets_BHRL.shape[2]
     window = chunk_length * (chunks_before + 1 + chunks_after)
+    buckets_BHRL = buckets_BHRL.astype(jnp.int32)
     if mask is not None:
+        mask = jnp.asarray(mask)
         buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
     buckets_NRL = _merge_axes(buckets_BHRL)
     order_NRL = hashing.sort_order(buckets_NRL, num_buckets=num_buckets + 1)
@@ -303,9 +308,9 @@ def _codes(rule, within_bucket, buckets, rank, chunk_length, look_around):
 
 def _softmax(logits, allowed, is_self):
     """Softmax over allowed keys; over is_self where none is; zero where neither is."""
-    logits = jnp.where(allowed, logits, _MASKED)
+    logits = jnp.where(allowed, logits, lsh.MASKED)
     highest = lax.stop_gradient(logits.max(-1, keepdims=True))
-    alone = highest < _MASKED / 2
+    alone = highest < lsh.MASKED / 2
     p = jnp.exp(logits - jnp.where(alone, 0.0, highest))
     if is_self is not None:
         p = jnp.where(is_self & alone, 1.0, p)
@@ -343,8 +348,21 @@ def _logits_per_step() -> int:
     return _LOGITS_PER_STEP_ON_CPU if on_cpu else _LOGITS_PER_STEP
 
 
-def check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
-    if length % chunk_length:
+def _check_shapes(first, *others):
+    if any(other.shape != first.shape for other in others):
+        raise ValueError(
+            f'queries, keys and values have shapes {first.shape} and '
+            f'{", ".join(str(other.shape) for other in others)}: they must be alike.'
+        )
+
+
+def check_chunks(
+    length: int, chunk_length: int, chunks_before: int, chunks_after: int, causal: bool
+) -> None:
+    """Raises a ValueError if such chunks can't be made of such a sequence."""
+    if chunk_length < 1:
+        raise ValueError(f'chunk_length={chunk_length} must be at least 1.')
+    if length > chunk_length and length % chunk_length:
         lower = length - length % chunk_length
         raise ValueError(
             f'length {length} is no multiple of chunk_length={chunk_length}: use '
@@ -362,7 +380,10 @@ def check_chunks(length, chunk_length, chunks_before, chunks_after, causal):
         )
 
 
-def check_rule(rule, within_bucket, chunks_before, chunks_after, causal):
+def check_rule(
+    rule: str, within_bucket: bool, chunks_before: int, chunks_after: int, causal: bool
+) -> None:
+    """Raises a ValueError if the rule is unknown or does not go with the others."""
     if rule not in RULES:
         raise ValueError(f'rule={rule!r} is none of {RULES}.')
     if within_bucket and rule != 'reformer':

@@ -16,9 +16,9 @@ from jax import lax
 
 Buckets = int | tuple[int, ...]
 
-# Vectors hashed at once: the rotated vectors of one block stay in a CPU's cache and
-# never exist for the whole sequence (2 GiB at 65,536 tokens and 2,048 buckets).
-_BLOCK = 2048
+# Rotated vectors are made in blocks of so many floats over the length: for a whole
+# sequence of 65,536 tokens and 2,048 buckets they would take 2 GiB.
+_BLOCK_FLOATS = 2**21
 
 # Up to here one rotation is cheaper than two factors.
 _MOST_DENSE_BUCKETS = 128
@@ -84,7 +84,10 @@ def hash_vectors(
 
     def hash_position(vectors_BHK: jax.Array) -> jax.Array:
         rotated_BHRS = jnp.einsum(
-            'bhk,hkrs->bhrs', vectors_BHK.astype(jnp.float32), rotations_HKRS
+            'bhk,hkrs->bhrs',
+            vectors_BHK.astype(jnp.float32),
+            rotations_HKRS,
+            precision=lax.Precision.HIGHEST,
         )
         bucket_BHR = jnp.zeros(rotated_BHRS.shape[:-1], jnp.int32)
         start, weight = 0, 1
@@ -94,7 +97,10 @@ def hash_vectors(
             start, weight = start + factor // 2, weight * factor
         return bucket_BHR
 
-    buckets_LBHR = lax.map(hash_position, vectors_LBHK, batch_size=_BLOCK)
+    batch, _, heads, _ = vectors_BLHK.shape
+    position_floats = batch * heads * math.prod(rotations_HKRS.shape[2:])
+    block = max(1, _BLOCK_FLOATS // position_floats)
+    buckets_LBHR = lax.map(hash_position, vectors_LBHK, batch_size=block)
     return jnp.moveaxis(buckets_LBHR, 0, -1)
 
 

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
+from reformer_jax import chunking
 from reformer_jax import hashing
 from reformer_jax import sharding
 
@@ -30,10 +31,10 @@ _glorot = jax.nn.initializers.glorot_uniform
 
 
 class HeadGroup(NamedTuple):
-    """Which of `count` equal groups of heads; `index` may be traced."""
+    """One of `groups` equal groups of heads; `which` may be traced."""
 
-    index: jax.Array | int
-    count: int
+    which: jax.Array | int
+    groups: int
 
 
 ALL_HEADS = HeadGroup(0, 1)
@@ -59,6 +60,7 @@ class LSHSelfAttention(nnx.Module):
         dense_length: int,
         attention_dropout: float,
         dropout: float,
+        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -69,13 +71,16 @@ class LSHSelfAttention(nnx.Module):
         self.buckets = buckets
         self.rounds = rounds
         self.chunk_length = chunk_length
-        self.dense_length = max(dense_length, chunk_length)
+        # The strict rule is one function of the past, whatever the length.
+        strict = rule == 'strict'
+        self.dense_length = 0 if strict else max(dense_length, chunk_length)
         self.look_around = (chunks_before, chunks_after)
         self.causal = causal
         self.rule = rule
         self.within_bucket = within_bucket
         self.attention_dropout = attention_dropout
         self.dropout = dropout
+        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
     def __call__(
@@ -106,7 +111,8 @@ class LSHSelfAttention(nnx.Module):
         """
         hash_key, attention_key, output_key = jax.random.split(key, 3)
         length = x_BLD.shape[1]
-        qk_BLHK, v_BLHK = self._project(x_BLD, group)
+        kernels = (self.query_key, self.value)
+        qk_BLHK, v_BLHK = _project(self, x_BLD, kernels, group)
         rate = self.attention_dropout if train else 0.0
         if length <= self.dense_length:
             ids = None
@@ -135,13 +141,9 @@ class LSHSelfAttention(nnx.Module):
             out_BLHK, ids = self._hash_and_attend(buckets, rate)(
                 qk_BLHK, v_BLHK, mask, rotations, saved_buckets, attention_key
             )
-        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
+        out_BLD = _combine_heads(self, out_BLHK, group)
         rate = self.dropout if train else 0.0
         return dropout(out_BLD, rate, output_key), ids
-
-    def _project(self, x_BLD, group):
-        kernels = (self.query_key, self.value)
-        return _project(self.norm, x_BLD, kernels, group, self.dtype)
 
     def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""
@@ -195,6 +197,7 @@ class LocalSelfAttention(nnx.Module):
         causal: bool,
         attention_dropout: float,
         dropout: float,
+        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -208,6 +211,7 @@ class LocalSelfAttention(nnx.Module):
         self.causal = causal
         self.attention_dropout = attention_dropout
         self.dropout = dropout
+        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
     def __call__(
@@ -222,7 +226,7 @@ class LocalSelfAttention(nnx.Module):
         """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
         attention_key, output_key = jax.random.split(key)
         kernels = (self.query, self.key, self.value)
-        q_BLHK, k_BLHK, v_BLHK = _project(self.norm, x_BLD, kernels, group, self.dtype)
+        q_BLHK, k_BLHK, v_BLHK = _project(self, x_BLD, kernels, group)
 
         def attend(q, k, v, mask, key):
             return attention.local_attention(
@@ -241,7 +245,7 @@ class LocalSelfAttention(nnx.Module):
         out_BLHK = sharding.over_batch_and_heads(
             attend, (_BLHK, _BLHK, _BLHK, P(_BATCH), P()), _BLHK
         )(q_BLHK, k_BLHK, v_BLHK, mask, attention_key)
-        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
+        out_BLD = _combine_heads(self, out_BLHK, group)
         return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
@@ -258,6 +262,7 @@ class FullSelfAttention(nnx.Module):
         shared_qk: bool,
         attention_dropout: float,
         dropout: float,
+        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -273,6 +278,7 @@ class FullSelfAttention(nnx.Module):
         self.causal = causal
         self.attention_dropout = attention_dropout
         self.dropout = dropout
+        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
     def __call__(
@@ -287,9 +293,7 @@ class FullSelfAttention(nnx.Module):
         """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
         attention_key, output_key = jax.random.split(key)
         queries = (self.query_key,) if self.shared_qk else (self.query, self.key)
-        *q_and_k, v_BLHK = _project(
-            self.norm, x_BLD, (*queries, self.value), group, self.dtype
-        )
+        *q_and_k, v_BLHK = _project(self, x_BLD, (*queries, self.value), group)
         out_BLHK = attention.full_attention(
             q_and_k[0],
             q_and_k[-1],
@@ -300,7 +304,7 @@ class FullSelfAttention(nnx.Module):
             dropout_rate=self.attention_dropout if train else 0.0,
             key=attention_key,
         )
-        out_BLD = _combine_heads(out_BLHK, _heads_of(group, self.output, axis=0))
+        out_BLD = _combine_heads(self, out_BLHK, group)
         return dropout(out_BLD, self.dropout if train else 0.0, output_key)
 
 
@@ -365,30 +369,40 @@ def _output_projection(rngs, d_model, heads, head_size) -> nnx.Param:
     return nnx.Param(kernel.reshape(heads, head_size, d_model))
 
 
-def _project(norm, x_BLD, kernels_DHK, group, dtype) -> list[jax.Array]:
+def _project(layer, x_BLD, kernels_DHK, group) -> tuple[jax.Array, ...]:
     """Queries, keys, values of a group of heads, [B, L, h, K] each."""
-    x_BLD = norm(x_BLD).astype(dtype)
-    return [
-        jnp.einsum(
-            'bld,dhk->blhk', x_BLD, _heads_of(group, kernel, axis=1).astype(dtype)
-        )
-        for kernel in kernels_DHK
+    kernels = [
+        _heads_of(group, kernel, axis=1).astype(layer.dtype) for kernel in kernels_DHK
     ]
 
+    def project(x_BLD):
+        x_BLD = layer.norm(x_BLD).astype(layer.dtype)
+        return tuple(jnp.einsum('bld,dhk->blhk', x_BLD, kernel) for kernel in kernels)
 
-def _combine_heads(x_BLHK, kernel_HKD):
-    return jnp.einsum('blhk,hkd->bld', x_BLHK, kernel_HKD.astype(x_BLHK.dtype))
+    return chunking.map_chunks(
+        project, x_BLD, chunk_length=layer.projection_chunk_length
+    )
+
+
+def _combine_heads(layer, x_BLHK, group) -> jax.Array:
+    """What a group of heads adds to the output, [B, L, D]."""
+    kernel_HKD = _heads_of(group, layer.output, axis=0).astype(layer.dtype)
+    return chunking.map_chunks(
+        lambda x_BLHK: jnp.einsum('blhk,hkd->bld', x_BLHK, kernel_HKD),
+        x_BLHK,
+        chunk_length=layer.projection_chunk_length,
+    )
 
 
 def _heads_of(group: HeadGroup, x: Any, *, axis: int) -> jax.Array:
     """The slice of an array that belongs to a group of heads.
 
-    Heads of a group are `count` apart, so that an axis over heads that is sharded stays
-    so.
+    Heads of a group are `groups` apart, so that a sharded axis over heads stays
+    sharded.
     """
-    if group.count == 1:
+    if group.groups == 1:
         return x[...]
-    shape = (*x.shape[:axis], -1, group.count, *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], -1, group.groups, *x.shape[axis + 1 :])
     return lax.dynamic_index_in_dim(
-        x[...].reshape(shape), group.index, axis + 1, keepdims=False
+        x[...].reshape(shape), group.which, axis + 1, keepdims=False
     )

@@ -1,9 +1,9 @@
 """The XLA path of LSH attention: sorted chunks, one custom_vjp, bounded memory.
 
-Each (batch, head) row is attended on its own. Its hash rounds, and groups of chunks
+Rows (batch, head) are taken a few at a time; their hash rounds, and groups of chunks
 within a round, are scanned, so that the temporaries are a few blocks of
-[chunks, C, W] logits whatever the length. The backward pass keeps qk, v, the order,
-the output and its log-sum-exp, and recomputes the probabilities.
+[chunks, C, W] logits whatever the length. The backward pass keeps its inputs, the
+output and its log-sum-exp, and recomputes the probabilities.
 
 Rounds are combined exactly: attention over the union of the rounds is one softmax, so
 that with the total log-sum-exp the gradient of each (round, key) pair is the usual
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 # Logit of a key that may not be seen; finite, so that no row makes a NaN.
-_MASKED = -1e9
+MASKED = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _with_look_around(plan: Plan, order_RL: jax.Array) -> jax.Array:
     count = chunks_RMC.shape[1]
     wanted = jnp.arange(-before, count + after)
     if not plan.circular:
-        return chunks_RMC[:, wanted % count]  # ends are masked out in _visibility
+        return chunks_RMC[:, wanted % count]  # _step masks the ends out
     ring = chunks_RMC.reshape(rounds * count, plan.chunk_length)
     starts = jnp.arange(rounds)[:, None] * count
     return ring[(starts + wanted) % (rounds * count)]
@@ -173,7 +173,7 @@ def _forward_row(plan: Plan, row: _Row):
         step = _step(plan, row, index)
         logits_GCW, _ = _logits(plan, row, step)
         highest_GC = logits_GCW.max(-1)
-        alone_GC = highest_GC < _MASKED / 2
+        alone_GC = highest_GC < MASKED / 2
         highest_GC = jnp.where(alone_GC, 0.0, highest_GC)
         p_GCW = jnp.exp(logits_GCW - highest_GC[..., None])
         p_GCW = jnp.where(step.self_GCW & alone_GC[..., None], 1.0, p_GCW)
@@ -314,7 +314,7 @@ def _logits(plan: Plan, row: _Row, step: _Step):
     q_GCK = row.q_LK[step.queries_GC]
     k_GWK = _windows(plan, row.k_LK[step.around_EC])
     logits_GCW = _dot('gck,gwk->gcw', q_GCK, k_GWK)
-    return jnp.where(step.allowed_GCW, logits_GCW, _MASKED), (q_GCK, k_GWK)
+    return jnp.where(step.allowed_GCW, logits_GCW, MASKED), (q_GCK, k_GWK)
 
 
 def windows(around: jax.Array, chunks: int) -> jax.Array:

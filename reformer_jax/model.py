@@ -212,6 +212,7 @@ def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
         'head_size': config.head_size,
         'causal': config.causal,
         'attention_dropout': config.attention_dropout,
+        'projection_chunk_length': config.feed_forward_chunk_length,
         'dropout': config.dropout,
         'dtype': jnp.dtype(config.dtype),
         'rngs': rngs,

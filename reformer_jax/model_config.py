@@ -40,7 +40,7 @@ class ModelConfig:
       rule: which keys an LSH query sees, see attention.lsh_attention.
       within_bucket: for rule 'reformer', only keys of the query's own bucket.
       dense_length: sequences up to this long get exact shared-QK attention in LSH
-        layers (as do those of at most one chunk).
+        layers, as do those of at most one chunk; not with rule 'strict'.
       shared_qk: whether full attention shares queries and keys, as LSH does.
       activation: 'relu', 'gelu' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
@@ -57,7 +57,8 @@ class ModelConfig:
       combine: the streams at the end, 'concatenate' or 'average'.
       tie_output: whether the logits use the embedding; with concatenated streams
         through a projection to d_model.
-      feed_forward_chunk_length: tokens at a time in feed-forward layers, 0 for all.
+      feed_forward_chunk_length: tokens at a time in feed-forward layers and in the
+        projections to heads, 0 for all.
       loss_chunk_length: tokens at a time in logits and loss, 0 for all.
       dtype: of matrix operands; parameters and streams are float32.
     """
@@ -123,7 +124,7 @@ def check_length(config: ModelConfig, length: int) -> None:
         )
     for kind in ('local', 'lsh'):
         chunk_length = getattr(config, f'{kind}_chunk_length')
-        if kind in config.pattern and length > chunk_length:
+        if kind in config.pattern:
             attention.check_chunks(
                 length,
                 chunk_length,
@@ -190,6 +191,11 @@ def _check_choices(config: ModelConfig) -> None:
 
 def _check_attention(config: ModelConfig) -> None:
     check_length(config, config.length)
+    if config.rule == 'strict' and config.dense_length:
+        raise ValueError(
+            f"model.dense_length={config.dense_length} does not go with rule='strict', "
+            'which is the same function of the past at every length: set it to 0.'
+        )
     if 'lsh' in config.pattern:
         attention.check_rule(
             config.rule,

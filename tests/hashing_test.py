@@ -51,8 +51,9 @@ def _naive_hash(vectors, rotations, factors):
     ],
 )
 def test_hash_is_the_naive_argmax(monkeypatch, buckets, length, block):
-    monkeypatch.setattr(hashing, '_BLOCK', block)
     vectors, rotations = _vectors((2, length, 2, 8)), _rotations(buckets)
+    position_floats = 4 * rotations.shape[2] * rotations.shape[3]
+    monkeypatch.setattr(hashing, '_BLOCK_FLOATS', block * position_floats)
     ids = _hash(vectors, rotations, buckets)
     factors = (buckets,) if isinstance(buckets, int) else buckets
     assert ids.dtype == jnp.int32

@@ -12,12 +12,18 @@ from flax import nnx
 from reformer_jax import hashing
 from reformer_jax import model as model_lib
 from reformer_jax import reversible
+from reformer_jax import sharding
 
 _SCANS = {
     'reversible': reversible.reversible_scan,
     'residual': reversible.residual_scan,
     'checkpoint': functools.partial(reversible.residual_scan, checkpoint=True),
 }
+
+
+def _key():
+    """Of a generator that compiles several times faster than the default one."""
+    return jax.random.key(1, impl='rbg')
 
 
 def _normal(shape, seed, scale=1.0):
@@ -75,42 +81,32 @@ def _toy_stack(repeats, size=8):
     )
     streams = _normal((2, 5, size), 30), _normal((2, 5, size), 31)
     extra = tuple(_normal((repeats, size), place + 40) for place in range(len(blocks)))
-    return blocks, params, streams, jax.random.key(1), extra, _normal((size,), 50)
+    return blocks, params, streams, _key(), extra, _normal((size,), 50)
 
 
-@pytest.fixture(scope='module')
-def toy_values_and_gradients():
-    @functools.cache
-    def of(stack, grid_bits):
-        blocks, params, streams, key, extra, shared = _toy_stack(repeats=6)
+def _toy_gradients(stack, grid_bits):
+    blocks, params, streams, key, extra, shared = _toy_stack(repeats=6)
 
-        def loss(params, streams):
-            last = _SCANS[stack](blocks, params, streams, key, extra, shared, grid_bits)
-            weights = _normal(last[0].shape, 60), _normal(last[0].shape, 61)
-            return sum(jnp.sum(y * w) for y, w in zip(last, weights, strict=True)), last
+    def loss(params, streams):
+        last = _SCANS[stack](blocks, params, streams, key, extra, shared, grid_bits)
+        weights = _normal(last[0].shape, 60), _normal(last[0].shape, 61)
+        return sum(jnp.sum(y * w) for y, w in zip(last, weights, strict=True)), last
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, streams)
-
-    return of
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, streams)
 
 
 # Without a grid the inverted streams differ from the forward ones by about 1e-6; the
 # choices, saved by the forward pass, are the same.
 @pytest.mark.parametrize('grid_bits', [14, 0])
-@pytest.mark.parametrize('stack', ['reversible', 'checkpoint'])
-def test_toy_stack(toy_values_and_gradients, stack, grid_bits):
-    gradients, values = toy_values_and_gradients(stack, grid_bits)
-    expected_gradients, expected = toy_values_and_gradients('residual', grid_bits)
-    _assert_close(values, expected, 1e-6)
-    _assert_close(gradients, expected_gradients, 1e-5)
-
-
-def test_streams_are_on_the_grid(toy_values_and_gradients):
-    _, values = toy_values_and_gradients('reversible', 14)
-    for y in values:
-        np.testing.assert_array_equal(y * 2.0**14, jnp.round(y * 2.0**14))
-    _, plain = toy_values_and_gradients('reversible', 0)
-    assert np.any(plain[0] * 2.0**14 != jnp.round(plain[0] * 2.0**14))
+def test_toy_stack(grid_bits):
+    expected_gradients, expected = _toy_gradients('residual', grid_bits)
+    for stack in ('reversible', 'checkpoint'):
+        gradients, values = _toy_gradients(stack, grid_bits)
+        _assert_close(values, expected, 1e-6)
+        _assert_close(gradients, expected_gradients, 1e-5)
+    for y in expected:
+        on_the_grid = y * 2.0**14 == jnp.round(y * 2.0**14)
+        assert on_the_grid.all() == bool(grid_bits)
 
 
 # --- Inversion --------------------------------------------------------------------
@@ -131,7 +127,7 @@ _reveal.defvjp(
 @functools.cache
 def _inputs_in_backward_pass(stack, grid_bits, dtype, depth=32):
     """The inputs of all branches, as the backward pass has them: [depth, ...] each."""
-    size, shape = 16, (2, 8, 16)
+    size, shape = 16, (4, 64, 16)
 
     def branch(params, x):
         kernel, probe = params
@@ -153,7 +149,7 @@ def _inputs_in_backward_pass(stack, grid_bits, dtype, depth=32):
             (block,),
             (tuple(zip(kernels, probes, strict=True)),),
             streams,
-            jax.random.key(0),
+            _key(),
             (None,),
             None,
             grid_bits,
@@ -172,14 +168,16 @@ def test_inversion_is_exact_on_the_grid(dtype):
         np.testing.assert_array_equal(a, b)
 
 
-# Largest error of a stream at depth 32: GRID_NUMBERS
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_inversion_is_inexact_without_a_grid(dtype):
+# Largest error of a stream at depth 32: 7e-5 with float32 branches, 5e-3 with bfloat16
+# (1e-3 and 0.03 at twice the scale of the kernels); with 14 bits of grid it is 0.
+@pytest.mark.parametrize(
+    ('dtype', 'least'), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-3)]
+)
+def test_inversion_is_inexact_without_a_grid(dtype, least):
     ours = _inputs_in_backward_pass('reversible', 0, dtype)
     forward = _inputs_in_backward_pass('residual', 0, dtype)
     error = max(np.abs(a - b).max() for a, b in zip(ours, forward, strict=True))
-    print(dtype, error)
-    assert error > 1e-6
+    assert error > least
 
 
 # --- The model --------------------------------------------------------------------
@@ -208,25 +206,28 @@ def _tokens(config):
     return jnp.asarray(rng.integers(0, config.vocab_size, (2, config.length)))
 
 
-@functools.cache
 def _model_gradients(stack):
     config = dataclasses.replace(_CONFIG, stack=stack)
     model = jax.jit(lambda: model_lib.build(config, nnx.Rngs(0)))()
 
-    def loss(model):
-        logits = model(_tokens(config), key=jax.random.key(1), train=True)
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(model):
+        logits = model(_tokens(config), key=_key(), train=True)
         return jnp.sum(logits * _normal(logits.shape, 2)), logits
 
-    return jax.jit(jax.grad(loss, has_aux=True))(model)
+    gradients, logits = gradient(model)
+    return {
+        sharding.leaf_name(p): g for p, g in jax.tree.leaves_with_path(gradients)
+    }, logits
 
 
-@pytest.mark.parametrize('stack', ['reversible', 'checkpoint'])
-def test_model(stack):
-    gradient, logits = _model_gradients(stack)
-    expected_gradient, expected = _model_gradients('residual')
-    _assert_close(logits, expected, 1e-6)
-    leaves = jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)
-    _assert_close(*leaves, 1e-5)
+def test_model():
+    expected_gradients, expected = _model_gradients('residual')
+    for stack in ('reversible', 'checkpoint'):
+        gradients, logits = _model_gradients(stack)
+        _assert_close(logits, expected, 1e-6)
+        _assert_close(gradients, expected_gradients, 1e-5)
 
 
 def test_backward_pass_hashes_nothing(monkeypatch):
@@ -243,7 +244,7 @@ def test_backward_pass_hashes_nothing(monkeypatch):
 
     def gradient(model):
         def forward(model):
-            return model(_tokens(config), key=jax.random.key(1), train=True).sum()
+            return model(_tokens(config), key=_key(), train=True).sum()
 
         loss, pullback = jax.vjp(forward, model)
         calls.append('backward')
@@ -255,7 +256,9 @@ def test_backward_pass_hashes_nothing(monkeypatch):
     assert after == ['backward']
 
 
-@functools.cache
+_LONG = 4096
+
+
 def _temporaries(stack, depth):
     """Bytes of temporaries of the gradient, and of one layer's parameters."""
     config = dataclasses.replace(
@@ -266,34 +269,29 @@ def _temporaries(stack, depth):
         stack=stack,
         buckets=(64,),
         positions='none',
+        dropout=0.0,
+        attention_dropout=0.0,
     )
     model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
     tokens = jax.ShapeDtypeStruct((1, _LONG), jnp.int32)
-
-    def loss(model, tokens):
-        return model(tokens, key=jax.random.key(1), train=True).sum()
-
-    compiled = jax.jit(jax.grad(loss)).lower(model, tokens).compile()
+    compiled = jax.jit(jax.grad(lambda m, t: m(t).sum())).lower(model, tokens).compile()
     layers = model_lib.parameter_count(model.layers) // depth
     return compiled.memory_analysis().temp_size_in_bytes, 4 * layers
 
 
-_LONG = 4096
-
-
-def _slope(stack):
-    return (_temporaries(stack, 8)[0] - _temporaries(stack, 2)[0]) / 6
+def _bytes_per_layer(stack):
+    """Of temporaries of the gradient, and of the layer's parameters."""
+    deep, parameters = _temporaries(stack, 8)
+    return (deep - _temporaries(stack, 2)[0]) / 6, parameters
 
 
 def test_memory_is_flat_in_depth():
-    parameters = _temporaries('reversible', 2)[1]
-    buckets = 2 * _CONFIG.heads * _CONFIG.rounds * _LONG  # two bytes each
-    print(_slope('reversible'), parameters, buckets)
-    assert _slope('reversible') <= parameters + buckets + 1024
+    """But for the parameters' gradients and the buckets, of two bytes each."""
+    temporaries, parameters = _bytes_per_layer('reversible')
+    buckets = 2 * _CONFIG.heads * _CONFIG.rounds * _LONG
+    assert temporaries <= parameters + buckets + 1024
 
 
 def test_memory_of_the_residual_stack_grows():
     streams = 2 * 4 * _CONFIG.d_model * _LONG
-    print(_slope('residual'), _slope('checkpoint'), streams)
-    assert _slope('checkpoint') >= streams
-    assert _slope('residual') > _slope('checkpoint')
+    assert _bytes_per_layer('residual')[0] >= streams

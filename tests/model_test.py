@@ -1,0 +1,379 @@
+"""ReformerLM: shapes, options that must not change the function, hashes, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reformer_jax import hashing
+from reformer_jax import model as model_lib
+from reformer_jax import sharding
+
+_LENGTH, _VOCABULARY = 32, 11
+_PATTERNS = (('lsh',), ('local',), ('full',), ('local', 'lsh', 'full', 'lsh'))
+
+
+def _config(**changes):
+    fields = {
+        'vocab_size': _VOCABULARY,
+        'length': _LENGTH,
+        'd_model': 8,
+        'd_ff': 12,
+        'heads': 2,
+        'head_size': 4,
+        'layers': 2,
+        'pattern': ('local', 'lsh'),
+        'local_chunk_length': 4,
+        'lsh_chunk_length': 4,
+        'buckets': (4,),
+        'axial_shape': (4, 8),
+        'axial_sizes': (2, 6),
+    }
+    return model_lib.ModelConfig(**{**fields, **changes})
+
+
+def _model(**changes):
+    config = _config(**changes)
+    return jax.jit(lambda: model_lib.build(config, nnx.Rngs(0)))()
+
+
+@functools.partial(jax.jit, static_argnames=('train', 'rounds'))
+def _logits(model, tokens, **options):
+    return model(tokens, **options)
+
+
+def _tokens(length=_LENGTH):
+    return jnp.asarray(np.random.default_rng(0).integers(0, _VOCABULARY, (2, length)))
+
+
+def _key(seed=1):
+    """Of a generator that compiles several times faster than the default one."""
+    return jax.random.key(seed, impl='rbg')
+
+
+# --- Shapes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *({'pattern': pattern, 'layers': 4} for pattern in _PATTERNS),
+        {'pattern': 'full', 'shared_qk': True},
+        {'positions': 'learned'},
+        {'positions': 'sinusoidal'},
+        {'positions': 'none'},
+        {'axial_shape': (2, 4, 4), 'axial_sizes': (1, 2, 5)},
+        {'combine': 'average'},
+        {'tie_output': True},
+        {'tie_output': True, 'combine': 'average'},
+        {'dtype': 'bfloat16'},
+        {'stack': 'residual'},
+        {'stack': 'checkpoint'},
+        {'causal': False, 'local_chunks_after': 1, 'lsh_chunks_after': 1},
+        {'buckets': ()},
+        {'buckets': (2, 4), 'rounds': 3},
+        {'rule': 'strict'},
+        {'rule': 'trax'},
+        {'within_bucket': True},
+        {'activation': 'gelu'},
+        {'heads_at_once': 1},
+        {'feed_forward_chunk_length': 5},
+    ],
+    ids=str,
+)
+def test_logits_are_float32_of_every_token(changes):
+    config = _config(**changes)
+    model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+    for leaf in jax.tree.leaves(model):
+        assert leaf.dtype == jnp.float32
+    for length in (1, 3, 4, 20, 32):  # at most a chunk, or a multiple of it
+        logits = jax.eval_shape(
+            lambda m, t: m(t, key=jax.random.key(1), train=True), model, _tokens(length)
+        )
+        assert logits.shape == (2, length, _VOCABULARY)
+        assert logits.dtype == jnp.float32
+
+
+# Between them every parameter there is and every kind of positions, output and stack.
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'pattern': ('local', 'lsh', 'full'), 'layers': 6},
+        {
+            'pattern': ('full',),
+            'shared_qk': True,
+            'positions': 'learned',
+            'tie_output': True,
+            'stack': 'residual',
+        },
+        {
+            'pattern': ('lsh',),
+            'axial_shape': (2, 4, 4),
+            'axial_sizes': (1, 2, 5),
+            'tie_output': True,
+            'combine': 'average',
+            'stack': 'checkpoint',
+        },
+    ],
+    ids=['all', 'tied', 'average'],
+)
+def test_gradient_reaches_every_parameter(changes):
+    model = _model(**changes)
+
+    def loss(model):
+        log_p = jax.nn.log_softmax(model(_tokens()))
+        return -jnp.take_along_axis(log_p, _tokens()[..., None], -1).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(model)
+    assert np.isfinite(value)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        name = sharding.leaf_name(path)
+        assert np.isfinite(leaf).all(), name
+        of_layers = leaf if name.startswith('layers.') else leaf[None]
+        for layer in of_layers:
+            assert np.any(layer != 0), name
+
+
+# --- Options that do not change the function --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('changes', 'tolerance'),
+    [
+        ({'feed_forward_chunk_length': 8}, 1e-5),
+        ({'feed_forward_chunk_length': 5}, 1e-5),
+        ({'heads_at_once': 1}, 1e-5),
+        ({'stack': 'residual'}, 0),
+        ({'stack': 'checkpoint'}, 0),
+        # bfloat16 has 8 bits; the logits are of size 1.
+        ({'dtype': 'bfloat16'}, 0.1),
+    ],
+    ids=str,
+)
+def test_same_function_with_dropout(reference, changes, tolerance):
+    options = {'grid_bits': 0, 'dropout': 0.2, 'attention_dropout': 0.2}
+    model, plain = _model(**options, **changes), _model(**options)
+    rotations = [None, _rotations(5)]  # so that no bucket depends on the rounding
+    logits = _logits(model, _tokens(), key=_key(), train=True, hash_rotations=rotations)
+    error = np.abs(logits - reference(plain, rotations)).max()
+    assert error <= tolerance
+    assert error > 0 or not tolerance
+
+
+@pytest.fixture(scope='module')
+def reference():
+    @functools.cache
+    def logits():
+        model = _model(grid_bits=0, dropout=0.2, attention_dropout=0.2)
+        return _logits(
+            model,
+            _tokens(),
+            key=_key(),
+            train=True,
+            hash_rotations=[None, _rotations(5)],
+        )
+
+    return lambda *_: logits()
+
+
+def test_lsh_and_shared_qk_parameters_are_interchangeable():
+    """Full attention with the parameters of an LSH model is its exact version."""
+    lsh = _model(pattern=('lsh',), buckets=(2,), rounds=8)
+    full = _model(pattern=('full',), shared_qk=True)
+    names = [
+        [sharding.leaf_name(path) for path, _ in jax.tree.leaves_with_path(model)]
+        for model in (lsh, full)
+    ]
+    assert names[0] == names[1]
+    for a, b in zip(jax.tree.leaves(lsh), jax.tree.leaves(full), strict=True):
+        np.testing.assert_array_equal(a, b)  # the same key makes the same parameters
+    moved = jax.tree.unflatten(jax.tree.structure(full), jax.tree.leaves(lsh))
+    dense = _model(pattern=('lsh',), dense_length=_LENGTH)
+    np.testing.assert_array_equal(_logits(moved, _tokens()), _logits(dense, _tokens()))
+    assert np.any(_logits(lsh, _tokens()) != _logits(dense, _tokens()))
+
+
+# --- Hashes and dropout -----------------------------------------------------------
+
+
+def _rotations(seed, rounds=2, buckets=4):
+    return hashing.random_rotations(
+        jax.random.key(seed), heads=2, head_size=4, rounds=rounds, buckets=buckets
+    )
+
+
+def test_hash_rotations_are_used_whatever_the_key():
+    model, tokens = _model(), _tokens()
+    rotations = [None, _rotations(5)]
+    logits = _logits(model, tokens, key=_key(1), hash_rotations=rotations)
+    same = _logits(model, tokens, key=_key(2), hash_rotations=rotations)
+    np.testing.assert_array_equal(logits, same)
+    other = _logits(model, tokens, key=_key(1), hash_rotations=[None, _rotations(6)])
+    assert np.any(logits != other)
+    drawn = _logits(model, tokens, key=_key(1)), _logits(model, tokens, key=_key(2))
+    assert np.any(drawn[0] != drawn[1])
+
+
+def test_rotations_go_to_their_layers():
+    """Of four layers' rotations each changes the logits, from its place on."""
+    model = _model(pattern=('lsh', 'local', 'lsh'), layers=6)
+    kinds = ('lsh', 'local', 'lsh') * 2
+    given = [_rotations(n) if kind == 'lsh' else None for n, kind in enumerate(kinds)]
+    logits = _logits(model, _tokens(), hash_rotations=given)
+    # By hand, layer by layer.
+    x1 = x2 = model.embedding[...][_tokens()] + model._positions(_LENGTH)
+    x1 = x2 = _on_grid(x1)
+    for layer, rotations in enumerate(given):
+        repeat, place = divmod(layer, 3)
+        block = jax.tree.map(lambda x, r=repeat: x[r], model.layers[place])
+        x1, x2 = _layer(block, x1, x2, rotations)
+    np.testing.assert_allclose(logits, model.logits((x1, x2)), rtol=0, atol=1e-4)
+
+
+def _on_grid(x):
+    return jnp.round(x * 2.0**14) / 2.0**14
+
+
+@jax.jit
+def _layer(block, x1, x2, rotations):
+    key = jax.random.key(0)
+    if rotations is None:
+        out = block.attention(x2, key)
+    else:
+        out, _ = block.attention(x2, key, rotations=rotations)
+    x1 = x1 + _on_grid(out)
+    return x1, x2 + _on_grid(block.feed_forward(x1, key))
+
+
+def test_rounds_at_call_time():
+    model = _model()
+    four = _model(rounds=4)  # the same parameters
+    tokens = _tokens()
+    np.testing.assert_array_equal(
+        _logits(model, tokens, rounds=4), _logits(four, tokens)
+    )
+    assert np.any(_logits(model, tokens, rounds=4) != _logits(model, tokens))
+
+
+def test_dropout_only_in_training():
+    model, tokens = _model(dropout=0.5, attention_dropout=0.5), _tokens()
+    plain = _model()
+    rotations = [None, _rotations(5)]
+    evaluated = _logits(model, tokens, hash_rotations=rotations)
+    for key in (None, _key(1), _key(2)):
+        again = _logits(model, tokens, key=key, hash_rotations=rotations)
+        np.testing.assert_array_equal(again, evaluated)
+    np.testing.assert_array_equal(
+        evaluated, _logits(plain, tokens, hash_rotations=rotations)
+    )
+    trained = [
+        _logits(model, tokens, key=_key(seed), train=True, hash_rotations=rotations)
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(trained[0], trained[1])
+    assert np.any(trained[0] != trained[2])
+    assert np.any(trained[0] != evaluated)
+
+
+def test_evaluation_is_deterministic():
+    model = _model()
+    np.testing.assert_array_equal(_logits(model, _tokens()), _logits(model, _tokens()))
+
+
+def test_mask():
+    """What stands at padding does not matter to the real tokens."""
+    model = _model(causal=False, local_chunks_after=1)
+    real = jnp.arange(_LENGTH) < jnp.asarray([[20], [9]])
+    tokens = _tokens()
+    others = jnp.where(real, tokens, (tokens + 1) % _VOCABULARY)
+    a = _logits(model, tokens, mask_BL=real)
+    b = _logits(model, others, mask_BL=real)
+    np.testing.assert_array_equal(a[real], b[real])
+    assert np.any(a[real] != _logits(model, tokens)[real])
+
+
+# --- Errors -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        *(
+            ({name: 0}, rf'model.{name}=0 must be at least 1')
+            for name in (
+                'vocab_size',
+                'length',
+                'd_model',
+                'd_ff',
+                'heads',
+                'head_size',
+                'layers',
+                'local_chunk_length',
+                'lsh_chunk_length',
+                'rounds',
+            )
+        ),
+        ({'dropout': 1.0}, r'model.dropout=1.0 is no rate in \[0, 1\)'),
+        ({'attention_dropout': -0.1}, r'attention_dropout=-0.1 is no rate'),
+        ({'layers': 3}, r"layers=3 is no multiple of .*'lsh'\) of 2: change one"),
+        ({'pattern': ()}, r'is no multiple of the pattern \(\) of 0'),
+        ({'grid_bits': 23}, r'grid_bits=23 is not in \[0, 22\]'),
+        ({'grid_bits': -1}, r'grid_bits=-1 is not in'),
+        ({'activation': 'tanh'}, r"activation='tanh' is none of .*'relu'"),
+        ({'positions': 'rotary'}, r"positions='rotary' is none of .*'axial'"),
+        ({'rule': 'paper'}, r"rule='paper' is none of .*'strict'"),
+        ({'stack': 'plain'}, r"stack='plain' is none of .*'residual'"),
+        ({'combine': 'sum'}, r"combine='sum' is none of .*'average'"),
+        ({'dtype': 'float16'}, r"dtype='float16' is none of .*'bfloat16'"),
+        ({'pattern': ('local', 'lhs')}, r"pattern has 'lhs', which is none of .*'lsh'"),
+        ({'length': 30}, r'length 30 is no multiple of chunk_length=4: use .*28 or 32'),
+        ({'local_chunks_before': -1}, r'chunks_before=-1.* neither may be negative'),
+        ({'lsh_chunks_after': 1}, r'chunks_after=1 is of no use to causal .*set it to'),
+        (
+            {'rule': 'strict', 'lsh_chunks_before': 2},
+            r'strict rule .*chunks_before=2.*change them or the rule',
+        ),
+        ({'rule': 'trax', 'within_bucket': True}, r"not to rule='trax'"),
+        ({'heads_at_once': 3}, r'heads_at_once=3 does not divide heads=2: use'),
+        ({'heads_at_once': -1}, r'heads_at_once=-1 does not divide heads=2'),
+        ({'buckets': (4, 3)}, r'buckets=\(4, 3\): 3 is not an even .*use 4'),
+        (
+            {'positions': 'sinusoidal', 'd_model': 7},
+            r'sinusoidal positions need an even d_model, not 7',
+        ),
+        ({'axial_shape': ()}, r'axial_shape=\(\) and axial_sizes=\(2, 6\) need two'),
+        ({'axial_shape': (32,), 'axial_sizes': (8,)}, r'need two or more axes'),
+        ({'axial_shape': (2, 4, 4)}, r'as many of one as of the other'),
+        ({'axial_shape': (-4, -8)}, r'axial_shape=\(-4, -8\)'),
+        ({'axial_sizes': (2, 5)}, r'axial_sizes=\(2, 5\) add up to 7, not .*d_model=8'),
+        ({'axial_shape': (3, 8)}, r'has 24 positions for length=32: enlarge'),
+    ],
+    ids=str,
+)
+def test_config_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        _config(**changes)
+
+
+@pytest.mark.parametrize(
+    ('length', 'options', 'message'),
+    [
+        (36, {}, r'36 tokens is longer than .*length=32: shorten it or enlarge'),
+        (30, {}, r'length 30 is no multiple of chunk_length=4: use length 28 or 32'),
+        (32, {'train': True}, r'train=True needs a key'),
+        (32, {'hash_rotations': [None]}, r'has 1 entries for 2 layers: give one per'),
+        (
+            32,
+            {'hash_rotations': [None, jnp.zeros((2, 4, 2, 3))]},
+            r'rotations of width 3 do not fit buckets=\(4,\), which need 2',
+        ),
+    ],
+)
+def test_call_errors(length, options, message):
+    config = _config()
+    model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda m: m(_tokens(length), **options), model)

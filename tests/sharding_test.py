@@ -1,0 +1,272 @@
+"""Meshes, placement, and that 8 devices train as one does.
+
+Run as a script, this file is the child process that has 8 (virtual) devices.
+"""
+
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from reformer_jax import loop
+from reformer_jax import model as model_lib
+from reformer_jax import optimizer as optimizer_lib
+from reformer_jax import sharding
+
+_MESHES = (
+    {'data': 8},
+    {'fsdp': 8},
+    {'data': 4, 'model': 2},
+    {'data': 2, 'fsdp': 2, 'model': 2},
+)
+_BATCH, _LENGTH = 8, 24  # no other size is 24
+
+# Without a grid: rounding to it turns an error in the last bit of a sum over devices
+# into one of 2**-grid_bits here and there.
+_CONFIG = model_lib.ModelConfig(
+    vocab_size=32,
+    length=_LENGTH,
+    d_model=16,
+    d_ff=64,
+    heads=4,
+    head_size=8,
+    layers=2,
+    pattern=('local', 'lsh'),
+    local_chunk_length=4,
+    lsh_chunk_length=4,
+    buckets=(6,),
+    positions='learned',
+    dropout=0.1,
+    attention_dropout=0.1,
+    grid_bits=0,
+)
+
+
+# --- In the child process ---------------------------------------------------------
+
+
+def _train_step(mesh):
+    """State before and after a training step, its sums and its compiled program."""
+    optimizer_config = optimizer_lib.OptimizerConfig()
+    optimizer = optimizer_lib.build(optimizer_config, 10)
+    init = functools.partial(loop.init_state, _CONFIG, optimizer, 0)
+    with jax.set_mesh(mesh):
+        shardings = sharding.parameter_specs(jax.eval_shape(init), mesh)
+        state = jax.jit(init, out_shardings=shardings)()
+        rng = np.random.default_rng(0)
+        batch = sharding.place_batch(
+            {
+                'tokens': rng.integers(0, 32, (_BATCH, _LENGTH)),
+                'weights': rng.integers(0, 2, (_BATCH, _LENGTH)).astype(np.float32),
+            },
+            mesh,
+        )
+        step = functools.partial(
+            loop.train_step,
+            optimizer=optimizer,
+            schedule=optimizer_lib.schedule(optimizer_config, 10),
+            accumulate=1,
+        )
+        compiled = (
+            jax.jit(step, out_shardings=(shardings, jax.NamedSharding(mesh, P())))
+            .lower(state, batch, jax.random.key(1))
+            .compile()
+        )
+        after, sums = compiled(state, batch, jax.random.key(1))
+    return state, after, jax.device_get(sums), compiled.as_text()
+
+
+def _check_placement(state, mesh):
+    """Shards are as small as the rules say, for parameters and for their moments."""
+    fsdp, model = mesh.shape['fsdp'], mesh.shape['model']
+    moments = state.opt_state[0]
+    for tree in (state.model, moments.mu, moments.nu):
+        shards = {
+            sharding.leaf_name(path): leaf.addressable_shards[0].data.shape
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        heads = 4 // model
+        expected = {
+            'embedding': (32 // model, 16 // fsdp),
+            'output': (32 // fsdp, 32 // model),
+            'output_bias': (32 // model,),
+            'layers.0.attention.query': (1, 16 // fsdp, heads, 8),
+            'layers.0.attention.value': (1, 16 // fsdp, heads, 8),
+            'layers.1.attention.query_key': (1, 16 // fsdp, heads, 8),
+            'layers.1.attention.output': (1, heads, 8, 16 // fsdp),
+            'layers.1.feed_forward.hidden': (1, 16 // fsdp, 64 // model),
+            'layers.1.feed_forward.hidden_bias': (1, 64 // model),
+            'layers.1.feed_forward.output': (1, 64 // model, 16 // fsdp),
+            'norm.scale': (32,),
+        }
+        assert {name: shards[name] for name in expected} == expected
+
+
+def _sequence_gathers(program):
+    """All-gathers of the program whose result has an axis over the sequence."""
+    found = re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(', program)
+    return [shape for shape in found if str(_LENGTH) in shape.split(',')]
+
+
+def _compare_with_one_device():
+    one = jax.make_mesh(
+        (1, 1, 1),
+        sharding.AXES,
+        devices=jax.devices()[:1],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    )
+    _, expected, expected_sums, _ = _train_step(one)
+    for shape in _MESHES:
+        mesh = sharding.make_mesh(shape)
+        assert mesh.size == 8
+        before, after, sums, program = _train_step(mesh)
+        _check_placement(before, mesh)
+        _check_placement(after, mesh)
+        for name, value in expected_sums.items():
+            np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
+        # Adam's first moment is a tenth of the gradient.
+        ours = jax.tree.leaves_with_path(after.opt_state[0].mu)
+        theirs = jax.tree.leaves(expected.opt_state[0].mu)
+        for (path, a), b in zip(ours, theirs, strict=True):
+            a, b = np.asarray(a), np.asarray(b)
+            error = np.linalg.norm(a - b) / np.linalg.norm(b)
+            assert error < 1e-5, (shape, sharding.leaf_name(path), error)
+        if mesh.shape['fsdp'] == 1:
+            assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
+        print('as on one device:', shape, flush=True)
+
+
+# --- In the test process ----------------------------------------------------------
+
+
+def test_eight_devices_are_one():
+    root = pathlib.Path(__file__).parents[1]
+    child = subprocess.run(
+        [sys.executable, __file__],
+        cwd=root,
+        env=os.environ
+        | {
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+            'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr[-5000:]
+    assert child.stdout.count('as on one device') == len(_MESHES)
+
+
+@pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
+def test_make_mesh(shape):
+    mesh = sharding.make_mesh(shape)
+    assert mesh.axis_names == ('data', 'fsdp', 'model')
+    assert mesh.size == jax.device_count()
+
+
+@pytest.mark.parametrize(
+    ('devices', 'shape', 'sizes'),
+    [
+        (8, None, (8, 1, 1)),
+        (8, {'data': 2, 'model': 4}, (2, 1, 4)),
+        (8, {'fsdp': -1, 'model': 2}, (1, 4, 2)),
+        (6, {'data': 3, 'fsdp': -1}, (3, 2, 1)),
+    ],
+)
+def test_make_mesh_of_many_devices(monkeypatch, devices, shape, sizes):
+    monkeypatch.setattr(jax, 'device_count', lambda: devices)
+    monkeypatch.setattr(jax, 'make_mesh', lambda sizes, *_, **__: tuple(sizes))
+    assert sharding.make_mesh(shape) == sizes
+
+
+@pytest.mark.parametrize(
+    ('shape', 'message'),
+    [
+        ({'batch': 8}, r"mesh axes \['batch'\] are none of .*'data', 'fsdp'"),
+        ({'data': 3}, "'data': 3.* does not make up the 8 devices .* be -1"),
+        ({'data': -1, 'fsdp': 3}, "'fsdp': 3.* does not make up the 8 devices"),
+        ({'data': -1, 'fsdp': -1}, "'fsdp': -1.* does not make up the 8 devices"),
+        ({'data': -8, 'model': -1}, "'data': -8.* does not make up the 8 devices"),
+        ({'data': 16}, "'data': 16.* does not make up the 8 devices"),
+    ],
+)
+def test_make_mesh_errors(monkeypatch, shape, message):
+    monkeypatch.setattr(jax, 'device_count', lambda: 8)
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(shape)
+
+
+def _abstract_mesh(**sizes):
+    return jax.sharding.AbstractMesh(
+        tuple(sizes.get(axis, 1) for axis in sharding.AXES), sharding.AXES
+    )
+
+
+def test_check():
+    mesh = _abstract_mesh(data=2, fsdp=2, model=2)
+    sharding.check(mesh, batch_size=8, heads=4)
+    with pytest.raises(ValueError, match='batch of 6 .* = 4 devices: .* multiple of 4'):
+        sharding.check(mesh, batch_size=6, heads=4)
+    with pytest.raises(ValueError, match="3 heads .* 2 devices on the 'model' axis"):
+        sharding.check(mesh, batch_size=8, heads=3)
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = _abstract_mesh(fsdp=3, model=2)
+    specs = sharding.parameter_specs(
+        {
+            'embedding': jnp.zeros((6, 6)),
+            'output': jnp.zeros((6, 5)),
+            'tie_projection': jnp.zeros((4, 3)),
+            'output_bias': jnp.zeros(6),
+            'norm': {'scale': jnp.zeros(6)},
+        },
+        mesh,
+    )
+    assert {name: spec.spec for name, spec in specs.items() if name != 'norm'} == {
+        'embedding': P('model', 'fsdp'),
+        'output': P('fsdp', None),
+        'tie_projection': P(None, None),
+        'output_bias': P('model'),
+    }
+    assert specs['norm']['scale'].spec == P()
+
+
+def test_leaf_names():
+    """Of a model, and the same of a train state's parts."""
+    optimizer = optimizer_lib.build(optimizer_lib.OptimizerConfig(clip_norm=1.0), 10)
+    state = jax.eval_shape(lambda: loop.init_state(_CONFIG, optimizer, 0))
+
+    def names(tree):
+        return [sharding.leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+    model = names(state.model)
+    assert len(set(model)) == len(model)
+    assert {
+        'embedding',
+        'position_tables.0',
+        'layers.0.attention.norm.scale',
+        'layers.0.attention.value',
+        'layers.1.attention.query_key',
+        'layers.1.feed_forward.output_bias',
+        'norm.bias',
+        'output',
+    } <= set(model)
+    in_state = names(state)
+    for name in model:  # parameter, first and second moment
+        assert in_state.count(name) == 3, name
+    assert names(jax.eval_shape(lambda: model_lib.build(_CONFIG, nnx.Rngs(0)))) == model
+
+
+if __name__ == '__main__':
+    _compare_with_one_device()
