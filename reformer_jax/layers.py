@@ -1,8 +1,9 @@
 """Layers of the Reformer: modules that hold parameters and call the pure functions.
 
-A layer's attention and feed-forward start with a layer norm and end with a dropout; the
-residual sums are the stack's (reversible.py). Dropout follows the paper's code: one
-mask of channels per sequence, shared over the length.
+An attention layer has three parts, project, attend and combine, because its positions
+mix in the second only, which has no parameters. It and the feed-forward start with a
+layer norm and end with a dropout; the sums are the stack's (reversible.py). Dropout
+follows the paper's code: one mask of channels per sequence, shared over the length.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
-from reformer_jax import chunking
 from reformer_jax import hashing
 from reformer_jax import sharding
 
@@ -35,9 +35,6 @@ class HeadGroup(NamedTuple):
 
     which: jax.Array | int
     groups: int
-
-
-ALL_HEADS = HeadGroup(0, 1)
 
 
 class LSHSelfAttention(nnx.Module):
@@ -60,7 +57,6 @@ class LSHSelfAttention(nnx.Module):
         dense_length: int,
         attention_dropout: float,
         dropout: float,
-        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -68,6 +64,8 @@ class LSHSelfAttention(nnx.Module):
         self.query_key = _projection(rngs, d_model, heads, head_size)
         self.value = _projection(rngs, d_model, heads, head_size)
         self.output = _output_projection(rngs, d_model, heads, head_size)
+        self.heads = heads
+        self.head_size = head_size
         self.buckets = buckets
         self.rounds = rounds
         self.chunk_length = chunk_length
@@ -80,12 +78,15 @@ class LSHSelfAttention(nnx.Module):
         self.within_bucket = within_bucket
         self.attention_dropout = attention_dropout
         self.dropout = dropout
-        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
-    def __call__(
+    def project(self, x_BLD: jax.Array, group: HeadGroup):
+        """Shared queries and keys, and values, of a group of heads, [B, L, h, K]."""
+        return _project(self, x_BLD, (self.query_key, self.value), group)
+
+    def attend(
         self,
-        x_BLD: jax.Array,
+        heads: tuple[jax.Array, jax.Array],
         key: jax.Array,
         *,
         mask: jax.Array | None = None,
@@ -93,14 +94,14 @@ class LSHSelfAttention(nnx.Module):
         rotations: jax.Array | None = None,
         saved_buckets: jax.Array | None = None,
         rounds: int | None = None,
-        group: HeadGroup = ALL_HEADS,
+        group: HeadGroup,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """What a group of heads adds, [B, L, D], and its bucket ids [B, h, R, L].
+        """Attention output [B, L, h, K] and bucket ids [B, h, R, L].
 
         The ids are None on the dense path.
 
         Args:
-          x_BLD: the input stream.
+          heads: what `project` returned.
           key: random key of hashing and dropout.
           mask: [B, L], True for a real token.
           train: whether dropout is on.
@@ -109,13 +110,11 @@ class LSHSelfAttention(nnx.Module):
           rounds: hash rounds instead of the module's.
           group: which heads.
         """
-        hash_key, attention_key, output_key = jax.random.split(key, 3)
-        length = x_BLD.shape[1]
-        kernels = (self.query_key, self.value)
-        qk_BLHK, v_BLHK = _project(self, x_BLD, kernels, group)
+        hash_key, dropout_key = jax.random.split(key)
+        qk_BLHK, v_BLHK = heads
+        length = qk_BLHK.shape[1]
         rate = self.attention_dropout if train else 0.0
         if length <= self.dense_length:
-            ids = None
             out_BLHK = attention.full_attention(
                 qk_BLHK,
                 qk_BLHK,
@@ -124,26 +123,34 @@ class LSHSelfAttention(nnx.Module):
                 mask=mask,
                 shared_qk=True,
                 dropout_rate=rate,
-                key=attention_key,
+                key=dropout_key,
             )
-        else:
-            buckets = self.buckets or hashing.default_buckets(length, self.chunk_length)
-            if rotations is None and saved_buckets is None:
-                rotations = hashing.random_rotations(
-                    hash_key,
-                    heads=self.query_key.shape[1],
-                    head_size=self.query_key.shape[2],
-                    rounds=rounds or self.rounds,
-                    buckets=buckets,
-                )
-            if rotations is not None:
-                rotations = _heads_of(group, rotations, axis=0)
-            out_BLHK, ids = self._hash_and_attend(buckets, rate)(
-                qk_BLHK, v_BLHK, mask, rotations, saved_buckets, attention_key
+            return out_BLHK, None
+        buckets = self.buckets or hashing.default_buckets(length, self.chunk_length)
+        if rotations is None and saved_buckets is None:
+            rotations = hashing.random_rotations(
+                hash_key,
+                heads=self.heads,
+                head_size=self.head_size,
+                rounds=rounds or self.rounds,
+                buckets=buckets,
             )
-        out_BLD = _combine_heads(self, out_BLHK, group)
-        rate = self.dropout if train else 0.0
-        return dropout(out_BLD, rate, output_key), ids
+        if rotations is not None:
+            rotations = _heads_of(group, rotations, axis=0)
+        return self._hash_and_attend(buckets, rate)(
+            qk_BLHK, v_BLHK, mask, rotations, saved_buckets, dropout_key
+        )
+
+    def combine(
+        self,
+        out_BLHK: jax.Array,
+        key: jax.Array,
+        group: HeadGroup,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """What a group of heads adds to the stream, [B, L, D]."""
+        return _combine(self, out_BLHK, key, train, group)
 
     def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""
@@ -197,7 +204,6 @@ class LocalSelfAttention(nnx.Module):
         causal: bool,
         attention_dropout: float,
         dropout: float,
-        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -211,22 +217,21 @@ class LocalSelfAttention(nnx.Module):
         self.causal = causal
         self.attention_dropout = attention_dropout
         self.dropout = dropout
-        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
-    def __call__(
+    def project(self, x_BLD: jax.Array, group: HeadGroup):
+        """Queries, keys and values of a group of heads, [B, L, h, K] each."""
+        return _project(self, x_BLD, (self.query, self.key, self.value), group)
+
+    def attend(
         self,
-        x_BLD: jax.Array,
+        heads: tuple[jax.Array, jax.Array, jax.Array],
         key: jax.Array,
         *,
         mask: jax.Array | None = None,
         train: bool = False,
-        group: HeadGroup = ALL_HEADS,
     ) -> jax.Array:
-        """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
-        attention_key, output_key = jax.random.split(key)
-        kernels = (self.query, self.key, self.value)
-        q_BLHK, k_BLHK, v_BLHK = _project(self, x_BLD, kernels, group)
+        """Attention output [B, L, h, K]; arguments as in LSHSelfAttention."""
 
         def attend(q, k, v, mask, key):
             return attention.local_attention(
@@ -242,11 +247,20 @@ class LocalSelfAttention(nnx.Module):
                 key=key,
             )
 
-        out_BLHK = sharding.over_batch_and_heads(
+        return sharding.over_batch_and_heads(
             attend, (_BLHK, _BLHK, _BLHK, P(_BATCH), P()), _BLHK
-        )(q_BLHK, k_BLHK, v_BLHK, mask, attention_key)
-        out_BLD = _combine_heads(self, out_BLHK, group)
-        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
+        )(*heads, mask, key)
+
+    def combine(
+        self,
+        out_BLHK: jax.Array,
+        key: jax.Array,
+        group: HeadGroup,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """What a group of heads adds to the stream, [B, L, D]."""
+        return _combine(self, out_BLHK, key, train, group)
 
 
 class FullSelfAttention(nnx.Module):
@@ -262,7 +276,6 @@ class FullSelfAttention(nnx.Module):
         shared_qk: bool,
         attention_dropout: float,
         dropout: float,
-        projection_chunk_length: int,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -278,34 +291,44 @@ class FullSelfAttention(nnx.Module):
         self.causal = causal
         self.attention_dropout = attention_dropout
         self.dropout = dropout
-        self.projection_chunk_length = projection_chunk_length
         self.dtype = dtype
 
-    def __call__(
+    def project(self, x_BLD: jax.Array, group: HeadGroup):
+        """Queries, keys unless shared, and values of a group of heads, [B, L, h, K]."""
+        queries = (self.query_key,) if self.shared_qk else (self.query, self.key)
+        return _project(self, x_BLD, (*queries, self.value), group)
+
+    def attend(
         self,
-        x_BLD: jax.Array,
+        heads: tuple[jax.Array, ...],
         key: jax.Array,
         *,
         mask: jax.Array | None = None,
         train: bool = False,
-        group: HeadGroup = ALL_HEADS,
     ) -> jax.Array:
-        """What a group of heads adds, [B, L, D]; arguments as in LSHSelfAttention."""
-        attention_key, output_key = jax.random.split(key)
-        queries = (self.query_key,) if self.shared_qk else (self.query, self.key)
-        *q_and_k, v_BLHK = _project(self, x_BLD, (*queries, self.value), group)
-        out_BLHK = attention.full_attention(
-            q_and_k[0],
-            q_and_k[-1],
+        """Attention output [B, L, h, K]; arguments as in LSHSelfAttention."""
+        *queries_and_keys, v_BLHK = heads
+        return attention.full_attention(
+            queries_and_keys[0],
+            queries_and_keys[-1],
             v_BLHK,
             causal=self.causal,
             mask=mask,
             shared_qk=self.shared_qk,
             dropout_rate=self.attention_dropout if train else 0.0,
-            key=attention_key,
+            key=key,
         )
-        out_BLD = _combine_heads(self, out_BLHK, group)
-        return dropout(out_BLD, self.dropout if train else 0.0, output_key)
+
+    def combine(
+        self,
+        out_BLHK: jax.Array,
+        key: jax.Array,
+        group: HeadGroup,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """What a group of heads adds to the stream, [B, L, D]."""
+        return _combine(self, out_BLHK, key, train, group)
 
 
 class FeedForward(nnx.Module):
@@ -370,28 +393,21 @@ def _output_projection(rngs, d_model, heads, head_size) -> nnx.Param:
 
 
 def _project(layer, x_BLD, kernels_DHK, group) -> tuple[jax.Array, ...]:
-    """Queries, keys, values of a group of heads, [B, L, h, K] each."""
-    kernels = [
-        _heads_of(group, kernel, axis=1).astype(layer.dtype) for kernel in kernels_DHK
-    ]
-
-    def project(x_BLD):
-        x_BLD = layer.norm(x_BLD).astype(layer.dtype)
-        return tuple(jnp.einsum('bld,dhk->blhk', x_BLD, kernel) for kernel in kernels)
-
-    return chunking.map_chunks(
-        project, x_BLD, chunk_length=layer.projection_chunk_length
+    x_BLD = layer.norm(x_BLD).astype(layer.dtype)
+    return tuple(
+        jnp.einsum(
+            'bld,dhk->blhk',
+            x_BLD,
+            _heads_of(group, kernel, axis=1).astype(layer.dtype),
+        )
+        for kernel in kernels_DHK
     )
 
 
-def _combine_heads(layer, x_BLHK, group) -> jax.Array:
-    """What a group of heads adds to the output, [B, L, D]."""
+def _combine(layer, out_BLHK, key, train, group) -> jax.Array:
     kernel_HKD = _heads_of(group, layer.output, axis=0).astype(layer.dtype)
-    return chunking.map_chunks(
-        lambda x_BLHK: jnp.einsum('blhk,hkd->bld', x_BLHK, kernel_HKD),
-        x_BLHK,
-        chunk_length=layer.projection_chunk_length,
-    )
+    out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
+    return dropout(out_BLD, layer.dropout if train else 0.0, key)
 
 
 def _heads_of(group: HeadGroup, x: Any, *, axis: int) -> jax.Array:

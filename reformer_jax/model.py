@@ -110,7 +110,7 @@ class ReformerLM(nnx.Module):
         if positions_1LD is not None:
             x_BLD = x_BLD + layers.dropout(positions_1LD, rate, position_key)
         return self._scan()(
-            tuple(_block(config, kind, train, rounds) for kind in config.pattern),
+            tuple(_block(config, layer, train, rounds) for layer in self.layers),
             tuple((stack.attention, stack.feed_forward) for stack in self.layers),
             (x_BLD, x_BLD),
             stack_key,
@@ -179,30 +179,41 @@ def parameter_count(model: Any) -> int:
 
 
 def _block(
-    config: ModelConfig, kind: str, train: bool, rounds: int | None
+    config: ModelConfig, layer: Block, train: bool, rounds: int | None
 ) -> reversible.Block:
-    head_groups = config.heads // (config.heads_at_once or config.heads)
+    """A layer as functions; of `layer` itself only the settings are used."""
+    groups = config.heads // (config.heads_at_once or config.heads)
 
-    def attend(module, x, key, rotations, mask, group, saved):
-        group = layers.HeadGroup(group, head_groups)
-        if kind == 'lsh':
-            return module(
-                x,
-                key,
-                mask=mask,
-                train=train,
-                rotations=rotations,
-                saved_buckets=saved,
-                rounds=rounds,
-                group=group,
-            )
-        return module(x, key, mask=mask, train=train, group=group), None
+    def project(module, x, group):
+        return module.project(x, layers.HeadGroup(group, groups))
+
+    def attend(heads, key, rotations, mask, group, saved):
+        if not isinstance(layer.attention, layers.LSHSelfAttention):
+            return layer.attention.attend(heads, key, mask=mask, train=train), None
+        return layer.attention.attend(
+            heads,
+            key,
+            mask=mask,
+            train=train,
+            rotations=rotations,
+            saved_buckets=saved,
+            rounds=rounds,
+            group=layers.HeadGroup(group, groups),
+        )
+
+    def combine(module, out, key, group):
+        return module.combine(out, key, layers.HeadGroup(group, groups), train=train)
 
     def feed_forward(module, x, key):
         return module(x, key, train=train)
 
     return reversible.Block(
-        attend, head_groups, feed_forward, config.feed_forward_chunk_length
+        project,
+        attend,
+        combine,
+        groups,
+        feed_forward,
+        config.feed_forward_chunk_length,
     )
 
 
@@ -212,7 +223,6 @@ def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
         'head_size': config.head_size,
         'causal': config.causal,
         'attention_dropout': config.attention_dropout,
-        'projection_chunk_length': config.feed_forward_chunk_length,
         'dropout': config.dropout,
         'dtype': jnp.dtype(config.dtype),
         'rngs': rngs,

@@ -7,10 +7,10 @@ last streams and what attention asks to save (the LSH buckets, so that both pass
 attend alike); residual_scan computes the same values with saved activations, as its
 oracle and as the paper's non-reversible baseline.
 
-Attention comes in groups of heads and feed-forward in chunks of the sequence. The
-backward pass takes one at a time: its output is subtracted from one stream, its
-gradient added to the other's, so that beside the two streams and their gradients only
-the tensors of one group or chunk exist, and each is evaluated once.
+Attention comes in groups of heads, and all that acts on single positions in chunks of
+the sequence. The backward pass takes one at a time: its output is subtracted from one
+stream, its gradient added to the other's. Beside the two streams and their gradients
+only the tensors of one group or chunk exist, and each is evaluated once.
 
 With grid_bits, streams live on multiples of 2**-grid_bits: the initial streams and all
 that is added to them are rounded to it (gradients pass straight through). Sums of such
@@ -32,18 +32,25 @@ Streams = tuple[jax.Array, jax.Array]
 
 
 class Block(NamedTuple):
-    """The two branches of a layer.
+    """The two branches of a layer, as functions.
+
+    attention(x) = sum over groups of heads of combine(attend(project(x))), where only
+    attend mixes positions, and it has no parameters.
 
     Attributes:
-      attention: (params, x, key, extra, shared, group, saved) -> (y, saved), what one
-        group of heads adds. `saved` is None in the forward pass; in the backward pass
-        it is what the forward pass returned.
+      project: (params, x, group) -> heads, queries, keys and values as a pytree of
+        [B, L, ...].
+      attend: (heads, key, extra, shared, group, saved) -> (out, saved). `saved` is None
+        in the forward pass; in the backward pass it is what the forward pass returned.
+      combine: (params, out, key, group) -> y.
       head_groups: number of groups.
-      feed_forward: (params, x, key) -> y, position-wise.
-      chunk_length: positions of the feed-forward at a time; 0 for all.
+      feed_forward: (params, x, key) -> y.
+      chunk_length: positions at a time in all but attend; 0 for all.
     """
 
-    attention: Callable[..., tuple[jax.Array, Any]]
+    project: Callable[..., Any]
+    attend: Callable[..., tuple[Any, Any]]
+    combine: Callable[..., jax.Array]
     head_groups: int
     feed_forward: Callable[..., jax.Array]
     chunk_length: int
@@ -123,27 +130,13 @@ def _backward(blocks, grid_bits, residuals, gradients):
         (y1, y2), (dy1, dy2) = carry
         param_gradients: list[Any] = []
         for place in reversed(range(len(blocks))):
-            layer_key = _layer_key(blocks, key, index, place)
-            attention, feed_forward = _branches(
-                blocks[place], layer_key, extra[place], shared
-            )
+            layer = _layer(blocks, place, grid_bits, key, index, extra[place], shared)
             attention_params, feed_forward_params = params[place]
-            y2, dy1, feed_forward_gradient = _undo_feed_forward(
-                feed_forward,
-                blocks[place].chunk_length,
-                grid_bits,
-                feed_forward_params,
-                (y1, dy1),
-                (y2, dy2),
+            y2, dy1, feed_forward_gradient = _undo_chunks(
+                layer.feed_forward, layer, feed_forward_params, (y1, dy1), (y2, dy2)
             )
             y1, dy2, attention_gradient = _undo_attention(
-                attention,
-                blocks[place].head_groups,
-                grid_bits,
-                attention_params,
-                (y2, dy2),
-                (y1, dy1),
-                saved[place],
+                layer, attention_params, (y2, dy2), (y1, dy1), saved[place]
             )
             param_gradients.insert(0, (attention_gradient, feed_forward_gradient))
         return ((y1, y2), (dy1, dy2)), tuple(param_gradients)
@@ -162,21 +155,32 @@ def _inputs(params, extra):
     return params, extra, jnp.arange(repeats)
 
 
-def _layer_key(blocks, key, index, place):
-    return jax.random.fold_in(key, index * len(blocks) + place)
+class _Layer(NamedTuple):
+    """A block with its keys and other inputs bound; functions of params and x."""
+
+    project: Callable[..., Any]
+    attend: Callable[..., tuple[Any, Any]]
+    combine: Callable[..., jax.Array]
+    feed_forward: Callable[..., jax.Array]
+    head_groups: int
+    chunk_length: int
+    grid_bits: int
 
 
-def _branches(block, layer_key, extra, shared):
-    """attention(params, x, group, saved) and feed_forward(params, x) of one layer."""
-    attention_key, feed_forward_key = jax.random.split(layer_key)
-
-    def attention(params, x, group, saved):
-        return block.attention(params, x, attention_key, extra, shared, group, saved)
-
-    def feed_forward(params, x):
-        return block.feed_forward(params, x, feed_forward_key)
-
-    return attention, feed_forward
+def _layer(blocks, place, grid_bits, key, index, extra, shared) -> _Layer:
+    block = blocks[place]
+    keys = jax.random.split(jax.random.fold_in(key, index * len(blocks) + place), 3)
+    return _Layer(
+        project=block.project,
+        attend=lambda heads, group, saved: block.attend(
+            heads, keys[0], extra, shared, group, saved
+        ),
+        combine=lambda params, out, group: block.combine(params, out, keys[1], group),
+        feed_forward=lambda params, x: block.feed_forward(params, x, keys[2]),
+        head_groups=block.head_groups,
+        chunk_length=block.chunk_length,
+        grid_bits=grid_bits,
+    )
 
 
 def _repeat(blocks, grid_bits, key, shared, streams, inputs):
@@ -184,79 +188,96 @@ def _repeat(blocks, grid_bits, key, shared, streams, inputs):
     params, extra, index = inputs
     x1, x2 = streams
     saved = []
-    for place, block in enumerate(blocks):
-        layer_key = _layer_key(blocks, key, index, place)
-        attention, feed_forward = _branches(block, layer_key, extra[place], shared)
+    for place in range(len(blocks)):
+        layer = _layer(blocks, place, grid_bits, key, index, extra[place], shared)
         attention_params, feed_forward_params = params[place]
-        x1, kept = _add_attention(
-            attention, block.head_groups, grid_bits, attention_params, x2, x1
-        )
-        out = chunking.map_chunks(
-            functools.partial(feed_forward, feed_forward_params),
-            _apart(x1),
-            chunk_length=block.chunk_length,
-        )
-        x2 = x2 + _snap(_apart(out), grid_bits)
+        x1, kept = _add_attention(layer, attention_params, x2, x1)
+        feed_forward = functools.partial(layer.feed_forward, feed_forward_params)
+        x2 = x2 + _snap(_map(layer, feed_forward, x1), grid_bits)
         saved.append(kept)
     return (x1, x2), tuple(saved)
 
 
-def _add_attention(attention, head_groups, grid_bits, params, x, target):
+def _map(layer, function, x):
+    """A position-wise function, fused with nothing around it."""
+    out = chunking.map_chunks(function, _apart(x), chunk_length=layer.chunk_length)
+    return _apart(out)
+
+
+def _add_attention(layer, params, x, target):
     """target + attention(x), and what the groups of heads save, stacked."""
 
     def add(target, group):
-        out, saved = attention(params, _apart(x), group, None)
-        return target + _snap(_apart(out), grid_bits), saved
+        heads = _map(layer, lambda x: layer.project(params, x, group), x)
+        out, saved = layer.attend(heads, group, None)
+        out = _map(layer, lambda out: layer.combine(params, out, group), out)
+        return target + _snap(out, layer.grid_bits), saved
 
-    return lax.scan(add, target, jnp.arange(head_groups))
+    return lax.scan(add, target, jnp.arange(layer.head_groups))
 
 
-def _undo_attention(
-    attention, head_groups, grid_bits, params, x_and_dx, y_and_dy, saved
-):
-    """y - attention(x), dx with the gradient of x added, and the gradient of params.
-
-    A group's value inverts the sum and its pullback gives the gradients.
-    """
+def _undo_attention(layer, params, x_and_dx, y_and_dy, saved):
+    """y - attention(x), dx with the gradient of x added, and the gradient of params."""
     (x, dx), (y, dy) = x_and_dx, y_and_dy
 
     def undo(carry, inputs):
         y, dx, gradient = carry
         group, saved = inputs
 
-        def of_group(params, x):
-            return attention(params, x, group, saved)[0]
+        def project(params, x):
+            return layer.project(params, x, group)
 
-        out, pullback = jax.vjp(of_group, params, _apart(x))
-        param_gradient, more_dx = pullback(dy.astype(out.dtype))
-        gradient = jax.tree.map(jnp.add, gradient, param_gradient)
-        return (y - _snap(_apart(out), grid_bits), dx + more_dx, gradient), None
+        def combine(params, out):
+            return layer.combine(params, out, group)
+
+        heads = _map(layer, functools.partial(project, params), x)
+        out, pullback = jax.vjp(
+            lambda heads: layer.attend(heads, group, saved)[0], heads
+        )
+        nothing = jax.tree.map(jnp.zeros_like, out)
+        y, dout, combine_gradient = _undo_chunks(
+            combine, layer, params, (out, nothing), (y, dy)
+        )
+        (dheads,) = pullback(dout)
+        _, dx, project_gradient = _undo_chunks(
+            project, layer, params, (x, dx), (None, dheads)
+        )
+        gradient = jax.tree.map(
+            lambda *parts: sum(parts), gradient, combine_gradient, project_gradient
+        )
+        return (y, dx, gradient), None
 
     carry = y, dx, jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(undo, carry, (jnp.arange(head_groups), saved))[0]
+    return lax.scan(undo, carry, (jnp.arange(layer.head_groups), saved))[0]
 
 
-def _undo_feed_forward(
-    feed_forward, chunk_length, grid_bits, params, x_and_dx, y_and_dy
-):
-    """y - feed_forward(x), dx with the gradient of x added, the gradient of params."""
+def _undo_chunks(function, layer, params, x_and_dx, y_and_dy):
+    """y - function(params, x), dx plus the gradient of x, and that of params.
+
+    Chunk by chunk, in place: a chunk's value inverts the sum, its pullback gives the
+    gradients. Without y (None) only the gradients.
+    """
     (x, dx), (y, dy) = x_and_dx, y_and_dy
-    length = x.shape[1]
-    size = min(chunk_length, length) or length
+    length = jax.tree.leaves(x)[0].shape[1]
+    size = min(layer.chunk_length, length) or length
 
     def undo(carry, start, size):
         y, dx, gradient = carry
-        x_now, dx_now, y_now, dy_now = (
-            lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in (x, dx, y, dy)
+        x_now, dx_now, y_now, dy_now = jax.tree.map(
+            lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=1), (x, dx, y, dy)
         )
-        out, pullback = jax.vjp(feed_forward, params, _apart(x_now))
-        param_gradient, more_dx = pullback(dy_now.astype(out.dtype))
-        y_now = y_now - _snap(_apart(out), grid_bits)
-        return (
-            lax.dynamic_update_slice_in_dim(y, y_now, start, axis=1),
-            lax.dynamic_update_slice_in_dim(dx, dx_now + more_dx, start, axis=1),
-            jax.tree.map(jnp.add, gradient, param_gradient),
+        out, pullback = jax.vjp(function, params, _apart(x_now))
+        dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
+        more_gradient, more_dx = pullback(dy_now)
+        if y is not None:
+            y_now = y_now - _snap(_apart(out), layer.grid_bits)
+        dx_now = jax.tree.map(jnp.add, dx_now, more_dx)
+        y, dx = jax.tree.map(
+            lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=1),
+            (y, dx),
+            (y_now, dx_now),
         )
+        return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
 
     carry = y, dx, jax.tree.map(jnp.zeros_like, params)
     chunks, rest = divmod(length, size)
@@ -264,7 +285,7 @@ def _undo_feed_forward(
     return undo(carry, length - rest, rest) if rest else carry
 
 
-def _apart(x: jax.Array) -> jax.Array:
+def _apart(x: Any) -> Any:
     """Keeps a branch from being fused with its surroundings, which differ between the
     two passes and could change its last bits."""
     return lax.optimization_barrier(x)
