@@ -251,7 +251,7 @@ def _compiler_options() -> dict[str, str | bool] | None:
     """XLA's default order of operations on CPUs took 1.5 times the temporary memory."""
     if jax.default_backend() != 'cpu':
         return None
-    return {'xla_cpu_enable_concurrency_optimized_scheduler': False}
+    return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:

@@ -49,19 +49,24 @@ _CONFIG = model_lib.ModelConfig(
     attention_dropout=0.1,
     grid_bits=0,
 )
+_OPTIMIZER = optimizer_lib.OptimizerConfig()
 
 
 # --- In the child process ---------------------------------------------------------
 
 
+@functools.cache
+def _initial_state():
+    optimizer = optimizer_lib.build(_OPTIMIZER, 10)
+    return jax.jit(functools.partial(loop.init_state, _CONFIG, optimizer, 0))()
+
+
 def _train_step(mesh):
     """State before and after a training step, its sums and its compiled program."""
-    optimizer_config = optimizer_lib.OptimizerConfig()
-    optimizer = optimizer_lib.build(optimizer_config, 10)
-    init = functools.partial(loop.init_state, _CONFIG, optimizer, 0)
+    state = _initial_state()
     with jax.set_mesh(mesh):
-        shardings = sharding.parameter_specs(jax.eval_shape(init), mesh)
-        state = jax.jit(init, out_shardings=shardings)()
+        shardings = sharding.parameter_specs(state, mesh)
+        state = jax.device_put(state, shardings)
         rng = np.random.default_rng(0)
         batch = sharding.place_batch(
             {
@@ -72,8 +77,8 @@ def _train_step(mesh):
         )
         step = functools.partial(
             loop.train_step,
-            optimizer=optimizer,
-            schedule=optimizer_lib.schedule(optimizer_config, 10),
+            optimizer=optimizer_lib.build(_OPTIMIZER, 10),
+            schedule=optimizer_lib.schedule(_OPTIMIZER, 10),
             accumulate=1,
         )
         compiled = (
@@ -112,9 +117,11 @@ def _check_placement(state, mesh):
 
 
 def _sequence_gathers(program):
-    """All-gathers of the program whose result has an axis over the sequence."""
+    """Shapes of the program's all-gathers that make a sequence of feature vectors."""
     found = re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-gather(?:-start)?\(', program)
-    return [shape for shape in found if str(_LENGTH) in shape.split(',')]
+    shapes = [tuple(map(int, shape.split(','))) for shape in found if shape]
+    features = {_CONFIG.d_model, _CONFIG.head_size}
+    return [shape for shape in shapes if _LENGTH in shape and shape[-1] in features]
 
 
 def _compare_with_one_device():
