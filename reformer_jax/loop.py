@@ -19,7 +19,6 @@ import ml_collections
 import numpy as np
 import optax
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,6 +30,7 @@ from reformer_jax import metrics
 from reformer_jax import model as model_lib
 from reformer_jax import optimizer as optimizer_lib
 from reformer_jax import sharding
+from reformer_jax import stopping
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -122,7 +122,7 @@ def train_step(
         )
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-    total['grad_norm'] = optax.global_norm(gradient)
+    total['grad_norm'] = optax.tree.norm(gradient)
     total['learning_rate'] = schedule(state.step)
     model = optax.apply_updates(state.model, updates)
     return TrainState(state.step + 1, model, opt_state), total
@@ -147,7 +147,8 @@ def _parts(batch: Batch, count: int) -> Batch:
 def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Trains for config.steps, resuming what `workdir` has; returns final metrics.
 
-    Everything the config says is checked before the run folder is touched.
+    Everything the config says is checked before the run folder is touched. SIGINT and
+    SIGTERM end the run after the step in progress, with a checkpoint.
 
     Raises:
       ValueError: a field is unknown or impossible, or the folder is another run's.
@@ -155,70 +156,80 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
     """
     started = time.monotonic()
     run = prepare(config_dict)
-    iterator = data.build(run.config.data, 'train')
-    data.build(
-        run.config.data, 'validation'
-    )  # an error now, not at the first evaluation
-    folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
     config = run.config
-    key = jax.random.key(config.seed)
+    iterator = data.build(config.data, 'train')
+    data.build(config.data, 'validation')  # an error now, not at the first evaluation
+    folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
         metrics.Writer(folder, total_steps=config.steps) as writer,
+        stopping.Stop(started, config.minutes) as stop,
     ):
         state = _init_or_restore(run, checkpointer, iterator)
-        step = first_step = int(state.step)
-        _say(_description(run, folder, step))
-        if step >= config.steps and checkpointer.latest_step() is not None:
-            _say(f'nothing left to train: the run has done its {step} steps')
-        compiling = time.monotonic()
-        compiled_step = compile_train_step(run)
+        first_step = int(state.step)
+        _say(_description(run, folder, first_step))
         evaluate_model = _jit_eval_step(run)
-        _say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
-        throughput = metrics.Throughput()
-        since_log: list[Sums] = []
-        validation: dict[str, float] | None = None
-        while step < config.steps and not _is_over(started, config.minutes):
-            batch = next(iterator)
-            experiment.check_tokens(batch['tokens'], config.model.vocab_size)
-            placed = sharding.place_batch(batch, run.mesh)
-            state, step_sums = compiled_step(state, placed, key)
-            since_log.append(step_sums)
-            step += 1
-            if _is_due(step, config.log_every, config.steps):
-                values = _train_values(step, since_log)
-                throughput.add(batch['tokens'].size * len(since_log), len(since_log))
-                values['tokens_per_second'] = throughput.read()
-                since_log = []
-                writer.write(step, 'train', values)
-                seconds_left = throughput.seconds_left(config.steps - step)
-                writer.progress(
-                    step, values, _left(seconds_left, started, config.minutes)
-                )
-            if step < config.steps and _is_due(step, config.eval_every):
-                with throughput.pause():
-                    validation = evaluate_split(
-                        run,
-                        evaluate_model,
-                        state.model,
-                        'validation',
-                        config.eval_batches,
-                    )
-                    writer.write(step, 'validation', validation)
-                    _say(_summary('validation', step, validation))
-            if step < config.steps and _is_due(step, config.checkpoint_every):
-                with throughput.pause():
-                    checkpointer.save(step, state, iterator, validation)
-            validation = None
-        if since_log:
-            _train_values(step, since_log)
+        if first_step < config.steps:
+            state = _train_steps(
+                run, state, iterator, evaluate_model, checkpointer, writer, stop
+            )
+        step = int(state.step)
+        if stop.by_signal:
+            checkpointer.save(step, state, iterator)
+            _say(f'stopped after {step} steps; the same command resumes')
+            return {}
         validation = evaluate_split(run, evaluate_model, state.model, 'validation', 0)
-        if step > first_step or first_step == 0:
+        if step > first_step or step == 0:
             writer.write(step, 'validation', validation)
-        checkpointer.save(step, state, iterator, validation)
+            checkpointer.save(step, state, iterator, validation)
         _say('final ' + _summary('validation', step, validation))
     return validation
+
+
+def _train_steps(
+    run: Run, state, iterator, evaluate_model, checkpointer, writer, stop
+) -> TrainState:
+    """The loop: steps until config.steps or until it is time to stop."""
+    config, key = run.config, jax.random.key(run.config.seed)
+    compiling = time.monotonic()
+    compiled_step = compile_train_step(run)
+    _say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
+    throughput = metrics.Throughput()
+    since_log: list[Sums] = []
+    step = int(state.step)
+    while step < config.steps and not stop.now():
+        batch = next(iterator)
+        experiment.check_tokens(batch['tokens'], config.model.vocab_size)
+        placed = sharding.place_batch(batch, run.mesh)
+        state, step_sums = compiled_step(state, placed, key)
+        since_log.append(step_sums)
+        step += 1
+        last = step == config.steps
+        if last or _is_due(step, config.log_every):
+            values = _train_values(step, since_log)
+            throughput.add(batch['tokens'].size * len(since_log), len(since_log))
+            values['tokens_per_second'] = throughput.read()
+            since_log = []
+            writer.write(step, 'train', values)
+            seconds_left = throughput.seconds_left(config.steps - step)
+            writer.progress(step, values, stop.seconds_left(seconds_left))
+        validation = None
+        if not last and _is_due(step, config.eval_every):
+            with throughput.pause():
+                validation = evaluate_split(
+                    run, evaluate_model, state.model, 'validation', config.eval_batches
+                )
+                writer.write(step, 'validation', validation)
+                _say(_summary('validation', step, validation))
+        if not last and _is_due(step, config.checkpoint_every):
+            if since_log:  # no checkpoint of a loss that is not finite
+                _train_values(step, since_log)
+            with throughput.pause():
+                checkpointer.save(step, state, iterator, validation)
+    if since_log:
+        _train_values(step, since_log)
+    return state
 
 
 def _init_or_restore(run: Run, checkpointer, iterator) -> TrainState:
@@ -374,24 +385,8 @@ def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
 # --- Small matters of the loop ----------------------------------------------------
 
 
-def _is_due(step: int, every: int, last: int | None = None) -> bool:
-    return step == last or bool(every) and step % every == 0
-
-
-def _is_over(started: float, minutes: float) -> bool:
-    """Whether the time limit has passed; all processes follow the first one's clock."""
-    if not minutes:
-        return False
-    over = time.monotonic() - started >= 60 * minutes
-    if jax.process_count() == 1:
-        return over
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(over)))
-
-
-def _left(seconds: float | None, started: float, minutes: float) -> float | None:
-    if not minutes or seconds is None:
-        return seconds
-    return min(seconds, max(0.0, started + 60 * minutes - time.monotonic()))
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _summary(split: str, step: int, values: Mapping[str, float]) -> str:

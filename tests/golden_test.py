@@ -85,8 +85,16 @@ def _sum_of_p(rounds):
 
 
 @pytest.mark.parametrize('case', _CASES)
-def test_logits_loss_and_gradients(case):
+def test_logits_gradients_and_buckets(case, monkeypatch):
     config, model, io = _load(case)
+    ids, hash_vectors = [], hashing.hash_vectors
+
+    def recorded(*args, **options):
+        buckets = hash_vectors(*args, **options)
+        jax.debug.callback(lambda x: ids.append(np.asarray(x)), buckets, ordered=True)
+        return buckets
+
+    monkeypatch.setattr(hashing, 'hash_vectors', recorded)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss_and_logits(model):
@@ -96,6 +104,14 @@ def test_logits_loss_and_gradients(case):
         return -jnp.take_along_axis(log_p, targets, -1).mean(), logits
 
     (loss, logits), gradient = jax.jit(loss_and_logits)(model)
+    jax.effects_barrier()
+    names = [f'buckets.{layer}' for layer in range(config.layers)]
+    theirs = [io[name] for name in names if name in io]
+    for ours, of_layer in zip(ids, theirs, strict=True):
+        # Theirs are [B, H, R * L] and counted on from round to round.
+        count = np.prod(config.buckets)
+        offsets = count * np.arange(config.rounds)[:, None]
+        np.testing.assert_array_equal(ours, of_layer.reshape(ours.shape) - offsets)
     np.testing.assert_allclose(logits, io['logits'], rtol=0, atol=_TOLERANCE)
     np.testing.assert_allclose(loss, io['loss'], rtol=1e-6)
     expected = _to_model(config, lambda name: io[f'grad.{name}'])
@@ -109,38 +125,6 @@ def test_logits_loss_and_gradients(case):
             atol=_TOLERANCE * np.abs(theirs).max(),
             err_msg=sharding.leaf_name(path),
         )
-
-
-@pytest.mark.parametrize('case', _CASES)
-def test_buckets(case):
-    config, model, io = _load(case)
-
-    @jax.jit
-    def buckets(model):
-        ids, key, rotations = [], jax.random.key(0), _rotations(config, io)
-        embedded = model.embedding[...][io['input_ids']]
-        x1 = x2 = embedded + model._positions(io['input_ids'].shape[1])
-        for layer in range(config.layers):
-            repeat, place = divmod(layer, len(config.pattern))
-            block = jax.tree.map(lambda x, r=repeat: x[r], model.layers[place])
-            if rotations[layer] is None:
-                out = block.attention(x2, key)
-            else:
-                out, kept = block.attention(x2, key, rotations=rotations[layer])
-                ids.append(kept)
-            x1 = x1 + out
-            x2 = x2 + block.feed_forward(x1, key)
-        return ids
-
-    names = [f'buckets.{layer}' for layer in range(config.layers)]
-    theirs = [io[name] for name in names if name in io]
-    count = int(np.prod(config.buckets))
-    for ours, of_layer in zip(buckets(model), theirs, strict=True):
-        batch, heads, rounds, length = ours.shape
-        of_layer = of_layer.reshape(batch, heads, rounds, length)
-        # Theirs are counted on from round to round.
-        offsets = count * np.arange(rounds)[:, None]
-        np.testing.assert_array_equal(ours, of_layer - offsets)
 
 
 def _load(case):

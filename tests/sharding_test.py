@@ -83,10 +83,10 @@ def _train_step(mesh):
         )
         compiled = (
             jax.jit(step, out_shardings=(shardings, jax.NamedSharding(mesh, P())))
-            .lower(state, batch, jax.random.key(1))
+            .lower(state, batch, jax.random.key(1, impl='rbg'))
             .compile()
         )
-        after, sums = compiled(state, batch, jax.random.key(1))
+        after, sums = compiled(state, batch, jax.random.key(1, impl='rbg'))
     return state, after, jax.device_get(sums), compiled.as_text()
 
 
