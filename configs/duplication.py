@@ -3,7 +3,8 @@
 The paper's model: one layer, d_model = d_ff = 256, 4 heads, symbols 1 to 127,
 |w| = 511, 1,024 tokens, 150,000 steps. It gets 99.9 % of the second half's symbols when
 trained and evaluated with 4 hash rounds, 100 % evaluated with 8. The paper does not
-state chunk, optimizer and schedule.
+state chunk, positions, optimizer and schedule. Axial positions, which a single layer
+cannot shift across their rows, stop at 77 % on the small task; learned ones do not.
 
   python train.py --config=configs/duplication.py --workdir=...
   python train.py --config=configs/duplication.py:tiny     2 CPU cores, |w| = 31
@@ -53,9 +54,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'rounds': 4,
         'rule': 'reformer',
         'shared_qk': True,  # for --config.model.pattern="('full',)"
-        'positions': 'axial',
-        'axial_shape': (32, 32),
-        'axial_sizes': (128, 128),
+        'positions': 'learned',
         'dropout': 0.0,
     }
     config.optimizer = {
@@ -71,10 +70,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 def _tiny() -> dict:
     return {
-        'steps': 5000,
+        'steps': 2000,
         'minutes': 14.0,
         'eval_every': 500,
-        'checkpoint_every': 1000,
+        'checkpoint_every': 500,
         'data': {'half_length': 31, 'batch_size': 64},
         'model': {
             'length': 64,
@@ -82,8 +81,6 @@ def _tiny() -> dict:
             'd_ff': 128,
             'head_size': 32,
             'lsh_chunk_length': 8,
-            'axial_shape': (8, 8),
-            'axial_sizes': (64, 64),
         },
-        'optimizer': {'warmup_steps': 200},
+        'optimizer': {'warmup_steps': 200, 'decay': 'constant'},
     }

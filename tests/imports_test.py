@@ -13,8 +13,8 @@ _ENTRY_POINTS = sorted(_ROOT.glob('*.py'))
 
 # A module imports only modules of earlier rows; a new module gets its place here.
 _ROWS = (
-    ('hashing', 'chunking', 'positions', 'reversible', 'run_folder', 'data'),
-    ('lsh', 'sharding', 'metrics', 'loss', 'checkpoint'),
+    ('hashing', 'chunking', 'positions', 'run_folder', 'stopping', 'data'),
+    ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
     ('attention', 'optimizer'),
     ('layers',),
     ('model_config',),

@@ -29,7 +29,11 @@ def _model():
         axial_shape=(2, 2),
         axial_sizes=(2, 2),
     )
-    return jax.jit(lambda: model_lib.build(config, nnx.Rngs(0)))()
+    shapes = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes
+    )
 
 
 def _by_name(tree):

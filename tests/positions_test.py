@@ -60,14 +60,10 @@ def test_axial_is_naive_indexing(shape, sizes, length):
 
 
 def test_axial_memory_follows_the_length():
-    tables = [
-        jax.ShapeDtypeStruct((512, 8), jnp.float32),
-        jax.ShapeDtypeStruct((1024, 8), jnp.float32),
-    ]
-    lowered = jax.jit(lambda *tables: positions.axial(tables, 1024)).lower(*tables)
-    memory = lowered.compile().memory_analysis()
-    everything = math.prod((512, 1024, 16)) * 4
-    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < everything / 100
+    tables = [jnp.zeros((512, 8)), jnp.zeros((1024, 8))]
+    program = jax.make_jaxpr(lambda tables: positions.axial(tables, 1024))(tables)
+    sizes = [v.aval.size for eqn in program.eqns for v in eqn.outvars]
+    assert max(sizes) == 1024 * 16
 
 
 def test_axial_too_long():

@@ -170,13 +170,13 @@ def test_inversion_is_exact_on_the_grid(dtype, chunk_length):
     np.testing.assert_array_equal(forward, backward)
 
 
-# Largest error of a stream at depth 32: NUMBERS
+# Largest error of a stream at depth 32: 7e-5 with float32 branches, 0.1 with bfloat16.
+# With 14 bits of grid it is 0.
 @pytest.mark.parametrize(
     ('dtype', 'least'), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-3)]
 )
 def test_inversion_is_inexact_without_a_grid(dtype, least):
     forward, backward = _attention_inputs(0, dtype, 0)
-    print(dtype, np.abs(forward - backward).max())
     assert np.abs(forward - backward).max() > least
 
 
