@@ -4,6 +4,7 @@ Split 90 / 5 / 5 million bytes as usual. Prepared once by tensorflow_datasets as
 array_record files, which needs no TensorFlow; or read from a local copy.
 """
 
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ URL = 'http://mattmahoney.net/dc/enwik8.zip'
 ZIP_BYTES = 36_445_475
 ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
 BLOCK_BYTES = 1_000_000
+_SECONDS_TO_ANSWER = 20
 
 vocab_size = byte_text.vocab_size
 example_length = byte_text.example_length
@@ -126,6 +128,9 @@ def load(split: str, data_dir: str | None = None) -> np.ndarray:
 def _prepare(builder: Enwik8) -> None:
     """Downloads and prepares the dataset; does nothing where that is done."""
     try:
+        if not builder.is_prepared():
+            # Without a network tfds would retry for minutes before it says so.
+            urllib.request.urlopen(URL, timeout=_SECONDS_TO_ANSWER).close()
         builder.download_and_prepare()
     except (
         OSError,  # among them every error of requests

@@ -1,0 +1,59 @@
+"""Every config in configs/ is one that the loop accepts; variants are checked."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from reformer_jax import experiment
+from reformer_jax import model_config
+
+_VARIANTS = {
+    'enwik8': ['', 'small', 'tiny', 'million'],
+    'duplication': ['', 'tiny'],
+    'text': ['', 'tiny'],
+}
+_EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
+
+
+def _config(name, variant):
+    return importlib.import_module(f'configs.{name}').get_config(variant)
+
+
+def test_every_config_is_listed_here():
+    folder = pathlib.Path(__file__).parents[1] / 'configs'
+    assert {path.stem for path in folder.glob('*.py')} == set(_VARIANTS)
+
+
+@pytest.mark.parametrize(('name', 'variant'), _EACH)
+def test_config_is_valid(name, variant):
+    run = experiment.run_config(_config(name, variant))
+    assert run.model.length >= 64
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_unknown_variant_is_named_with_the_known(name):
+    with pytest.raises(ValueError, match=r"unknown variant 'tinny'.*tiny"):
+        _config(name, 'tinny')
+
+
+def test_enwik8_is_the_model_of_the_paper():
+    model = experiment.run_config(_config('enwik8', '')).model
+    assert model.length == 65_536 and model.layers == 12
+    assert (model.d_model, model.d_ff, model.heads, model.head_size) == (
+        1024,
+        4096,
+        8,
+        128,
+    )
+    assert model.pattern == ('local', 'local', 'lsh', 'local')
+    assert (model.lsh_chunk_length, model.buckets, model.rounds) == (256, (512,), 2)
+    assert (model.axial_shape, model.axial_sizes) == ((128, 512), (256, 768))
+
+
+def test_duplication_is_the_model_of_the_paper():
+    config = _config('duplication', '')
+    model = experiment.run_config(config).model
+    assert config.data.half_length == 511 and config.data.symbols == 127
+    assert (model.layers, model.d_model, model.d_ff, model.heads) == (1, 256, 256, 4)
+    assert model.length == 1024 and isinstance(model, model_config.ModelConfig)
