@@ -132,7 +132,7 @@ class LSHSelfAttention(nnx.Module):
                 hash_key,
                 heads=self.heads,
                 head_size=self.head_size,
-                rounds=rounds or self.rounds,
+                rounds=self.rounds if rounds is None else rounds,
                 buckets=buckets,
             )
         if rotations is not None:
@@ -359,13 +359,16 @@ class FeedForward(nnx.Module):
         """Output [B, L, D], each position on its own."""
         hidden_key, output_key = jax.random.split(key)
         rate = self.dropout if train else 0.0
-        x_BLD = self.norm(x_BLD).astype(self.dtype)
-        h_BLF = x_BLD @ self.hidden.astype(self.dtype)
+        hidden_DF = sharding.constrain(self.hidden[...], P(None, 'model'))
+        output_FD = sharding.constrain(self.output[...], P('model'))
+        x_BLD = sharding.constrain(self.norm(x_BLD).astype(self.dtype), P(_BATCH))
+        h_BLF = x_BLD @ hidden_DF.astype(self.dtype)
         h_BLF += self.hidden_bias.astype(self.dtype)
         h_BLF = dropout(h_BLF, rate, hidden_key)
         h_BLF = ACTIVATIONS[self.activation](h_BLF)
-        out_BLD = h_BLF @ self.output.astype(self.dtype)
+        out_BLD = h_BLF @ output_FD.astype(self.dtype)
         out_BLD += self.output_bias.astype(self.dtype)
+        out_BLD = sharding.constrain(out_BLD, P(_BATCH))
         return dropout(out_BLD, rate, output_key)
 
 
@@ -393,20 +396,24 @@ def _output_projection(rngs, d_model, heads, head_size) -> nnx.Param:
 
 
 def _project(layer, x_BLD, kernels_DHK, group) -> tuple[jax.Array, ...]:
-    x_BLD = layer.norm(x_BLD).astype(layer.dtype)
+    x_BLD = sharding.constrain(layer.norm(x_BLD).astype(layer.dtype), P(_BATCH))
     return tuple(
         jnp.einsum(
             'bld,dhk->blhk',
             x_BLD,
-            _heads_of(group, kernel, axis=1).astype(layer.dtype),
+            sharding.constrain(
+                _heads_of(group, kernel, axis=1), P(None, 'model')
+            ).astype(layer.dtype),
         )
         for kernel in kernels_DHK
     )
 
 
 def _combine(layer, out_BLHK, key, train, group) -> jax.Array:
-    kernel_HKD = _heads_of(group, layer.output, axis=0).astype(layer.dtype)
+    kernel_HKD = _heads_of(group, layer.output, axis=0)
+    kernel_HKD = sharding.constrain(kernel_HKD, P('model')).astype(layer.dtype)
     out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
+    out_BLD = sharding.constrain(out_BLD, P(_BATCH))
     return dropout(out_BLD, layer.dropout if train else 0.0, key)
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from reformer_jax import layers
 from reformer_jax import model_config
 from reformer_jax import positions
 from reformer_jax import reversible
+from reformer_jax import sharding
 
 ModelConfig = model_config.ModelConfig
 
@@ -104,8 +106,10 @@ class ReformerLM(nnx.Module):
         _check_call(config, length, key, train, hash_rotations)
         key = jax.random.key(0) if key is None else key
         rate = config.dropout if train else 0.0
-        token_key, position_key, stack_key = jax.random.split(key, 3)
-        x_BLD = layers.dropout(self.embedding[...][tokens_BL], rate, token_key)
+        token_key, position_key, stack_key, _ = jax.random.split(key, 4)
+        embedding_VD = sharding.constrain(self.embedding[...], P())
+        x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
+        x_BLD = layers.dropout(x_BLD, rate, token_key)
         positions_1LD = self._positions(length)
         if positions_1LD is not None:
             x_BLD = x_BLD + layers.dropout(positions_1LD, rate, position_key)
@@ -135,14 +139,16 @@ class ReformerLM(nnx.Module):
             x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
         x_BLX = self.norm(x_BLX)
         if train and key is not None:
-            x_BLX = layers.dropout(x_BLX, config.dropout, jax.random.fold_in(key, 2))
+            # The fourth of the keys that `streams` splits.
+            output_key = jax.random.split(key, 4)[3]
+            x_BLX = layers.dropout(x_BLX, config.dropout, output_key)
         x_BLX = x_BLX.astype(config.dtype)
         if config.tie_output:
             if config.combine == 'concatenate':
                 x_BLX = x_BLX @ self.tie_projection.astype(config.dtype)
             kernel_XV = self.embedding[...].T
         else:
-            kernel_XV = self.output[...]
+            kernel_XV = sharding.constrain(self.output[...], P(None, 'model'))
         logits_BLV = jnp.matmul(
             x_BLX, kernel_XV.astype(config.dtype), preferred_element_type=jnp.float32
         )

@@ -28,6 +28,7 @@ CHANGEABLE = (
     'minutes',
     'log_every',
     'eval_every',
+    'eval_batches',
     'checkpoint_every',
     'keep_checkpoints',
     'mesh',

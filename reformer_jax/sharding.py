@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,8 +49,9 @@ def make_mesh(shape: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
         raise ValueError(f'mesh axes {unknown} are none of {AXES}.')
     sizes = [int(shape.get(axis, 1)) for axis in AXES]
     devices = jax.device_count()
-    if sizes.count(-1) == 1 and devices % -math.prod(sizes) == 0:
-        sizes[sizes.index(-1)] = devices // -math.prod(sizes)
+    others = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and others > 0 and devices % others == 0:
+        sizes[sizes.index(-1)] = devices // others
     if math.prod(sizes) != devices or min(sizes) < 1:
         raise ValueError(
             f'mesh {dict(zip(AXES, sizes, strict=True))} does not make up the '
@@ -89,11 +91,7 @@ def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:
             spec = P(None, *spec)
         if len(spec) != leaf.ndim:
             return NamedSharding(mesh, P())
-        fitting = (
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, leaf.shape, strict=True)
-        )
-        return NamedSharding(mesh, P(*fitting))
+        return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -113,6 +111,33 @@ def leaf_name(path: Any) -> str:
         if start in names:
             names = names[len(names) - names[::-1].index(start) :]
     return '.'.join(names)
+
+
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """with_sharding_constraint on the current mesh, on the axes that divide x.
+
+    Parameters are gathered over 'fsdp' where they are used, and activations stay split
+    over the batch; left to itself the partitioner gathers activations instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return lax.with_sharding_constraint(x, _fitting(spec, x.shape, mesh))
+
+
+def _fitting(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
+    """The spec without the axes that do not divide their dimension."""
+
+    def fits(axes: Any, size: int) -> bool:
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return size % math.prod(mesh.shape[name] for name in names) == 0
+
+    return P(
+        *(
+            axes if axes and fits(axes, size) else None
+            for axes, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any:

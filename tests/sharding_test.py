@@ -147,8 +147,7 @@ def _compare_with_one_device():
             a, b = np.asarray(a), np.asarray(b)
             error = np.linalg.norm(a - b) / np.linalg.norm(b)
             assert error < 1e-5, (shape, sharding.leaf_name(path), error)
-        if mesh.shape['fsdp'] == 1:
-            assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
+        assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
         print('as on one device:', shape, flush=True)
 
 
