@@ -4,6 +4,7 @@ Split 90 / 5 / 5 million bytes as usual. Prepared once by tensorflow_datasets as
 array_record files, which needs no TensorFlow; or read from a local copy.
 """
 
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -129,8 +130,7 @@ def _prepare(builder: Enwik8) -> None:
     """Downloads and prepares the dataset; does nothing where that is done."""
     try:
         if not builder.is_prepared():
-            # Without a network tfds would retry for minutes before it says so.
-            urllib.request.urlopen(URL, timeout=_SECONDS_TO_ANSWER).close()
+            _check_answer()
         builder.download_and_prepare()
     except (
         OSError,  # among them every error of requests
@@ -142,3 +142,13 @@ def _prepare(builder: Enwik8) -> None:
             f'downloaded there ({error}): fetch that file on a machine that can, and '
             'give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)'
         ) from error
+
+
+def _check_answer() -> None:
+    """Raises an OSError at once where tfds would retry for minutes: no network."""
+    request = urllib.request.Request(URL, method='HEAD')
+    try:
+        urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
