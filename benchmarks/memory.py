@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from configs import enwik8
 from reformer_jax import loop
 from reformer_jax import model as model_lib
+from reformer_jax import model_config
 
 _MIB = 2**20
 _DEPTHS = (2, 8, 32)
@@ -35,7 +36,6 @@ def depth_config(layers: int, stack: str) -> ml_collections.ConfigDict:
     config.model.update(
         {
             'length': 8192,
-            'd_model': 256,
             'layers': layers,
             'pattern': ('local', 'lsh'),
             'axial_shape': (64, 128),
@@ -72,7 +72,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 
 def depth() -> None:
-    for stack in model_lib.STACKS:
+    for stack in model_config.STACKS:
         earlier: tuple[int, dict[str, float]] | None = None
         for layers in _DEPTHS:
             config = depth_config(layers, stack)

@@ -1,6 +1,6 @@
 """A row of the paper's Table 2: one duplication run, evaluated with other attention.
 
-  python reports/duplication.py runs/duplication_tiny
+  python reports/table2.py runs/duplication_tiny
 
 Prints the share of the second half's symbols that are right, in percent, with full
 attention and with 8, 4, 2 and 1 hash rounds; eval.py's JSON files stay in the run
@@ -41,7 +41,7 @@ def row(workdir: str) -> dict[str, float]:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
-        raise SystemExit('usage: python reports/duplication.py WORKDIR')
+        raise SystemExit('usage: python reports/table2.py WORKDIR')
     accuracies = row(arguments[0])
     print('| ' + ' | '.join(accuracies) + ' |')
     print('|' + '---|' * len(accuracies))
