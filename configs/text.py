@@ -19,9 +19,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps = 10_000
     config.minutes = 2.0 if variant == 'tiny' else 0.0
-    config.log_every = 20
+    config.log_every = 50
     config.eval_every = 500
-    config.eval_batches = 8
+    config.eval_batches = 50
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
     config.accumulate = 1
@@ -30,16 +30,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'dataset': 'bytes',
         'path': '',  # empty: the standard library
         'length': 512,
-        'batch_size': 8,
+        'batch_size': 2,
         'seed': 0,
     }
     config.model = {
         'vocab_size': 258,
         'length': 512,
-        'd_model': 192,
+        'd_model': 128,
         'd_ff': 512,
-        'heads': 4,
-        'head_size': 48,
+        'heads': 2,
+        'head_size': 64,
         'layers': 4,
         'pattern': ('local', 'lsh'),
         'local_chunk_length': 64,
@@ -49,13 +49,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'rule': 'reformer',
         'positions': 'axial',
         'axial_shape': (16, 32),
-        'axial_sizes': (64, 128),
+        'axial_sizes': (48, 80),
         'dropout': 0.0,
     }
     config.optimizer = {
         'name': 'adam',
         'learning_rate': 2e-3,
-        'warmup_steps': 100,
+        'warmup_steps': 200,
         'decay': 'rsqrt',
         'clip_norm': 1.0,
     }
