@@ -14,6 +14,9 @@ cannot shift across their rows, stop at 77 % on the small task; learned ones do 
 
 import ml_collections
 
+from reformer_jax import model_config
+from reformer_jax import optimizer
+
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The experiment: '' is the paper's, 'tiny' has |w| = 31."""
@@ -40,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'seed': 0,
         'eval_examples': 512,
     }
-    config.model = {
+    config.model = model_config.defaults() | {
         'vocab_size': 128,
         'length': 1024,
         'd_model': 256,
@@ -57,7 +60,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'positions': 'learned',
         'dropout': 0.0,
     }
-    config.optimizer = {
+    config.optimizer = optimizer.defaults() | {
         'name': 'adam',
         'learning_rate': 1e-3,
         'warmup_steps': 1000,

@@ -21,6 +21,9 @@ copy, or any other file, folder, glob, .gz, .zip or .xz instead.
 
 import ml_collections
 
+from reformer_jax import model_config
+from reformer_jax import optimizer
+
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The experiment: '' is the paper's; or 'small', 'tiny', 'million'."""
@@ -55,7 +58,7 @@ def _paper() -> ml_collections.ConfigDict:
         'batch_size': 8,
         'seed': 0,
     }
-    config.model = {
+    config.model = model_config.defaults() | {
         'vocab_size': 258,  # 256 bytes, padding, one unused
         'length': 65_536,
         'd_model': 1024,
@@ -81,7 +84,7 @@ def _paper() -> ml_collections.ConfigDict:
         'loss_chunk_length': 4096,
         'dtype': 'bfloat16',
     }
-    config.optimizer = {
+    config.optimizer = optimizer.defaults() | {
         'name': 'adam',
         # trax: 0.03125 * min(1, step / 2000) / sqrt(max(step, 2000))
         'learning_rate': 0.03125 / 2000**0.5,

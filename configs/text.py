@@ -10,6 +10,9 @@ Paper section 5 in miniature: byte language modelling with local and LSH layers.
 
 import ml_collections
 
+from reformer_jax import model_config
+from reformer_jax import optimizer
+
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The experiment; variant 'tiny' stops after two minutes."""
@@ -33,7 +36,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'batch_size': 2,
         'seed': 0,
     }
-    config.model = {
+    config.model = model_config.defaults() | {
         'vocab_size': 258,
         'length': 512,
         'd_model': 128,
@@ -52,7 +55,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'axial_sizes': (48, 80),
         'dropout': 0.0,
     }
-    config.optimizer = {
+    config.optimizer = optimizer.defaults() | {
         'name': 'adam',
         'learning_rate': 2e-3,
         'warmup_steps': 200,

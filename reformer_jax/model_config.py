@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from reformer_jax import attention
 from reformer_jax import hashing
@@ -113,6 +114,13 @@ class ModelConfig:
     def repeats(self) -> int:
         """How often the pattern is repeated."""
         return self.layers // len(self.pattern)
+
+
+def defaults() -> dict[str, Any]:
+    """The fields that have a default, for configs to list: a field that is not in a
+    config can't be set on the command line."""
+    fields = dataclasses.fields(ModelConfig)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
 def check_length(config: ModelConfig, length: int) -> None:

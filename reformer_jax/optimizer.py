@@ -64,6 +64,13 @@ class OptimizerConfig:
             )
 
 
+def defaults() -> dict[str, Any]:
+    """The fields that have a default, for configs to list: a field that is not in a
+    config can't be set on the command line."""
+    fields = dataclasses.fields(OptimizerConfig)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate as a function of the step, which counts from 0.
 
