@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax import checks
 from reformer_jax import hashing
 from reformer_jax import lsh
 
-RULES = ('reformer', 'trax', 'strict')
 IMPLEMENTATIONS = ('xla', 'dense')
 
 # Bucket ids fit 16 bits unless lsh_attention is told otherwise.
@@ -103,8 +103,8 @@ def local_attention(
     1 / sqrt(K).
     """
     batch, length, heads, head_size = q_BLHK.shape
-    _check_shapes(q_BLHK, k_BLHK, v_BLHK)
-    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    checks.check_shapes(q_BLHK, k_BLHK, v_BLHK)
+    checks.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     if length <= chunk_length:
         return full_attention(
             q_BLHK,
@@ -228,9 +228,9 @@ def lsh_attention(
       [B, L, H, K] in the dtype of v.
     """
     length, heads = qk_BLHK.shape[1:3]
-    _check_shapes(qk_BLHK, v_BLHK)
-    check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
-    check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
+    checks.check_shapes(qk_BLHK, v_BLHK)
+    checks.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
+    checks.check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
     if implementation is None:
         short = length <= chunk_length and rule != 'strict'
         implementation = 'dense' if short else 'xla'
@@ -249,61 +249,73 @@ def lsh_attention(
         raise ValueError(
             f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
         )
-    chunk_length = min(chunk_length, length)
-    rounds = buckets_BHRL.shape[2]
-    window = chunk_length * (chunks_before + 1 + chunks_after)
-    buckets_BHRL = buckets_BHRL.astype(jnp.int32)
-    if mask is not None:
-        mask = jnp.asarray(mask)
-        buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
-    buckets_NRL = _merge_axes(buckets_BHRL)
-    order_NRL = hashing.sort_order(buckets_NRL, num_buckets=num_buckets + 1)
-    codes_NRL, band = None, None
-    if rule != 'trax' and (rounds > 1 or rule == 'strict' or within_bucket):
-        codes_NRL, band = _codes(
-            rule,
-            within_bucket,
-            buckets_NRL,
-            hashing.inverse_order(order_NRL),
-            chunk_length,
-            (chunks_before, chunks_after),
-        )
-    group = _divisor_at_most(
-        length // chunk_length, _logits_per_step() // (chunk_length * window)
-    )
-    plan = lsh.Plan(
-        heads=heads,
-        chunk_length=chunk_length,
-        chunks_before=chunks_before,
-        chunks_after=chunks_after,
+    plan = _plan(
+        buckets_BHRL.shape[1:],
+        chunk_length=min(chunk_length, length),
+        look_around=(chunks_before, chunks_after),
         causal=causal,
-        circular=rule == 'trax',
-        band=band,
-        band_in_round=rule == 'strict' or within_bucket,
-        chunks_per_step=group,
-        rows_per_step=max(1, _logits_per_step() // (group * chunk_length * window)),
+        rule=rule,
+        within_bucket=within_bucket,
     )
-    dropout_RCW = _attention_dropout(key, dropout_rate, (rounds, chunk_length, window))
+    mask = None if mask is None else jnp.asarray(mask)
+    order_NRL, codes_NRL = _order_and_codes(
+        plan, rule, within_bucket, buckets_BHRL.astype(jnp.int32), mask, num_buckets
+    )
+    rounds, window = order_NRL.shape[1], plan.chunk_length * plan.window_chunks
+    dropout_RCW = _attention_dropout(
+        key, dropout_rate, (rounds, plan.chunk_length, window)
+    )
     out_NLK = lsh.attend(
         plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_RCW
     )
     return _unrows(out_NLK, heads)
 
 
-def _codes(rule, within_bucket, buckets, rank, chunk_length, look_around):
-    """One number per token and round that says who meets whom in that round.
-
-    A query meets a key if the difference of their codes lies in the band. In sorted
-    order the bucket never falls, so that adding bucket * (size of the band) pushes
-    tokens of different buckets out of each other's band.
-    """
+def _plan(shape_HRL, *, chunk_length, look_around, causal, rule, within_bucket):
+    heads, rounds, length = shape_HRL
     before, after = look_around
+    band = None
     if rule == 'strict':
-        return rank + buckets * chunk_length, (1, chunk_length)
-    codes = rank // chunk_length
-    if within_bucket:
-        codes += buckets * (before + after + 1)
-    return codes, (-after, before)
+        band = (1, chunk_length)
+    elif rule == 'reformer' and (rounds > 1 or within_bucket):
+        band = (-after, before)
+    chunk_logits = chunk_length**2 * (before + 1 + after)
+    group = _divisor_at_most(length // chunk_length, _logits_per_step() // chunk_logits)
+    return lsh.Plan(
+        heads=heads,
+        chunk_length=chunk_length,
+        chunks_before=before,
+        chunks_after=after,
+        causal=causal,
+        circular=rule == 'trax',
+        band=band,
+        band_in_round=rule == 'strict' or within_bucket,
+        chunks_per_step=group,
+        rows_per_step=max(1, _logits_per_step() // (group * chunk_logits)),
+    )
+
+
+def _order_and_codes(plan, rule, within_bucket, buckets_BHRL, mask, num_buckets):
+    """Sorted positions, padding last; and the codes that the plan's band is about.
+
+    There is one code per token and round: a query meets a key if the difference of
+    their codes lies in the band. In sorted order the bucket never falls, so that adding
+    bucket * (size of the band) pushes tokens of different buckets out of each other's
+    band.
+    """
+    if mask is not None:
+        buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
+    buckets_NRL = _merge_axes(buckets_BHRL)
+    order_NRL = hashing.sort_order(buckets_NRL, num_buckets=num_buckets + 1)
+    if plan.band is None:
+        return order_NRL, None
+    codes_NRL = hashing.inverse_order(order_NRL)
+    if rule != 'strict':
+        codes_NRL //= plan.chunk_length
+    if rule == 'strict' or within_bucket:
+        lowest, highest = plan.band
+        codes_NRL += buckets_NRL * (highest - lowest + 1)
+    return order_NRL, codes_NRL
 
 
 def _softmax(logits, allowed, is_self):
@@ -346,53 +358,3 @@ def _divisor_at_most(number: int, limit: int) -> int:
 def _logits_per_step() -> int:
     on_cpu = jax.default_backend() == 'cpu'
     return _LOGITS_PER_STEP_ON_CPU if on_cpu else _LOGITS_PER_STEP
-
-
-def _check_shapes(first, *others):
-    if any(other.shape != first.shape for other in others):
-        raise ValueError(
-            f'queries, keys and values have shapes {first.shape} and '
-            f'{", ".join(str(other.shape) for other in others)}: they must be alike.'
-        )
-
-
-def check_chunks(
-    length: int, chunk_length: int, chunks_before: int, chunks_after: int, causal: bool
-) -> None:
-    """Raises a ValueError if such chunks can't be made of such a sequence."""
-    if chunk_length < 1:
-        raise ValueError(f'chunk_length={chunk_length} must be at least 1.')
-    if length > chunk_length and length % chunk_length:
-        lower = length - length % chunk_length
-        raise ValueError(
-            f'length {length} is no multiple of chunk_length={chunk_length}: use '
-            f'length {lower} or {lower + chunk_length}, or another chunk_length.'
-        )
-    if chunks_before < 0 or chunks_after < 0:
-        raise ValueError(
-            f'chunks_before={chunks_before}, chunks_after={chunks_after}: neither may '
-            'be negative.'
-        )
-    if causal and chunks_after:
-        raise ValueError(
-            f'chunks_after={chunks_after} is of no use to causal attention: set it to '
-            '0, or causal=False.'
-        )
-
-
-def check_rule(
-    rule: str, within_bucket: bool, chunks_before: int, chunks_after: int, causal: bool
-) -> None:
-    """Raises a ValueError if the rule is unknown or does not go with the others."""
-    if rule not in RULES:
-        raise ValueError(f'rule={rule!r} is none of {RULES}.')
-    if within_bucket and rule != 'reformer':
-        raise ValueError(
-            f'within_bucket=True belongs to the reformer rule, not to rule={rule!r}.'
-        )
-    if rule == 'strict' and (chunks_before, chunks_after, causal) != (1, 0, True):
-        raise ValueError(
-            'the strict rule is causal with chunks_before=1 and chunks_after=0, not '
-            f'causal={causal}, chunks_before={chunks_before}, '
-            f'chunks_after={chunks_after}: change them or the rule.'
-        )

@@ -7,16 +7,16 @@ follows the paper's code: one mask of channels per sequence, shared over the len
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
 from reformer_jax import hashing
+from reformer_jax import head_groups
 from reformer_jax import sharding
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,13 +28,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 _BATCH = sharding.BATCH_AXES
 _BLHK = P(_BATCH, None, 'model', None)
 _glorot = jax.nn.initializers.glorot_uniform
-
-
-class HeadGroup(NamedTuple):
-    """One of `groups` equal groups of heads; `which` may be traced."""
-
-    which: jax.Array | int
-    groups: int
 
 
 class LSHSelfAttention(nnx.Module):
@@ -80,7 +73,7 @@ class LSHSelfAttention(nnx.Module):
         self.dropout = dropout
         self.dtype = dtype
 
-    def project(self, x_BLD: jax.Array, group: HeadGroup):
+    def project(self, x_BLD: jax.Array, group: head_groups.HeadGroup):
         """Shared queries and keys, and values, of a group of heads, [B, L, h, K]."""
         return _project(self, x_BLD, (self.query_key, self.value), group)
 
@@ -94,7 +87,7 @@ class LSHSelfAttention(nnx.Module):
         rotations: jax.Array | None = None,
         saved_buckets: jax.Array | None = None,
         rounds: int | None = None,
-        group: HeadGroup,
+        group: head_groups.HeadGroup,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Attention output [B, L, h, K] and bucket ids [B, h, R, L].
 
@@ -136,21 +129,10 @@ class LSHSelfAttention(nnx.Module):
                 buckets=buckets,
             )
         if rotations is not None:
-            rotations = _heads_of(group, rotations, axis=0)
+            rotations = head_groups.take(group, rotations, axis=0)
         return self._hash_and_attend(buckets, rate)(
             qk_BLHK, v_BLHK, mask, rotations, saved_buckets, dropout_key
         )
-
-    def combine(
-        self,
-        out_BLHK: jax.Array,
-        key: jax.Array,
-        group: HeadGroup,
-        *,
-        train: bool = False,
-    ) -> jax.Array:
-        """What a group of heads adds to the stream, [B, L, D]."""
-        return _combine(self, out_BLHK, key, train, group)
 
     def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""
@@ -219,7 +201,7 @@ class LocalSelfAttention(nnx.Module):
         self.dropout = dropout
         self.dtype = dtype
 
-    def project(self, x_BLD: jax.Array, group: HeadGroup):
+    def project(self, x_BLD: jax.Array, group: head_groups.HeadGroup):
         """Queries, keys and values of a group of heads, [B, L, h, K] each."""
         return _project(self, x_BLD, (self.query, self.key, self.value), group)
 
@@ -250,17 +232,6 @@ class LocalSelfAttention(nnx.Module):
         return sharding.over_batch_and_heads(
             attend, (_BLHK, _BLHK, _BLHK, P(_BATCH), P()), _BLHK
         )(*heads, mask, key)
-
-    def combine(
-        self,
-        out_BLHK: jax.Array,
-        key: jax.Array,
-        group: HeadGroup,
-        *,
-        train: bool = False,
-    ) -> jax.Array:
-        """What a group of heads adds to the stream, [B, L, D]."""
-        return _combine(self, out_BLHK, key, train, group)
 
 
 class FullSelfAttention(nnx.Module):
@@ -293,7 +264,7 @@ class FullSelfAttention(nnx.Module):
         self.dropout = dropout
         self.dtype = dtype
 
-    def project(self, x_BLD: jax.Array, group: HeadGroup):
+    def project(self, x_BLD: jax.Array, group: head_groups.HeadGroup):
         """Queries, keys unless shared, and values of a group of heads, [B, L, h, K]."""
         queries = (self.query_key,) if self.shared_qk else (self.query, self.key)
         return _project(self, x_BLD, (*queries, self.value), group)
@@ -318,17 +289,6 @@ class FullSelfAttention(nnx.Module):
             dropout_rate=self.attention_dropout if train else 0.0,
             key=key,
         )
-
-    def combine(
-        self,
-        out_BLHK: jax.Array,
-        key: jax.Array,
-        group: HeadGroup,
-        *,
-        train: bool = False,
-    ) -> jax.Array:
-        """What a group of heads adds to the stream, [B, L, D]."""
-        return _combine(self, out_BLHK, key, train, group)
 
 
 class FeedForward(nnx.Module):
@@ -402,30 +362,23 @@ def _project(layer, x_BLD, kernels_DHK, group) -> tuple[jax.Array, ...]:
             'bld,dhk->blhk',
             x_BLD,
             sharding.constrain(
-                _heads_of(group, kernel, axis=1), P(None, 'model')
+                head_groups.take(group, kernel, axis=1), P(None, 'model')
             ).astype(layer.dtype),
         )
         for kernel in kernels_DHK
     )
 
 
-def _combine(layer, out_BLHK, key, train, group) -> jax.Array:
-    kernel_HKD = _heads_of(group, layer.output, axis=0)
+def combine(
+    layer: Any,
+    out_BLHK: jax.Array,
+    key: jax.Array,
+    group: head_groups.HeadGroup,
+    train: bool,
+) -> jax.Array:
+    """What a group of heads of an attention layer adds to the stream, [B, L, D]."""
+    kernel_HKD = head_groups.take(group, layer.output, axis=0)
     kernel_HKD = sharding.constrain(kernel_HKD, P('model')).astype(layer.dtype)
     out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
     out_BLD = sharding.constrain(out_BLD, P(_BATCH))
     return dropout(out_BLD, layer.dropout if train else 0.0, key)
-
-
-def _heads_of(group: HeadGroup, x: Any, *, axis: int) -> jax.Array:
-    """The slice of an array that belongs to a group of heads.
-
-    Heads of a group are `groups` apart, so that a sharded axis over heads stays
-    sharded.
-    """
-    if group.groups == 1:
-        return x[...]
-    shape = (*x.shape[:axis], -1, group.groups, *x.shape[axis + 1 :])
-    return lax.dynamic_index_in_dim(
-        x[...].reshape(shape), group.which, axis + 1, keepdims=False
-    )

@@ -183,7 +183,7 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
         if step > first_step or step == 0:
             writer.write(step, 'validation', validation)
             checkpointer.save(step, state, iterator, validation)
-        _say('final ' + _summary('validation', step, validation))
+        _say('final ' + metrics.summary('validation', step, validation))
     return validation
 
 
@@ -221,7 +221,7 @@ def _train_steps(
                     run, evaluate_model, state.model, 'validation', config.eval_batches
                 )
                 writer.write(step, 'validation', validation)
-                _say(_summary('validation', step, validation))
+                _say(metrics.summary('validation', step, validation))
         if not last and _is_due(step, config.checkpoint_every):
             if since_log:  # no checkpoint of a loss that is not finite
                 _train_values(step, since_log)
@@ -269,7 +269,7 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
     """Means over the steps since the last log; waits for the last of them."""
     host = jax.device_get(since_log)
     total = {name: sum(float(s[name]) for s in host) for name in host[0]}
-    values = _means(total)
+    values = metrics.means(total)
     if not np.isfinite(values['loss']):
         raise FloatingPointError(
             f'the loss became {values["loss"]} between steps {step - len(host)} and '
@@ -330,21 +330,11 @@ def evaluate_split(
         totals.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
     host = jax.device_get(totals)
     total = {name: sum(float(s[name]) for s in host) for name in host[0]}
-    return _means(total) | {'tokens': total['weight']}
+    return metrics.means(total) | {'tokens': total['weight']}
 
 
 def _jit_eval_step(run: Run):
     return jax.jit(eval_step, out_shardings=NamedSharding(run.mesh, P()))
-
-
-def _means(total: Mapping[str, float]) -> dict[str, float]:
-    weight = max(total['weight'], 1.0)
-    nats = total['loss'] / weight
-    return {
-        'loss': nats,
-        'bits_per_dim': metrics.bits_per_dim(nats),
-        'accuracy': total['accuracy'] / weight,
-    }
 
 
 def _write_evaluation(workdir, step, config, results) -> pathlib.Path:
@@ -387,13 +377,6 @@ def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
 
 def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-def _summary(split: str, step: int, values: Mapping[str, float]) -> str:
-    return (
-        f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
-        f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
-    )
 
 
 def _description(run: Run, workdir: Any, step: int) -> str:

@@ -55,6 +55,11 @@ class Plan:
     chunks_per_step: int
     rows_per_step: int
 
+    @property
+    def window_chunks(self) -> int:
+        """Chunks that a query's chunk sees, itself among them."""
+        return self.chunks_before + 1 + self.chunks_after
+
 
 class _Row(NamedTuple):
     """One (batch, head): queries, unit keys, values, sorted positions, codes."""

@@ -247,6 +247,25 @@ def progress_line(
     return '  '.join(columns)
 
 
+def means(total: Mapping[str, float]) -> dict[str, float]:
+    """Loss (nats), bits_per_dim and accuracy from their sums and the sum of weights."""
+    weight = max(total['weight'], 1.0)
+    nats = total['loss'] / weight
+    return {
+        'loss': nats,
+        'bits_per_dim': bits_per_dim(nats),
+        'accuracy': total['accuracy'] / weight,
+    }
+
+
+def summary(split: str, step: int, values: Mapping[str, float]) -> str:
+    """One line on an evaluation."""
+    return (
+        f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
+        f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
+    )
+
+
 def bits_per_dim(nats: float) -> float:
     """Bits per dimension (byte, character, colour) of a mean loss in nats."""
     return nats / math.log(2)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import head_groups
 from reformer_jax import layers
 from reformer_jax import model_config
 from reformer_jax import positions
@@ -191,7 +192,7 @@ def _block(
     groups = config.heads // (config.heads_at_once or config.heads)
 
     def project(module, x, group):
-        return module.project(x, layers.HeadGroup(group, groups))
+        return module.project(x, head_groups.HeadGroup(group, groups))
 
     def attend(heads, key, rotations, mask, group, saved):
         if not isinstance(layer.attention, layers.LSHSelfAttention):
@@ -204,11 +205,13 @@ def _block(
             rotations=rotations,
             saved_buckets=saved,
             rounds=rounds,
-            group=layers.HeadGroup(group, groups),
+            group=head_groups.HeadGroup(group, groups),
         )
 
     def combine(module, out, key, group):
-        return module.combine(out, key, layers.HeadGroup(group, groups), train=train)
+        return layers.combine(
+            module, out, key, head_groups.HeadGroup(group, groups), train
+        )
 
     def feed_forward(module, x, key):
         return module(x, key, train=train)

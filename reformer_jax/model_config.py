@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from reformer_jax import attention
+from reformer_jax import checks
 from reformer_jax import hashing
 from reformer_jax import layers
 
@@ -133,7 +133,7 @@ def check_length(config: ModelConfig, length: int) -> None:
     for kind in ('local', 'lsh'):
         chunk_length = getattr(config, f'{kind}_chunk_length')
         if kind in config.pattern:
-            attention.check_chunks(
+            checks.check_chunks(
                 length,
                 chunk_length,
                 getattr(config, f'{kind}_chunks_before'),
@@ -180,7 +180,7 @@ def _check_choices(config: ModelConfig) -> None:
     choices = {
         'activation': tuple(layers.ACTIVATIONS),
         'positions': POSITIONS,
-        'rule': attention.RULES,
+        'rule': checks.RULES,
         'stack': STACKS,
         'combine': COMBINES,
         'dtype': DTYPES,
@@ -205,7 +205,7 @@ def _check_attention(config: ModelConfig) -> None:
             'which is the same function of the past at every length: set it to 0.'
         )
     if 'lsh' in config.pattern:
-        attention.check_rule(
+        checks.check_rule(
             config.rule,
             config.within_bucket,
             config.lsh_chunks_before,

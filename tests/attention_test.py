@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reformer_jax import attention
+from reformer_jax import checks
 from reformer_jax import hashing
 from reformer_jax import lsh
 
@@ -332,7 +333,7 @@ def test_dense_implementation_is_full_attention(length, implementation):
 
 
 @pytest.mark.parametrize('rounds', [1, 4])
-@pytest.mark.parametrize('rule', attention.RULES)
+@pytest.mark.parametrize('rule', checks.RULES)
 def test_a_token_alone_attends_to_itself(rule, rounds):
     qk, v, direction = _inputs(16)
     attend = functools.partial(
@@ -357,7 +358,7 @@ def test_alone_in_one_round_gives_way_to_company_in_another():
 # ---------------------------------------------------------------- padding
 
 
-@pytest.mark.parametrize('rule', attention.RULES)
+@pytest.mark.parametrize('rule', checks.RULES)
 def test_lsh_ignores_the_content_of_padding(rule):
     qk, v, direction = _inputs(32)
     mask = _mask(32)

@@ -14,6 +14,7 @@ _ENTRY_POINTS = sorted(_ROOT.glob('*.py'))
 # A module imports only modules of earlier rows; a new module gets its place here.
 _ROWS = (
     ('hashing', 'chunking', 'positions', 'run_folder', 'stopping', 'data'),
+    ('checks', 'head_groups'),
     ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
     ('attention', 'optimizer'),
     ('layers',),
@@ -22,7 +23,16 @@ _ROWS = (
     ('loop',),
 )
 _ROW = {module: row for row, modules in enumerate(_ROWS) for module in modules}
-_PURE = ('hashing', 'lsh', 'attention', 'reversible', 'chunking', 'positions')
+_PURE = (
+    'hashing',
+    'checks',
+    'head_groups',
+    'lsh',
+    'attention',
+    'reversible',
+    'chunking',
+    'positions',
+)
 _NNX_TRANSFORMS = {
     'jit',
     'grad',
