@@ -116,33 +116,22 @@ def local_attention(
             key=key,
         )
     mask = None if mask is None else jnp.asarray(mask)
-    around = chunks_before + chunks_after
-    window = chunk_length * (around + 1)
+    window = chunk_length * (chunks_before + 1 + chunks_after)
     chunks = length // chunk_length
     group = _divisor_at_most(chunks, _logits_per_step() // (chunk_length * window))
     dropout_CW = _attention_dropout(key, dropout_rate, (chunk_length, window))
 
-    def chunked(x_NL):
-        return x_NL.reshape(-1, chunks, chunk_length, *x_NL.shape[2:])
-
-    def with_look_around(x_NMC):
-        ends = [(0, 0)] * (x_NMC.ndim - 2)
-        x_NMC = jnp.pad(x_NMC, [(0, 0), (chunks_before, chunks_after), *ends])
-        steps = x_NMC[:, :chunks].reshape(-1, chunks // group, group, *x_NMC.shape[2:])
-        lasts = [
-            x_NMC[:, group + e :: group][:, : chunks // group, None]
-            for e in range(around)
-        ]
-        return _merge_axes(jnp.concatenate([steps, *lasts], axis=2))
+    at_once = max(1, _logits_per_step() // (group * chunk_length * window))
+    steps_per_row = chunks // group
 
     @jax.checkpoint
     def attend(inputs):
         index, q_GCK, k_ECK, v_ECK = inputs
-        row, first = jnp.divmod(index, chunks // group)
-        positions_EC = (
-            (first * group - chunks_before) * chunk_length
-            + jnp.arange((group + around) * chunk_length)
-        ).reshape(-1, chunk_length)
+        row, step = jnp.divmod(index, steps_per_row)
+        first = (step * group - chunks_before) * chunk_length
+        positions_EC = first + jnp.arange(k_ECK.shape[0] * chunk_length).reshape(
+            -1, chunk_length
+        )
         real_EC = (positions_EC >= 0) & (positions_EC < length)
         if mask is not None:
             real_EC &= mask[row // heads][jnp.clip(positions_EC, 0, length - 1)]
@@ -151,30 +140,47 @@ def local_attention(
         if causal:
             keys_GW = lsh.windows(positions_EC, group)
             allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
-        logits_GCW = jnp.einsum(
-            'gck,gwk->gcw',
-            q_GCK * head_size**-0.5,
-            lsh.windows(k_ECK, group),
-            preferred_element_type=jnp.float32,
-        )
-        p_GCW = _softmax(logits_GCW, allowed_GCW, None)
-        if dropout_CW is not None:
-            p_GCW *= dropout_CW
-        return jnp.einsum(
-            'gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), lsh.windows(v_ECK, group)
-        )
+        return _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW)
 
-    q_NMCK, k_NMCK, v_NMCK = (chunked(_rows(x)) for x in (q_BLHK, k_BLHK, v_BLHK))
-    steps = batch * heads * (chunks // group)
+    def in_steps(x_BLHK, before, after):
+        x_NMCK = _rows(x_BLHK).reshape(-1, chunks, chunk_length, head_size)
+        return _in_steps(x_NMCK, group, before, after)
+
     inputs = (
-        jnp.arange(steps),
-        q_NMCK.reshape(steps, group, chunk_length, head_size),
-        with_look_around(k_NMCK),
-        with_look_around(v_NMCK),
+        jnp.arange(batch * heads * steps_per_row),
+        in_steps(q_BLHK, 0, 0),
+        in_steps(k_BLHK, chunks_before, chunks_after),
+        in_steps(v_BLHK, chunks_before, chunks_after),
     )
-    at_once = max(1, _logits_per_step() // (group * chunk_length * window))
     out = lax.map(attend, inputs, batch_size=at_once if at_once > 1 else None)
     return _unrows(out.reshape(-1, length, head_size), heads)
+
+
+def _in_steps(x_NMCK, group, before, after):
+    """[N, M, C, K] -> [N * M / group, before + group + after, C, K], ends of zeros."""
+    chunks = x_NMCK.shape[1]
+    x_NMCK = jnp.pad(x_NMCK, [(0, 0), (before, after), (0, 0), (0, 0)])
+    groups = x_NMCK[:, :chunks].reshape(-1, chunks // group, group, *x_NMCK.shape[2:])
+    lasts = [
+        x_NMCK[:, group + e :: group][:, : chunks // group, None]
+        for e in range(before + after)
+    ]
+    return _merge_axes(jnp.concatenate([groups, *lasts], axis=2))
+
+
+def _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW):
+    chunks, _, head_size = q_GCK.shape
+    logits_GCW = jnp.einsum(
+        'gck,gwk->gcw',
+        q_GCK * head_size**-0.5,
+        lsh.windows(k_ECK, chunks),
+        preferred_element_type=jnp.float32,
+    )
+    p_GCW = _softmax(logits_GCW, allowed_GCW, None)
+    if dropout_CW is not None:
+        p_GCW *= dropout_CW
+    values_GWK = lsh.windows(v_ECK, chunks)
+    return jnp.einsum('gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), values_GWK)
 
 
 def lsh_attention(
