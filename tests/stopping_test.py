@@ -20,6 +20,13 @@ def test_signal_stops_once_and_handlers_come_back(number):
     assert signal.getsignal(number) == before
 
 
+def test_handlers_come_back_without_a_signal():
+    before = signal.getsignal(signal.SIGINT)
+    with stopping.Stop(time.monotonic(), 0):
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_time_limit():
     stop = stopping.Stop(time.monotonic() - 59, 1)
     assert not stop.now()
