@@ -21,6 +21,11 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Whether this is one of several processes of one run.'
 )
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'With --distributed, host:port of process 0, if not found.'
+)
+_PROCESSES = flags.DEFINE_integer('processes', None, 'Their number, if not found.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, if not found.')
 flags.mark_flag_as_required('config')
 
 
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected arguments: {argv[1:]}')
     logging.set_verbosity(logging.WARNING)
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = _WORKDIR.value
     if workdir is None:
         filename = config_flags.get_config_filename(flags.FLAGS['config'])

@@ -163,7 +163,7 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
-        metrics.Writer(folder, total_steps=config.steps) as writer,
+        _writer(folder, config.steps) as writer,
         stopping.Stop(started, config.minutes) as stop,
     ):
         state = _init_or_restore(run, checkpointer, iterator)
@@ -373,6 +373,13 @@ def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
 
 
 # --- Small matters of the loop ----------------------------------------------------
+
+
+def _writer(folder: pathlib.Path, steps: int) -> Any:
+    first = jax.process_index() == 0
+    return (
+        metrics.Writer(folder, total_steps=steps) if first else metrics.SilentWriter()
+    )
 
 
 def _is_due(step: int, every: int) -> bool:

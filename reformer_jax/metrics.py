@@ -103,6 +103,27 @@ class Writer:
         self._tensorboard.close()
 
 
+class SilentWriter:
+    """A Writer that does nothing, for all processes of a run but the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def progress(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        seconds_left: float | None = None,
+    ) -> None:
+        """Does nothing."""
+
+
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that a killed run left incomplete.
 

@@ -264,3 +264,10 @@ def test_table():
         ' loss  split\n1.673  valid\n    -  test'
     )
     assert metrics.table([], ['split', 'loss']) == 'split  loss'
+
+
+def test_a_silent_writer_has_the_methods_of_a_writer(capsys):
+    with metrics.SilentWriter() as writer:
+        writer.write(1, 'train', {'loss': 1.0})
+        writer.progress(1, {'loss': 1.0}, 2.0)
+    assert not capsys.readouterr().out
