@@ -372,9 +372,6 @@ def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-# --- Small matters of the loop ----------------------------------------------------
-
-
 def _writer(folder: pathlib.Path, steps: int) -> Any:
     first = jax.process_index() == 0
     return (
