@@ -132,14 +132,10 @@ def local_attention(
         positions_EC = first + jnp.arange(k_ECK.shape[0] * chunk_length).reshape(
             -1, chunk_length
         )
-        real_EC = (positions_EC >= 0) & (positions_EC < length)
-        if mask is not None:
-            real_EC &= mask[row // heads][jnp.clip(positions_EC, 0, length - 1)]
-        queries_GC = positions_EC[chunks_before : chunks_before + group]
-        allowed_GCW = lsh.windows(real_EC, group)[:, None, :]
-        if causal:
-            keys_GW = lsh.windows(positions_EC, group)
-            allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
+        real_L = None if mask is None else mask[row // heads]
+        allowed_GCW = _allowed_in_windows(
+            positions_EC, real_L, length, group, chunks_before, causal
+        )
         return _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW)
 
     def in_steps(x_BLHK, before, after):
@@ -154,6 +150,19 @@ def local_attention(
     )
     out = lax.map(attend, inputs, batch_size=at_once if at_once > 1 else None)
     return _unrows(out.reshape(-1, length, head_size), heads)
+
+
+def _allowed_in_windows(positions_EC, real_L, length, chunks, before, causal):
+    """Which keys of its window a query may see, [G, C or 1, W]: no padding, no ends."""
+    real_EC = (positions_EC >= 0) & (positions_EC < length)
+    if real_L is not None:
+        real_EC &= real_L[jnp.clip(positions_EC, 0, length - 1)]
+    allowed_GCW = lsh.windows(real_EC, chunks)[:, None, :]
+    if causal:
+        queries_GC = positions_EC[before : before + chunks]
+        keys_GW = lsh.windows(positions_EC, chunks)
+        allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
+    return allowed_GCW
 
 
 def _in_steps(x_NMCK, group, before, after):
