@@ -18,6 +18,7 @@ from jax import lax
 from reformer_jax import checks
 from reformer_jax import hashing
 from reformer_jax import lsh
+from reformer_jax import windows
 
 IMPLEMENTATIONS = ('xla', 'dense')
 
@@ -157,10 +158,10 @@ def _allowed_in_windows(positions_EC, real_L, length, chunks, before, causal):
     real_EC = (positions_EC >= 0) & (positions_EC < length)
     if real_L is not None:
         real_EC &= real_L[jnp.clip(positions_EC, 0, length - 1)]
-    allowed_GCW = lsh.windows(real_EC, chunks)[:, None, :]
+    allowed_GCW = windows.windows(real_EC, chunks)[:, None, :]
     if causal:
         queries_GC = positions_EC[before : before + chunks]
-        keys_GW = lsh.windows(positions_EC, chunks)
+        keys_GW = windows.windows(positions_EC, chunks)
         allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
     return allowed_GCW
 
@@ -182,13 +183,13 @@ def _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW):
     logits_GCW = jnp.einsum(
         'gck,gwk->gcw',
         q_GCK * head_size**-0.5,
-        lsh.windows(k_ECK, chunks),
+        windows.windows(k_ECK, chunks),
         preferred_element_type=jnp.float32,
     )
     p_GCW = _softmax(logits_GCW, allowed_GCW, None)
     if dropout_CW is not None:
         p_GCW *= dropout_CW
-    values_GWK = lsh.windows(v_ECK, chunks)
+    values_GWK = windows.windows(v_ECK, chunks)
     return jnp.einsum('gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), values_GWK)
 
 
@@ -242,7 +243,7 @@ def lsh_attention(
     Returns:
       [B, L, H, K] in the dtype of v.
     """
-    length, heads = qk_BLHK.shape[1:3]
+    length = qk_BLHK.shape[1]
     checks.check_shapes(qk_BLHK, v_BLHK)
     checks.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     checks.check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
@@ -265,7 +266,7 @@ def lsh_attention(
             f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
         )
     plan = _plan(
-        buckets_BHRL.shape[1:],
+        buckets_BHRL.shape,
         chunk_length=min(chunk_length, length),
         look_around=(chunks_before, chunks_after),
         causal=causal,
@@ -273,21 +274,18 @@ def lsh_attention(
         within_bucket=within_bucket,
     )
     mask = None if mask is None else jnp.asarray(mask)
-    order_NRL, codes_NRL = _order_and_codes(
+    order_BHRL, codes_BHRL = _order_and_codes(
         plan, rule, within_bucket, buckets_BHRL.astype(jnp.int32), mask, num_buckets
     )
-    rounds, window = order_NRL.shape[1], plan.chunk_length * plan.window_chunks
+    rounds, window = order_BHRL.shape[2], plan.chunk_length * plan.window_chunks
     dropout_RCW = _attention_dropout(
         key, dropout_rate, (rounds, plan.chunk_length, window)
     )
-    out_NLK = lsh.attend(
-        plan, _rows(qk_BLHK), _rows(v_BLHK), order_NRL, codes_NRL, mask, dropout_RCW
-    )
-    return _unrows(out_NLK, heads)
+    return lsh.attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
 
 
-def _plan(shape_HRL, *, chunk_length, look_around, causal, rule, within_bucket):
-    heads, rounds, length = shape_HRL
+def _plan(shape_BHRL, *, chunk_length, look_around, causal, rule, within_bucket):
+    batch, heads, rounds, length = shape_BHRL
     before, after = look_around
     band = None
     if rule == 'strict':
@@ -296,8 +294,9 @@ def _plan(shape_HRL, *, chunk_length, look_around, causal, rule, within_bucket):
         band = (-after, before)
     chunk_logits = chunk_length**2 * (before + 1 + after)
     group = _divisor_at_most(length // chunk_length, _logits_per_step() // chunk_logits)
-    return lsh.Plan(
-        heads=heads,
+    rows = max(1, _logits_per_step() // (group * chunk_logits))
+    heads_per_step = _divisor_at_most(heads, rows)
+    return windows.Plan(
         chunk_length=chunk_length,
         chunks_before=before,
         chunks_after=after,
@@ -306,7 +305,7 @@ def _plan(shape_HRL, *, chunk_length, look_around, causal, rule, within_bucket):
         band=band,
         band_in_round=rule == 'strict' or within_bucket,
         chunks_per_step=group,
-        rows_per_step=max(1, _logits_per_step() // (group * chunk_logits)),
+        rows_per_step=(_divisor_at_most(batch, rows // heads), heads_per_step),
     )
 
 
@@ -320,17 +319,16 @@ def _order_and_codes(plan, rule, within_bucket, buckets_BHRL, mask, num_buckets)
     """
     if mask is not None:
         buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
-    buckets_NRL = _merge_axes(buckets_BHRL)
-    order_NRL = hashing.sort_order(buckets_NRL, num_buckets=num_buckets + 1)
+    order_BHRL = hashing.sort_order(buckets_BHRL, num_buckets=num_buckets + 1)
     if plan.band is None:
-        return order_NRL, None
-    codes_NRL = hashing.inverse_order(order_NRL)
+        return order_BHRL, None
+    codes_BHRL = hashing.inverse_order(order_BHRL)
     if rule != 'strict':
-        codes_NRL //= plan.chunk_length
+        codes_BHRL //= plan.chunk_length
     if rule == 'strict' or within_bucket:
         lowest, highest = plan.band
-        codes_NRL += buckets_NRL * (highest - lowest + 1)
-    return order_NRL, codes_NRL
+        codes_BHRL += buckets_BHRL * (highest - lowest + 1)
+    return order_BHRL, codes_BHRL
 
 
 def _softmax(logits, allowed, is_self):

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from reformer_jax import attention
 from reformer_jax import hashing
 from reformer_jax import head_groups
+from reformer_jax import linear
 from reformer_jax import sharding
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -322,11 +323,11 @@ class FeedForward(nnx.Module):
         hidden_DF = sharding.constrain(self.hidden[...], P(None, 'model'))
         output_FD = sharding.constrain(self.output[...], P('model'))
         x_BLD = sharding.constrain(self.norm(x_BLD).astype(self.dtype), P(_BATCH))
-        h_BLF = x_BLD @ hidden_DF.astype(self.dtype)
+        h_BLF = linear.linear(x_BLD, hidden_DF.astype(self.dtype))
         h_BLF += self.hidden_bias.astype(self.dtype)
         h_BLF = dropout(h_BLF, rate, hidden_key)
         h_BLF = ACTIVATIONS[self.activation](h_BLF)
-        out_BLD = h_BLF @ output_FD.astype(self.dtype)
+        out_BLD = linear.linear(h_BLF, output_FD.astype(self.dtype))
         out_BLD += self.output_bias.astype(self.dtype)
         out_BLD = sharding.constrain(out_BLD, P(_BATCH))
         return dropout(out_BLD, rate, output_key)

@@ -1,9 +1,11 @@
 """The XLA path of LSH attention: sorted chunks, one custom_vjp, bounded memory.
 
-Rows (batch, head) are taken a few at a time; their hash rounds, and groups of chunks
-within a round, are scanned, so that the temporaries are a few blocks of
-[chunks, C, W] logits whatever the length. The backward pass keeps its inputs, the
-output and its log-sum-exp, and recomputes the probabilities.
+A few rows (batch, head) are taken at a time. Within them the hash rounds are scanned,
+and within a round groups of chunks, so that the temporaries are a few blocks of
+[chunks, C, W] logits whatever the length. A round's results are written in sorted order
+and brought back by one gather with the inverse order: XLA scatters rows on one core,
+one number at a time. The backward pass keeps its inputs, the output and its
+log-sum-exp, and recomputes the probabilities.
 
 Rounds are combined exactly: attention over the union of the rounds is one softmax, so
 that with the total log-sum-exp the gradient of each (round, key) pair is the usual
@@ -11,76 +13,20 @@ p * (dp - delta). A key met in several rounds is counted in the first of them, w
 gives the same sum as the paper's log-count correction (eq. 16) and costs half.
 
 Shape letters are explained in attention.py; further G chunks in a step, E chunks with
-the look-around at both ends, W keys in the window of a chunk, N rows (B * H).
+the look-around at both ends, W keys in the window of a chunk, N rows (b * h) at a time.
 """
 
-import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax import hashing
+from reformer_jax import windows
+
 # Logit of a key that may not be seen; finite, so that no row makes a NaN.
 MASKED = -1e9
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The static half of one LSH attention call.
-
-    Attributes:
-      heads: heads per batch element, to find a row's mask.
-      chunk_length: queries in a chunk.
-      chunks_before: chunks looked back at.
-      chunks_after: chunks looked ahead at.
-      causal: whether keys must lie before their query.
-      circular: look around the ends and across the rounds (the trax rule).
-      band: lowest and highest code difference (query minus key) at which a key is met
-        in a round; None if keys are counted as often as they are met (trax).
-      band_in_round: whether the band also limits the keys within a window.
-      chunks_per_step: chunks attended at once; divides the number of chunks.
-      rows_per_step: rows attended at once.
-    """
-
-    heads: int
-    chunk_length: int
-    chunks_before: int
-    chunks_after: int
-    causal: bool
-    circular: bool
-    band: tuple[int, int] | None
-    band_in_round: bool
-    chunks_per_step: int
-    rows_per_step: int
-
-    @property
-    def window_chunks(self) -> int:
-        """Chunks that a query's chunk sees, itself among them."""
-        return self.chunks_before + 1 + self.chunks_after
-
-
-class _Row(NamedTuple):
-    """One (batch, head): queries, unit keys, values, sorted positions, codes."""
-
-    q_LK: jax.Array
-    k_LK: jax.Array
-    v_LK: jax.Array
-    order_REC: jax.Array
-    codes_RL: jax.Array | None
-    real_L: jax.Array | None
-    dropout_RCW: jax.Array | None
-
-
-class _Step(NamedTuple):
-    """The keys, queries and visibility of one group of chunks in one round."""
-
-    around_EC: jax.Array  # positions of the chunks and their look-around
-    queries_GC: jax.Array
-    allowed_GCW: jax.Array  # never the query's own position
-    self_GCW: jax.Array
-    dropout_CW: jax.Array | None
 
 
 def unit_keys(qk: jax.Array) -> jax.Array:
@@ -92,115 +38,180 @@ def unit_keys(qk: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-    plan: Plan,
-    qk_NLK: jax.Array,
-    v_NLK: jax.Array,
-    order_NRL: jax.Array,
-    codes_NRL: jax.Array | None,
+    plan: windows.Plan,
+    qk_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    order_BHRL: jax.Array,
+    codes_BHRL: jax.Array | None,
     real_BL: jax.Array | None,
     dropout_RCW: jax.Array | None,
 ) -> jax.Array:
-    """LSH attention of every row, [N, L, K] in the dtype of v."""
+    """LSH attention, [B, L, H, K] in the dtype of v."""
     return _attend_forward(
-        plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_RCW
+        plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL, dropout_RCW
     )[0]
 
 
-def _attend_forward(plan, qk_NLK, v_NLK, order_NRL, codes_NRL, real_BL, dropout_RCW):
-    def attend_row(inputs):
-        row = _row(plan, inputs, real_BL, dropout_RCW)
-        out_LK, lse_L, alone_L = _forward_row(plan, row)
-        return out_LK.astype(v_NLK.dtype), lse_L, alone_L
+def _attend_forward(plan, qk_BLHK, v_BLHK, *sorting_and_dropout):
+    *sorting, dropout_RCW = sorting_and_dropout
 
-    rows = (jnp.arange(qk_NLK.shape[0]), qk_NLK, v_NLK, order_NRL, codes_NRL)
-    out_NLK, lse_NL, alone_NL = lax.map(attend_row, rows, batch_size=plan.rows_per_step)
-    saved = (*rows, real_BL, dropout_RCW, out_NLK, lse_NL, alone_NL)
-    return out_NLK, saved
+    def forward_row(row):
+        return _forward_row(plan, row, dropout_RCW)
+
+    def forward_rows(out_BLHK, index):
+        rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
+        out_NLK, lse_NL, alone_NL = jax.vmap(forward_row)(rows)
+        return _put(plan, index, out_BLHK, out_NLK), (lse_NL, alone_NL)
+
+    indices = jnp.arange(_row_steps(plan, v_BLHK))
+    out_BLHK, softmax = lax.scan(forward_rows, jnp.zeros_like(v_BLHK), indices)
+    return out_BLHK, (qk_BLHK, v_BLHK, *sorting_and_dropout, out_BLHK, softmax)
 
 
-def _attend_backward(plan, saved, dout_NLK):
-    *rows, real_BL, dropout_RCW, out_NLK, lse_NL, alone_NL = saved
+def _attend_backward(plan, saved, dout_BLHK):
+    qk_BLHK, v_BLHK, *sorting, dropout_RCW, out_BLHK, softmax = saved
 
-    def backward_row(inputs):
-        row_inputs, dout_LK, out_LK, lse_L, alone_L = inputs
-        row = _row(plan, row_inputs, real_BL, dropout_RCW)
-        delta_L = jnp.sum(
-            dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32), axis=-1
-        )
-        dq_LK, dk_LK, dv_LK = _backward_row(plan, row, dout_LK, lse_L, alone_L, delta_L)
+    def backward_row(row, dout_LK, out_LK, lse_L, alone_L):
+        products_LK = dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32)
+        softmax = lse_L, alone_L, jnp.sum(products_LK, axis=-1)
+        dq_LK, dk_LK, dv_LK = _backward_row(plan, row, dropout_RCW, dout_LK, softmax)
         _, keys_vjp = jax.vjp(unit_keys, row.q_LK)
-        dqk_LK = dq_LK + keys_vjp(dk_LK)[0].astype(jnp.float32)
-        return dqk_LK.astype(row.q_LK.dtype), dv_LK.astype(row.v_LK.dtype)
+        return dq_LK + keys_vjp(dk_LK)[0].astype(jnp.float32), dv_LK
 
-    inputs = (tuple(rows), dout_NLK, out_NLK, lse_NL, alone_NL)
-    dqk_NLK, dv_NLK = lax.map(backward_row, inputs, batch_size=plan.rows_per_step)
-    return dqk_NLK, dv_NLK, None, None, None, None
+    def backward_rows(gradients, inputs):
+        index, (lse_NL, alone_NL) = inputs
+        rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
+        dout_NLK, out_NLK = (_take(plan, index, x) for x in (dout_BLHK, out_BLHK))
+        new = jax.vmap(backward_row)(rows, dout_NLK, out_NLK, lse_NL, alone_NL)
+        put = functools.partial(_put, plan, index)
+        return jax.tree.map(put, gradients, new), None
+
+    inputs = jnp.arange(_row_steps(plan, v_BLHK)), softmax
+    nothing = jnp.zeros_like(qk_BLHK), jnp.zeros_like(v_BLHK)
+    (dqk_BLHK, dv_BLHK), _ = lax.scan(backward_rows, nothing, inputs)
+    return dqk_BLHK, dv_BLHK, None, None, None, None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _row(plan, inputs, real_BL, dropout_RCW) -> _Row:
-    index, qk_LK, v_LK, order_RL, codes_RL = inputs
-    return _Row(
-        q_LK=qk_LK,
-        k_LK=unit_keys(qk_LK).astype(qk_LK.dtype),
-        v_LK=v_LK,
-        order_REC=_with_look_around(plan, order_RL),
-        codes_RL=codes_RL,
-        real_L=None if real_BL is None else real_BL[index // plan.heads],
-        dropout_RCW=dropout_RCW,
+# --- Rows -------------------------------------------------------------------------
+
+
+def _row_steps(plan: windows.Plan, x_BLHK: jax.Array) -> int:
+    batch, _, heads, _ = x_BLHK.shape
+    return (batch // plan.rows_per_step[0]) * (heads // plan.rows_per_step[1])
+
+
+def _corner(
+    plan: windows.Plan, index: jax.Array, heads: int
+) -> tuple[jax.Array, jax.Array]:
+    """First batch element and first head of a step over rows."""
+    batch_size, head_count = plan.rows_per_step
+    b, h = jnp.divmod(index, heads // head_count)
+    return b * batch_size, h * head_count
+
+
+def _take(plan: windows.Plan, index: jax.Array, x_BLHK: jax.Array) -> jax.Array:
+    """The rows of a step, [N, L, K]."""
+    length, heads, head_size = x_BLHK.shape[1:]
+    b, h = _corner(plan, index, heads)
+    batch_size, head_count = plan.rows_per_step
+    sizes = batch_size, length, head_count, head_size
+    x_bLhK = lax.dynamic_slice(x_BLHK, (b, 0, h, 0), sizes)
+    return jnp.moveaxis(x_bLhK, 2, 1).reshape(-1, length, head_size)
+
+
+def _put(plan: windows.Plan, index: jax.Array, x_BLHK: jax.Array, rows_NLK: jax.Array):
+    """x with the rows of a step replaced."""
+    length, heads, head_size = x_BLHK.shape[1:]
+    b, h = _corner(plan, index, heads)
+    rows_bhLK = rows_NLK.reshape(*plan.rows_per_step, length, head_size)
+    rows_bLhK = jnp.moveaxis(rows_bhLK, 1, 2).astype(x_BLHK.dtype)
+    return lax.dynamic_update_slice(x_BLHK, rows_bLhK, (b, 0, h, 0))
+
+
+def _rows(plan, index, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL) -> windows.Row:
+    """The rows of a step, each array with a leading axis N."""
+    batch_size, head_count = plan.rows_per_step
+    heads, rounds, length = order_BHRL.shape[1:]
+    b, h = _corner(plan, index, heads)
+
+    def take(x_BHRL):
+        sizes = batch_size, head_count, rounds, length
+        x_bhRL = lax.dynamic_slice(x_BHRL, (b, h, 0, 0), sizes)
+        return x_bhRL.reshape(-1, rounds, length)
+
+    order_NRL = take(order_BHRL)
+    q_NLK = _take(plan, index, qk_BLHK)
+    real_NL = None
+    if real_BL is not None:
+        real_bL = lax.dynamic_slice_in_dim(real_BL, b, batch_size)
+        real_NL = jnp.repeat(real_bL, head_count, axis=0)
+    return windows.Row(
+        q_LK=q_NLK,
+        k_LK=unit_keys(q_NLK).astype(q_NLK.dtype),
+        v_LK=_take(plan, index, v_BLHK),
+        order_REC=jax.vmap(functools.partial(windows.with_look_around, plan))(
+            order_NRL
+        ),
+        ranks_RL=hashing.inverse_order(order_NRL),
+        codes_RL=None if codes_BHRL is None else take(codes_BHRL),
+        real_L=real_NL,
     )
 
 
-def _with_look_around(plan: Plan, order_RL: jax.Array) -> jax.Array:
-    """Order in chunks [R, E, C], each round between the chunks it looks around at."""
-    rounds = order_RL.shape[0]
-    before, after = plan.chunks_before, plan.chunks_after
-    chunks_RMC = order_RL.reshape(rounds, -1, plan.chunk_length)
-    count = chunks_RMC.shape[1]
-    wanted = jnp.arange(-before, count + after)
-    if not plan.circular:
-        return chunks_RMC[:, wanted % count]  # _step masks the ends out
-    ring = chunks_RMC.reshape(rounds * count, plan.chunk_length)
-    starts = jnp.arange(rounds)[:, None] * count
-    return ring[(starts + wanted) % (rounds * count)]
+# --- Forward ----------------------------------------------------------------------
 
 
-def _forward_row(plan: Plan, row: _Row):
+def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
     """Output [L, K], log-sum-exp [L], and which queries had only themselves [L].
 
     The log-sum-exp of a query with nothing but itself is relative to its own key.
     """
-
-    def body(carry, index):
-        out_LK, lse_L, alone_L = carry
-        step = _step(plan, row, index)
-        logits_GCW, _ = _logits(plan, row, step)
-        highest_GC = logits_GCW.max(-1)
-        alone_GC = highest_GC < MASKED / 2
-        highest_GC = jnp.where(alone_GC, 0.0, highest_GC)
-        p_GCW = jnp.exp(logits_GCW - highest_GC[..., None])
-        p_GCW = jnp.where(step.self_GCW & alone_GC[..., None], 1.0, p_GCW)
-        sum_GC = p_GCW.sum(-1)
-        if step.dropout_CW is not None:
-            p_GCW *= step.dropout_CW
-        v_GWK = _windows(plan, row.v_LK[step.around_EC])
-        out_GCK = _dot('gcw,gwk->gck', p_GCW.astype(v_GWK.dtype), v_GWK)
-        out_GCK /= sum_GC[..., None]
-        new = out_GCK, highest_GC + jnp.log(sum_GC), alone_GC
-        if row.order_REC.shape[0] > 1:
-            at = step.queries_GC
-            new = _merge((out_LK[at], lse_L[at], alone_L[at]), new)
-        return jax.tree.map(functools.partial(_write, step.queries_GC), carry, new), ()
-
     length, head_size = row.v_LK.shape
+
+    def attend_round(carry, hash_round):
+        dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
+
+        def attend_step(first):
+            return _forward_step(plan, row, dropout_CW, hash_round, first)
+
+        in_order = lax.map(attend_step, _first_chunks(plan, length))
+        ranks_L = row.ranks_RL[hash_round]
+        new = jax.tree.map(lambda x_SGC: windows.at(_flat(x_SGC, 3), ranks_L), in_order)
+        return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
+
     nothing = (
         jnp.zeros((length, head_size), jnp.float32),
         jnp.full((length,), -jnp.inf),
         jnp.ones((length,), bool),
     )
-    return lax.scan(body, nothing, jnp.arange(_steps(plan, row)))[0]
+    rounds = jnp.arange(row.ranks_RL.shape[0])
+    return lax.scan(attend_round, nothing, rounds)[0]
+
+
+def _forward_step(plan: windows.Plan, row: windows.Row, dropout_CW, hash_round, first):
+    """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
+    step = windows.step(plan, row, hash_round, first, keys_first=False)
+    k_GWK, v_GWK = (
+        windows.at(row.k_LK, step.keys_GW),
+        windows.at(row.v_LK, step.keys_GW),
+    )
+    logits_GCW = _dot('gck,gwk->gcw', windows.at(row.q_LK, step.queries_GC), k_GWK)
+    logits_GCW = jnp.where(step.allowed, logits_GCW, MASKED)
+    highest_GC = logits_GCW.max(-1)
+    alone_GC = highest_GC < MASKED / 2
+    highest_GC = jnp.where(alone_GC, 0.0, highest_GC)
+    p_GCW = jnp.exp(logits_GCW - highest_GC[..., None])
+    sum_GC = jnp.where(alone_GC, 1.0, p_GCW.sum(-1))
+    own_GCK = v_GWK[:, plan.own].astype(jnp.float32)
+    if dropout_CW is not None:
+        p_GCW *= dropout_CW
+        own_GCK *= windows.own_dropout(plan, dropout_CW)[:, None]
+    out_GCK = _dot('gcw,gwk->gck', p_GCW.astype(v_GWK.dtype), v_GWK)
+    out_GCK = jnp.where(alone_GC[..., None], own_GCK, out_GCK / sum_GC[..., None])
+    return out_GCK, highest_GC + jnp.log(sum_GC), alone_GC
 
 
 def _merge(old, new):
@@ -216,137 +227,142 @@ def _merge(old, new):
     return out, highest + jnp.log(total), alone_old & alone_new
 
 
-def _backward_row(plan: Plan, row: _Row, dout_LK, lse_L, alone_L, delta_L):
-    """Gradients of queries, unit keys and values, [L, K] in float32."""
-    head_size = row.q_LK.shape[-1]
+# --- Backward ---------------------------------------------------------------------
 
-    def body(gradients_LX, index):
-        step = _step(plan, row, index)
-        at = step.queries_GC
-        logits_GCW, (q_GCK, k_GWK) = _logits(plan, row, step)
-        # Where a query has only itself its probability of itself is constant.
-        alone_GC1 = alone_L[at][..., None]
-        p_GCW = jnp.exp(logits_GCW - lse_L[at][..., None])
-        p_GCW = jnp.where(
-            step.self_GCW & alone_GC1, jnp.exp(-lse_L[at])[..., None], p_GCW
+
+def _backward_row(plan: windows.Plan, row: windows.Row, dropout_RCW, dout_LK, softmax):
+    """Gradients of queries, unit keys and values, [L, K] in float32.
+
+    `softmax` is the log-sum-exp, alone and delta of each query, [L].
+    """
+    length, head_size = row.v_LK.shape
+    before, chunks = plan.chunks_before, length // plan.chunk_length
+    around = before + plan.chunks_after
+
+    def backward_round(gradients, hash_round):
+        dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
+
+        def backward_step(key_gradients, first):
+            return _backward_step(
+                plan,
+                row,
+                dropout_CW,
+                dout_LK,
+                softmax,
+                key_gradients,
+                hash_round,
+                first,
+            )
+
+        nothing = jnp.zeros((chunks + around, plan.chunk_length, head_size))
+        key_gradients, dq_SGCK = lax.scan(
+            backward_step, (nothing, nothing), _first_chunks(plan, length)
         )
-        dout_GCK = dout_LK[at]
-        v_GWK = _windows(plan, row.v_LK[step.around_EC])
-        dp_GCW = _dot('gck,gwk->gcw', dout_GCK, v_GWK)
-        dropped_GCW = p_GCW
-        if step.dropout_CW is not None:
-            dp_GCW *= step.dropout_CW
-            dropped_GCW = p_GCW * step.dropout_CW
-        ds_GCW = p_GCW * (dp_GCW - delta_L[at][..., None])
-        ds_GCW = jnp.where(step.allowed_GCW, ds_GCW, 0.0).astype(q_GCK.dtype)
-        dq_GCK = _dot('gcw,gwk->gck', ds_GCW, k_GWK)
-        dk_GWK = _dot('gcw,gck->gwk', ds_GCW, q_GCK)
-        dv_GWK = _dot('gcw,gck->gwk', dropped_GCW.astype(dout_GCK.dtype), dout_GCK)
-        before, after = plan.chunks_before, plan.chunks_after
-        dq_ECK = jnp.pad(dq_GCK, ((before, after), (0, 0), (0, 0)))
-        dkv_ECX = _fold_windows(plan, jnp.concatenate([dk_GWK, dv_GWK], -1))
-        step_gradient = jnp.concatenate([dq_ECK, dkv_ECX], -1)
-        return gradients_LX.at[step.around_EC].add(
-            step_gradient, mode='promise_in_bounds'
-        ), ()
-
-    gradients = jnp.zeros((row.q_LK.shape[0], 3 * head_size), jnp.float32)
-    gradients, _ = lax.scan(body, gradients, jnp.arange(_steps(plan, row)))
-    return jnp.split(gradients, 3, axis=-1)
-
-
-def _steps(plan: Plan, row: _Row) -> int:
-    rounds, length = row.order_REC.shape[0], row.q_LK.shape[0]
-    return rounds * length // (plan.chunk_length * plan.chunks_per_step)
-
-
-def _step(plan: Plan, row: _Row, index: jax.Array) -> _Step:
-    chunks = row.q_LK.shape[0] // plan.chunk_length
-    group = plan.chunks_per_step
-    before, around = plan.chunks_before, plan.chunks_before + plan.chunks_after
-    hash_round, first = jnp.divmod(index, chunks // group)
-    first *= group
-    around_EC = lax.dynamic_slice(
-        row.order_REC,
-        (hash_round, first, 0),
-        (1, group + around, plan.chunk_length),
-    )[0]
-    queries_GC = around_EC[before : before + group]
-    keys_GW = _windows(plan, around_EC)
-    self_GCW = queries_GC[:, :, None] == keys_GW[:, None, :]
-    if plan.causal:
-        allowed_GCW = queries_GC[:, :, None] > keys_GW[:, None, :]
-    else:
-        allowed_GCW = ~self_GCW
-    if not plan.circular:
-        slot_W = jnp.repeat(
-            jnp.arange(-before, plan.chunks_after + 1), plan.chunk_length
+        in_order = _flat(dq_SGCK, 3), *(_flat(x, 2) for x in key_gradients)
+        ranks_L = row.ranks_RL[hash_round]
+        shifts = 0, before * plan.chunk_length, before * plan.chunk_length
+        gradients = tuple(
+            gradient + windows.at(x, ranks_L + shift)
+            for gradient, x, shift in zip(gradients, in_order, shifts, strict=True)
         )
-        chunk_GW = first + jnp.arange(group)[:, None] + slot_W
-        inside_G1W = ((chunk_GW >= 0) & (chunk_GW < chunks))[:, None, :]
-        allowed_GCW &= inside_G1W
-        self_GCW &= inside_G1W
-    if row.real_L is not None:
-        allowed_GCW &= _windows(plan, row.real_L[around_EC])[:, None, :]
-    if plan.band is not None:
-        allowed_GCW &= _first_met(plan, row.codes_RL, around_EC, hash_round)
-    dropout_CW = None if row.dropout_RCW is None else row.dropout_RCW[hash_round]
-    return _Step(around_EC, queries_GC, allowed_GCW, self_GCW, dropout_CW)
+        if plan.circular:
+            gradients = _add_ends(plan, row, hash_round, gradients, key_gradients)
+        return gradients, None
+
+    nothing = (jnp.zeros((length, head_size)),) * 3
+    rounds = jnp.arange(row.ranks_RL.shape[0])
+    return lax.scan(backward_round, nothing, rounds)[0]
 
 
-def _first_met(plan: Plan, codes_RL, around_EC, hash_round) -> jax.Array:
-    """Whether a query meets a key in this round and did not in an earlier one."""
-    assert plan.band is not None
-    lowest, highest = plan.band
-    before, group = plan.chunks_before, plan.chunks_per_step
-    codes_REC = codes_RL[:, around_EC]
+def _backward_step(
+    plan: windows.Plan,
+    row: windows.Row,
+    dropout_CW,
+    dout_LK,
+    softmax,
+    key_gradients,
+    hash_round,
+    first,
+):
+    """Adds to the gradients of keys and values in sorted order; that of queries.
 
-    def meets(codes_EC):
-        query_GC = codes_EC[before : before + group] - lowest
-        difference = query_GC[:, :, None] - _windows(plan, codes_EC)[:, None, :]
-        # One unsigned comparison for 0 <= difference <= highest - lowest.
-        return lax.bitcast_convert_type(difference, jnp.uint32) <= highest - lowest
-
-    keep = jnp.ones((), bool)
-    if plan.band_in_round:
-        keep = meets(lax.dynamic_index_in_dim(codes_REC, hash_round, keepdims=False))
-    for earlier in range(codes_RL.shape[0] - 1):
-        keep &= ~(meets(codes_REC[earlier]) & (earlier < hash_round))
-    return keep
-
-
-def _logits(plan: Plan, row: _Row, step: _Step):
-    q_GCK = row.q_LK[step.queries_GC]
-    k_GWK = _windows(plan, row.k_LK[step.around_EC])
-    logits_GCW = _dot('gck,gwk->gcw', q_GCK, k_GWK)
-    return jnp.where(step.allowed_GCW, logits_GCW, MASKED), (q_GCK, k_GWK)
-
-
-def windows(around: jax.Array, chunks: int) -> jax.Array:
-    """[E, C, ...] -> [chunks, W, ...]: each chunk among its neighbours, past first."""
-    offsets = range(around.shape[0] - chunks + 1)
-    return jnp.concatenate([around[o : o + chunks] for o in offsets], axis=1)
-
-
-def _windows(plan: Plan, around: jax.Array) -> jax.Array:
-    return windows(around, plan.chunks_per_step)
-
-
-def _fold_windows(plan: Plan, in_windows: jax.Array) -> jax.Array:
-    """Transpose of _windows: [G, W, X] -> [E, C, X], overlaps added."""
-    around, size = plan.chunks_before + plan.chunks_after, plan.chunk_length
-    parts = [
-        jnp.pad(
-            in_windows[:, o * size : (o + 1) * size],
-            ((o, around - o), (0, 0), (0, 0)),
-        )
-        for o in range(around + 1)
-    ]
-    return sum(parts[1:], parts[0])
+    Logits are [G, W, C] here, and their gradient is transposed once for the queries: so
+    all five products have the forms that XLA runs on several cores. The barriers keep
+    the mask from being computed again within the exponential, and the transposition
+    from being folded into the product.
+    """
+    step = windows.step(plan, row, hash_round, first, keys_first=True)
+    q_GCK, dout_GCK = (
+        windows.at(row.q_LK, step.queries_GC),
+        windows.at(dout_LK, step.queries_GC),
+    )
+    k_GWK, v_GWK = (
+        windows.at(row.k_LK, step.keys_GW),
+        windows.at(row.v_LK, step.keys_GW),
+    )
+    lse_GC, alone_GC, delta_GC = (windows.at(x, step.queries_GC) for x in softmax)
+    logits_GWC = _dot('gwk,gck->gwc', k_GWK, q_GCK)
+    logits_GWC = lax.optimization_barrier(jnp.where(step.allowed, logits_GWC, MASKED))
+    p_GWC = jnp.exp(logits_GWC - lse_GC[:, None])
+    dp_GWC = _dot('gwk,gck->gwc', v_GWK, dout_GCK)
+    dropped_GWC = p_GWC
+    # Where a query has only itself its probability of itself is constant.
+    own_GC = jnp.where(alone_GC, jnp.exp(-lse_GC), 0.0)
+    if dropout_CW is not None:
+        dp_GWC *= dropout_CW.T
+        dropped_GWC = p_GWC * dropout_CW.T
+        own_GC *= windows.own_dropout(plan, dropout_CW)
+    ds_GWC = (p_GWC * (dp_GWC - delta_GC[:, None])).astype(q_GCK.dtype)
+    ds_GCW = lax.optimization_barrier(jnp.swapaxes(ds_GWC, 1, 2))
+    dq_GCK = _dot('gcw,gwk->gck', ds_GCW, k_GWK)
+    dk_GWK = _dot('gwc,gck->gwk', ds_GWC, q_GCK)
+    dv_GWK = _dot('gwc,gck->gwk', dropped_GWC.astype(dout_GCK.dtype), dout_GCK)
+    dk_ECK, dv_ECK = key_gradients
+    dk_ECK = _add_windows(plan, dk_ECK, dk_GWK, first)
+    dv_ECK = _add_windows(plan, dv_ECK, dv_GWK, first)
+    own_GCK = own_GC[..., None] * dout_GCK
+    dv_ECK = _add_chunks(dv_ECK, own_GCK, first + plan.chunks_before)
+    return (dk_ECK, dv_ECK), dq_GCK
 
 
-def _write(at: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    return old.at[at].set(new, unique_indices=True, mode='promise_in_bounds')
+def _add_windows(plan: windows.Plan, x_ECK, windows_GWK, first):
+    """Adds the chunks of each window to where they stand in the sorted order."""
+    for place in range(plan.window_chunks):
+        start = place * plan.chunk_length
+        chunks_GCK = windows_GWK[:, start : start + plan.chunk_length]
+        x_ECK = _add_chunks(x_ECK, chunks_GCK, first + place)
+    return x_ECK
+
+
+def _add_chunks(x_ECK, chunks_GCK, first):
+    there = lax.dynamic_slice_in_dim(x_ECK, first, chunks_GCK.shape[0])
+    return lax.dynamic_update_slice_in_dim(x_ECK, there + chunks_GCK, first, axis=0)
+
+
+def _add_ends(
+    plan: windows.Plan, row: windows.Row, hash_round, gradients, key_gradients
+):
+    """Adds the gradients of the chunks that a round looks at beyond its ends."""
+    dq_LK, *others = gradients
+    before, after = plan.chunks_before, plan.chunks_after
+    order_EC = row.order_REC[hash_round]
+    ends = [slice(0, before), slice(order_EC.shape[0] - after, None)]
+    for end in ends:
+        others = [
+            x_LK.at[order_EC[end]].add(x_ECK[end])
+            for x_LK, x_ECK in zip(others, key_gradients, strict=True)
+        ]
+    return dq_LK, *others
+
+
+def _first_chunks(plan: windows.Plan, length: int) -> jax.Array:
+    """The first chunk of each step of a round."""
+    return jnp.arange(0, length // plan.chunk_length, plan.chunks_per_step)
+
+
+def _flat(x: jax.Array, axes: int) -> jax.Array:
+    """The first axes made one."""
+    return x.reshape(-1, *x.shape[axes:])
 
 
 def _dot(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from reformer_jax import head_groups
 from reformer_jax import layers
+from reformer_jax import linear
 from reformer_jax import model_config
 from reformer_jax import positions
 from reformer_jax import reversible
@@ -146,13 +147,13 @@ class ReformerLM(nnx.Module):
         x_BLX = x_BLX.astype(config.dtype)
         if config.tie_output:
             if config.combine == 'concatenate':
-                x_BLX = x_BLX @ self.tie_projection.astype(config.dtype)
+                projection_XD = self.tie_projection.astype(config.dtype)
+                x_BLX = linear.linear(x_BLX, projection_XD)
             kernel_XV = self.embedding[...].T
         else:
             kernel_XV = sharding.constrain(self.output[...], P(None, 'model'))
-        logits_BLV = jnp.matmul(
-            x_BLX, kernel_XV.astype(config.dtype), preferred_element_type=jnp.float32
-        )
+        kernel_XV = kernel_XV.astype(config.dtype)
+        logits_BLV = linear.linear(x_BLX, kernel_XV, jnp.float32)
         return logits_BLV + self.output_bias
 
     def _positions(self, length: int) -> jax.Array | None:

@@ -14,7 +14,7 @@ _ENTRY_POINTS = sorted(_ROOT.glob('*.py'))
 # A module imports only modules of earlier rows; a new module gets its place here.
 _ROWS = (
     ('hashing', 'chunking', 'positions', 'run_folder', 'stopping', 'data'),
-    ('checks', 'head_groups'),
+    ('checks', 'head_groups', 'linear', 'windows'),
     ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
     ('attention', 'optimizer'),
     ('layers',),
@@ -27,7 +27,9 @@ _PURE = (
     'hashing',
     'checks',
     'head_groups',
+    'linear',
     'lsh',
+    'windows',
     'attention',
     'reversible',
     'chunking',

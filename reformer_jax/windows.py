@@ -1,0 +1,163 @@
+"""Windows of sorted chunks: which keys the queries of a group of chunks see.
+
+The static half of an LSH attention call (Plan), one row (batch, head) of its arrays
+(Row), and one step over a group of chunks of a hash round (Step). Shape letters are
+those of attention.py and lsh.py.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Position of a key that no query may see.
+_HIDDEN = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static half of one LSH attention call.
+
+    Attributes:
+      chunk_length: queries in a chunk.
+      chunks_before: chunks looked back at.
+      chunks_after: chunks looked ahead at.
+      causal: whether keys must lie before their query.
+      circular: look around the ends and across the rounds (the trax rule).
+      band: lowest and highest code difference (query minus key) at which a key is met
+        in a round; None if keys are counted as often as they are met (trax).
+      band_in_round: whether the band also limits the keys within a window.
+      chunks_per_step: chunks attended at once; divides the number of chunks.
+      rows_per_step: batch elements and heads attended at once; divide B and H.
+    """
+
+    chunk_length: int
+    chunks_before: int
+    chunks_after: int
+    causal: bool
+    circular: bool
+    band: tuple[int, int] | None
+    band_in_round: bool
+    chunks_per_step: int
+    rows_per_step: tuple[int, int]
+
+    @property
+    def window_chunks(self) -> int:
+        """Chunks that a query's chunk sees, itself among them."""
+        return self.chunks_before + 1 + self.chunks_after
+
+    @property
+    def own(self) -> slice:
+        """Where in its window a chunk has its own keys."""
+        start = self.chunks_before * self.chunk_length
+        return slice(start, start + self.chunk_length)
+
+
+class Row(NamedTuple):
+    """One (batch, head): queries, unit keys, values, sorted positions, codes."""
+
+    q_LK: jax.Array
+    k_LK: jax.Array
+    v_LK: jax.Array
+    order_REC: jax.Array
+    ranks_RL: jax.Array
+    codes_RL: jax.Array | None
+    real_L: jax.Array | None
+
+
+class Step(NamedTuple):
+    """The queries of one group of chunks in one round, and the keys of their windows.
+
+    `allowed` is [G, C, W], or [G, W, C] in the backward pass, and never true for the
+    query's own position.
+    """
+
+    queries_GC: jax.Array
+    keys_GW: jax.Array
+    allowed: jax.Array
+
+
+def with_look_around(plan: Plan, order_RL: jax.Array) -> jax.Array:
+    """Order in chunks [R, E, C], each round between the chunks it looks around at."""
+    rounds = order_RL.shape[0]
+    before, after = plan.chunks_before, plan.chunks_after
+    chunks_RMC = order_RL.reshape(rounds, -1, plan.chunk_length)
+    count = chunks_RMC.shape[1]
+    wanted = jnp.arange(-before, count + after)
+    if not plan.circular:
+        return chunks_RMC[:, wanted % count]  # step hides the ends
+    ring = chunks_RMC.reshape(rounds * count, plan.chunk_length)
+    starts = jnp.arange(rounds)[:, None] * count
+    return ring[(starts + wanted) % (rounds * count)]
+
+
+def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
+    """The step that begins with chunk `first` of a round; keys_first is [G, W, C]."""
+    chunks = row.q_LK.shape[0] // plan.chunk_length
+    group, before = plan.chunks_per_step, plan.chunks_before
+    sizes = 1, group + plan.window_chunks - 1, plan.chunk_length
+    around_EC = lax.dynamic_slice(row.order_REC, (hash_round, first, 0), sizes)[0]
+    queries_GC = around_EC[before : before + group]
+    keys_GW = windows(around_EC, group)
+    visible_GW = keys_GW
+    if not plan.circular:
+        slot_W = jnp.repeat(
+            jnp.arange(-before, plan.chunks_after + 1), plan.chunk_length
+        )
+        chunk_GW = first + jnp.arange(group)[:, None] + slot_W
+        inside_GW = (chunk_GW >= 0) & (chunk_GW < chunks)
+        visible_GW = jnp.where(inside_GW, visible_GW, _HIDDEN)
+    if row.real_L is not None:
+        visible_GW = jnp.where(at(row.real_L, keys_GW), visible_GW, _HIDDEN)
+    query, key = _pairs(queries_GC, visible_GW, keys_first)
+    # A hidden key lies behind all queries.
+    allowed = query > key if plan.causal else (query != key) & (key != _HIDDEN)
+    if plan.band is not None:
+        allowed &= _first_met(plan, row.codes_RL, around_EC, hash_round, keys_first)
+    return Step(queries_GC, keys_GW, allowed)
+
+
+def _pairs(queries_GC, keys_GW, keys_first: bool):
+    """Both broadcast against each other, to [G, C, W] or to [G, W, C]."""
+    if keys_first:
+        return queries_GC[:, None, :], keys_GW[:, :, None]
+    return queries_GC[:, :, None], keys_GW[:, None, :]
+
+
+def _first_met(plan: Plan, codes_RL, around_EC, hash_round, keys_first) -> jax.Array:
+    """Whether a query meets a key in this round and did not in an earlier one."""
+    assert plan.band is not None
+    lowest, highest = plan.band
+    before, group = plan.chunks_before, plan.chunks_per_step
+    codes_REC = codes_RL[:, around_EC]
+
+    def meets(codes_EC):
+        query_GC = codes_EC[before : before + group] - lowest
+        query, key = _pairs(query_GC, windows(codes_EC, group), keys_first)
+        # One unsigned comparison for 0 <= difference <= highest - lowest.
+        return lax.bitcast_convert_type(query - key, jnp.uint32) <= highest - lowest
+
+    keep = jnp.ones((), bool)
+    if plan.band_in_round:
+        keep = meets(lax.dynamic_index_in_dim(codes_REC, hash_round, keepdims=False))
+    for earlier in range(codes_RL.shape[0] - 1):
+        keep &= ~(meets(codes_REC[earlier]) & (earlier < hash_round))
+    return keep
+
+
+def windows(around: jax.Array, chunks: int) -> jax.Array:
+    """[E, C, ...] -> [chunks, W, ...]: each chunk among its neighbours, past first."""
+    offsets = range(around.shape[0] - chunks + 1)
+    return jnp.concatenate([around[o : o + chunks] for o in offsets], axis=1)
+
+
+def own_dropout(plan: Plan, dropout_CW: jax.Array) -> jax.Array:
+    """The factor that dropout gives a query's own key, [C]."""
+    return jnp.diagonal(dropout_CW[:, plan.own])
+
+
+def at(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x[positions] for positions that lie within x."""
+    return x.at[positions].get(mode='promise_in_bounds')
