@@ -9,16 +9,17 @@ the device at hand. `beyond` is what a layer adds to the temporaries beyond its
 parameters' gradients and its stored buckets: the activations that grow with depth.
 """
 
-import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import ml_collections
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from benchmarks import timing
 from configs import enwik8
 from reformer_jax import loop
 from reformer_jax import model as model_lib
@@ -54,21 +55,32 @@ def one_sequence(variant: str) -> ml_collections.ConfigDict:
 
 
 def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """Bytes of the compiled training step, and the seconds that compiling took."""
+    """Memory of the compiled training step, and the seconds that compiling took."""
+    return compile_step(config)[2]
+
+
+def compile_step(
+    config: ml_collections.ConfigDict,
+) -> tuple[loop.Run, Any, dict[str, float]]:
+    """The run, its compiled step (state, batch, key) -> (state, sums), and `measure`.
+
+    The seconds are those of tracing, lowering and compiling together.
+    """
     run = loop.prepare(config)
     with jax.set_mesh(run.mesh):
         start = time.perf_counter()
         compiled = loop.compile_train_step(run)
         seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
-    return {
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    info = {
         'parameters': model_lib.parameter_count(run.state.model),
         'argument_mib': memory.argument_size_in_bytes / _MIB,
         'temporary_mib': memory.temp_size_in_bytes / _MIB,
-        'total_gib': (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
-        / 2**30,
+        'total_gib': total / 2**30,
         'compile_seconds': seconds,
     }
+    return run, compiled, info
 
 
 def depth() -> None:
@@ -87,7 +99,7 @@ def depth() -> None:
                 point['growth_mib_per_layer'] = growth / added
                 point['beyond_mib_per_layer'] = beyond / added
             earlier = layers, values
-            _print(point)
+            timing.print_point(point)
 
 
 def _bucket_bytes(config: ml_collections.ConfigDict) -> int:
@@ -96,19 +108,14 @@ def _bucket_bytes(config: ml_collections.ConfigDict) -> int:
     return 2 * sequences * config.model.heads * config.model.rounds
 
 
-def _print(point: dict) -> None:
-    device = jax.devices()[0].device_kind
-    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in point.items()}
-    print(json.dumps(rounded | {'device': device, 'jax': jax.__version__}), flush=True)
-
-
 def main(what: list[str]) -> None:
     for name in what or ['depth', 'paper', 'million']:
         if name == 'depth':
             depth()
         elif name in ('paper', 'million'):
             variant = '' if name == 'paper' else name
-            _print({'config': f'enwik8:{name}', **measure(one_sequence(variant))})
+            info = measure(one_sequence(variant))
+            timing.print_point({'config': f'enwik8:{name}', **info})
         else:
             raise SystemExit(f'unknown benchmark {name!r}: depth, paper or million.')
 

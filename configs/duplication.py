@@ -56,6 +56,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'buckets': (),
         'rounds': 4,
         'rule': 'reformer',
+        'dense_length': 0,  # LSH attention is what is measured, however short
         'shared_qk': True,  # for --config.model.pattern="('full',)"
         'positions': 'learned',
         'dropout': 0.0,

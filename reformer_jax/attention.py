@@ -284,6 +284,20 @@ def lsh_attention(
     return lsh.attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
 
 
+def dense_crossover(rounds: int, window: int) -> int:
+    """The length up to which exact attention is no slower than LSH attention.
+
+    Where the windows of all rounds hold as many keys as the sequence: there both
+    compute as many logits. Measured so on a CPU, forward and backward, chunks of 64
+    (benchmarks/attention.py).
+
+    Args:
+      rounds: hash rounds.
+      window: keys that a query sees in a round.
+    """
+    return rounds * window
+
+
 def _plan(shape_BHRL, *, chunk_length, look_around, causal, rule, within_bucket):
     batch, heads, rounds, length = shape_BHRL
     before, after = look_around

@@ -63,9 +63,7 @@ class LSHSelfAttention(nnx.Module):
         self.buckets = buckets
         self.rounds = rounds
         self.chunk_length = chunk_length
-        # The strict rule is one function of the past, whatever the length.
-        strict = rule == 'strict'
-        self.dense_length = 0 if strict else max(dense_length, chunk_length)
+        self.dense_length = dense_length
         self.look_around = (chunks_before, chunks_after)
         self.causal = causal
         self.rule = rule
@@ -108,7 +106,8 @@ class LSHSelfAttention(nnx.Module):
         qk_BLHK, v_BLHK = heads
         length = qk_BLHK.shape[1]
         rate = self.attention_dropout if train else 0.0
-        if length <= self.dense_length:
+        rounds = self.rounds if rounds is None else rounds
+        if length <= self._longest_dense(rounds):
             out_BLHK = attention.full_attention(
                 qk_BLHK,
                 qk_BLHK,
@@ -126,7 +125,7 @@ class LSHSelfAttention(nnx.Module):
                 hash_key,
                 heads=self.heads,
                 head_size=self.head_size,
-                rounds=self.rounds if rounds is None else rounds,
+                rounds=rounds,
                 buckets=buckets,
             )
         if rotations is not None:
@@ -134,6 +133,15 @@ class LSHSelfAttention(nnx.Module):
         return self._hash_and_attend(buckets, rate)(
             qk_BLHK, v_BLHK, mask, rotations, saved_buckets, dropout_key
         )
+
+    def _longest_dense(self, rounds: int) -> int:
+        """The longest sequence that gets exact attention."""
+        if self.rule == 'strict':
+            return 0  # one function of the past, whatever the length
+        if self.dense_length >= 0:
+            return max(self.dense_length, self.chunk_length)
+        window = self.chunk_length * (1 + sum(self.look_around))
+        return attention.dense_crossover(rounds, window)
 
     def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""

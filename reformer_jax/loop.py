@@ -343,7 +343,11 @@ def evaluate_split(
 
 
 def _jit_eval_step(run: Run):
-    return jax.jit(eval_step, out_shardings=NamedSharding(run.mesh, P()))
+    return jax.jit(
+        eval_step,
+        out_shardings=NamedSharding(run.mesh, P()),
+        compiler_options=compiler_options(),
+    )
 
 
 def _write_evaluation(workdir, step, config, results) -> pathlib.Path:

@@ -41,7 +41,9 @@ class ModelConfig:
       rule: which keys an LSH query sees, see attention.lsh_attention.
       within_bucket: for rule 'reformer', only keys of the query's own bucket.
       dense_length: sequences up to this long get exact shared-QK attention in LSH
-        layers, as do those of at most one chunk; not with rule 'strict'.
+        layers, as do those of at most one chunk; -1 for as long as that is no slower
+        (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
+        rule 'strict'.
       shared_qk: whether full attention shares queries and keys, as LSH does.
       activation: 'relu', 'gelu' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
@@ -83,7 +85,7 @@ class ModelConfig:
     rounds: int = 2
     rule: str = 'reformer'
     within_bucket: bool = False
-    dense_length: int = 0
+    dense_length: int = -1
     shared_qk: bool = False
     activation: str = 'relu'
     positions: str = 'axial'
@@ -199,7 +201,12 @@ def _check_choices(config: ModelConfig) -> None:
 
 def _check_attention(config: ModelConfig) -> None:
     check_length(config, config.length)
-    if config.rule == 'strict' and config.dense_length:
+    if config.dense_length < -1:
+        raise ValueError(
+            f'model.dense_length={config.dense_length} is below -1: use -1 for '
+            'automatic, 0 for never beyond one chunk, or a length.'
+        )
+    if config.rule == 'strict' and config.dense_length > 0:
         raise ValueError(
             f"model.dense_length={config.dense_length} does not go with rule='strict', "
             'which is the same function of the past at every length: set it to 0.'

@@ -146,6 +146,7 @@ def _load(case):
         pattern=pattern,
         local_chunk_length=theirs['local_attn_chunk_length'],
         lsh_chunk_length=theirs['lsh_attn_chunk_length'],
+        dense_length=0,
         buckets=theirs['num_buckets'],
         rounds=theirs['num_hashes'],
         rule='trax',

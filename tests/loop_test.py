@@ -44,6 +44,7 @@ def _config(text_file, **changes) -> ml_collections.ConfigDict:
             'layers': 2,
             'local_chunk_length': 16,
             'lsh_chunk_length': 16,
+            'dense_length': 0,
             'axial_shape': (8, 8),
             'axial_sizes': (8, 8),
             'dropout': 0.1,

@@ -28,6 +28,7 @@ def _config(**changes):
         'pattern': ('local', 'lsh'),
         'local_chunk_length': 4,
         'lsh_chunk_length': 4,
+        'dense_length': 0,
         'buckets': (4,),
         'axial_shape': (4, 8),
         'axial_sizes': (2, 6),
@@ -200,6 +201,18 @@ def test_lsh_and_shared_qk_parameters_are_interchangeable():
     dense = _model(pattern=('lsh',), dense_length=_LENGTH)
     np.testing.assert_array_equal(_logits(moved, _tokens()), _logits(dense, _tokens()))
     assert np.any(_logits(lsh, _tokens()) != _logits(dense, _tokens()))
+
+
+def test_automatic_dense_length_is_where_the_windows_hold_the_sequence():
+    """2 rounds of windows of 8 keys: exact up to 16 tokens, LSH beyond."""
+    fields = {'pattern': ('lsh',), 'rounds': 2}
+    automatic, lsh = _model(**fields, dense_length=-1), _model(**fields)
+    exact = _model(**fields, dense_length=_LENGTH)
+    short, long = _tokens()[:, :16], _tokens()[:, :20]
+    np.testing.assert_array_equal(_logits(automatic, short), _logits(exact, short))
+    assert np.any(_logits(automatic, short) != _logits(lsh, short))
+    np.testing.assert_array_equal(_logits(automatic, long), _logits(lsh, long))
+    assert np.any(_logits(automatic, long) != _logits(exact, long))
 
 
 # --- Hashes and dropout -----------------------------------------------------------

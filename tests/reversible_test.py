@@ -193,6 +193,7 @@ _CONFIG = model_lib.ModelConfig(
     pattern=('local', 'lsh'),
     local_chunk_length=8,
     lsh_chunk_length=8,
+    dense_length=0,
     buckets=(4,),
     axial_shape=(4, 8),
     axial_sizes=(8, 8),

@@ -43,6 +43,7 @@ _CONFIG = model_lib.ModelConfig(
     pattern=('local', 'lsh'),
     local_chunk_length=4,
     lsh_chunk_length=4,
+    dense_length=0,
     buckets=(6,),
     positions='learned',
     dropout=0.1,

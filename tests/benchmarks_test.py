@@ -1,0 +1,142 @@
+"""The benchmarks at tiny sizes: that they run, and that they time the right thing."""
+
+import importlib.util
+import json
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import attention
+from benchmarks import peers
+from benchmarks import small_lm
+from benchmarks import timing
+from benchmarks import training_step
+from reformer_jax import experiment
+from reformer_jax import hashing
+from reformer_jax import loop
+from reformer_jax import model as model_lib
+from reports import figure5
+
+
+def test_runs_take_turns():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in 'ab'}
+    seconds = timing.interleaved(steps, 2)
+    assert ''.join(calls) == 'ababab'
+    assert [len(seconds[name]) for name in 'ab'] == [2, 2]
+    calls.clear()
+    timing.interleaved(steps, 1, warm_up=False)
+    assert ''.join(calls) == 'ab'
+
+
+def test_point_is_a_line_of_json_with_its_environment(capsys, monkeypatch):
+    monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+    timing.print_point({'seconds': 0.00123456, 'runs': [12345.678], 'name': 'x'})
+    printed = capsys.readouterr().out
+    assert printed.count('\n') == 1
+    point = json.loads(printed)
+    assert point['seconds'] == 0.001235 and point['runs'] == [12350.0]
+    assert point['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+    assert point['jax'] == jax.__version__ and point['cpu_cores'] >= 1
+
+
+def test_config_is_the_small_lm():
+    run = experiment.run_config(training_step.config(16_384))
+    assert (run.model.layers, run.model.pattern) == (2, ('lsh',))
+    assert run.model.axial_shape == (128, 128) and run.model.dropout == 0
+    assert run.model.buckets == () and run.model.rounds == 4
+    assert hashing.default_buckets(16_384, run.model.lsh_chunk_length) == (32, 16)
+
+
+def test_length_must_be_a_power_of_two():
+    assert small_lm.axial_shape(2048) == (32, 64)
+    with pytest.raises(ValueError, match='use 2048'):
+        small_lm.axial_shape(3000)
+
+
+def test_step_trains():
+    config = training_step.config(128, layers=1, rounds=1)
+    run_step, info = training_step.step(config)
+    losses = [run_step() for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.1
+    assert info['parameters'] > 0 and info['temporary_mib'] > 0
+
+
+def test_attention_passes_run():
+    passes = attention.steps(128, (1,), 'float32')
+    assert list(passes) == [
+        f'{name} {which}'
+        for name in ('full', 'lsh-1')
+        for which in ('forward', 'forward_backward')
+    ]
+    for run in passes.values():
+        for array in jax.tree.leaves(run()):
+            assert array.shape == (1, 128, 4, 64) and jnp.isfinite(array).all()
+
+
+def test_crossover_is_the_greatest_length_where_exact_attention_is_not_slower():
+    assert attention.crossover({1024: 0.5, 2048: 1.0, 4096: 1.5}) == 2048
+    assert attention.crossover({1024: 1.5}) is None
+
+
+def test_figure5_measures_every_kind_at_a_fixed_number_of_tokens(
+    tmp_path, monkeypatch, capsys
+):
+    configs = []
+
+    def step(config):
+        experiment.run_config(config)
+        configs.append(config)
+        return (lambda: None), {}
+
+    monkeypatch.setattr(training_step, 'step', step)
+    path = tmp_path / 'results' / 'figure5.jsonl'
+    figure5.measure(path, [64, 256], tokens=256, runs=1)
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(points) == 12 and path.read_text() == capsys.readouterr().out
+    assert {(p['attention'], p['length']) for p in points} >= {('full', 256)}
+    for config in configs:
+        assert config.data.length * config.data.batch_size == 256
+        chunk_length = config.model.feed_forward_chunk_length
+        assert chunk_length * config.data.batch_size == 256
+
+
+def test_figure5_is_drawn(tmp_path):
+    pytest.importorskip('matplotlib')
+    source, target = tmp_path / 'points.jsonl', tmp_path / 'figure.png'
+    common = {'tokens': 16_384, 'device': 'cpu', 'cpu_cores': 2}
+    points = [
+        {'attention': kind, 'length': length, 'seconds': seconds, **common}
+        for kind, length, seconds in [
+            ('full', 2048, 3.0),
+            ('full', 1024, 1.5),
+            ('LSH-1', 1024, 1.0),
+        ]
+    ]
+    source.write_text(''.join(json.dumps(point) + '\n' for point in points))
+    figure5.plot(source, target)
+    assert target.read_bytes().startswith(b'\x89PNG')
+
+
+def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match=r'torch, .*reformer-pytorch.*\[peers\]'):
+        peers.check_installed()
+
+
+@pytest.mark.parametrize('name', peers.PEERS)
+def test_peers_train_a_model_of_our_size(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # theirs, while they are imported
+        for package in ('torch', 'transformers', 'reformer_pytorch'):
+            pytest.importorskip(package)
+        model, _ = peers.build_peer(name, 256, 8)
+        loss = peers.build_step(name, 256, 8)()
+    assert math.isfinite(loss)
+    state = loop.prepare(training_step.config(256)).state
+    ours = model_lib.parameter_count(state.model)
+    theirs = sum(parameter.numel() for parameter in model.parameters())
+    assert 0.8 < theirs / ours < 1.2
