@@ -23,8 +23,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import small_lm
 from benchmarks import timing
 from reformer_jax import attention
+from reformer_jax import compilation
 from reformer_jax import hashing
-from reformer_jax import loop
 from reformer_jax import model_config
 
 _LENGTHS = tuple(2**exponent for exponent in range(10, 17))
@@ -85,7 +85,7 @@ def _with_gradient(function, qk_BLHK, v_BLHK, dout_BLHK):
 
 
 def _compiled(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
-    options = loop.compiler_options()
+    options = compilation.options()
     compiled = jax.jit(function).lower(*arguments).compile(options)
     return lambda: jax.block_until_ready(compiled(*arguments))
 

@@ -2,10 +2,12 @@
 
   python benchmarks/training_step.py lengths   time per token, 2,048 to 131,072 tokens
   python benchmarks/training_step.py stacks    the kinds of stack, 16,384 tokens
+  python benchmarks/training_step.py devices   heads split over the devices
   python benchmarks/training_step.py million   one step of 1,048,576 tokens
   python benchmarks/training_step.py compile   compiling the paper's enwik8 step
 
-`lengths` and `stacks` take other lengths behind them. Seconds are the minimum of the
+`lengths`, `stacks` and `devices` take other lengths behind them; with
+JAX_NUM_CPU_DEVICES=2 each of two cores is a device. Seconds are the minimum of the
 runs, which take turns.
 """
 
@@ -33,6 +35,7 @@ from reformer_jax import sharding
 _LENGTHS = tuple(2**exponent for exponent in range(11, 18))
 _STACK_LENGTHS = (2**14,)
 _STACK_LAYERS = (2, 6)
+_MODES = ('lengths', 'stacks', 'devices', 'million', 'compile')
 
 
 def config(length: int, **model_changes: Any) -> ml_collections.ConfigDict:
@@ -146,6 +149,17 @@ def time_stacks(lengths: Sequence[int], runs: int) -> None:
                 )
 
 
+def time_devices(lengths: Sequence[int], runs: int) -> None:
+    """Seconds of a step whose heads and hidden units are split over all devices."""
+    for length in lengths:
+        changed = config(length)
+        changed.mesh.update({'data': 1, 'model': jax.device_count()})
+        run_step, info = step(changed)
+        seconds = timing.interleaved({'step': run_step}, runs)['step']
+        point = {'devices': jax.device_count(), 'length': length}
+        timing.print_point(point | {'seconds': min(seconds), 'runs': seconds, **info})
+
+
 def time_million() -> None:
     """One real step of 1,048,576 tokens, and the peak resident memory."""
     run_step, info = step(config(2**20, layers=3, rounds=2))
@@ -174,7 +188,7 @@ def time_compilation() -> None:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description='Times our training step.')
-    parser.add_argument('what', choices=('lengths', 'stacks', 'million', 'compile'))
+    parser.add_argument('what', choices=_MODES)
     parser.add_argument('lengths', nargs='*', type=int, help='powers of two, in tokens')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
     options = parser.parse_args(arguments)
@@ -183,6 +197,8 @@ def main(arguments: list[str]) -> None:
             time_lengths(options.lengths or _LENGTHS, options.runs)
         case 'stacks':
             time_stacks(options.lengths or _STACK_LENGTHS, options.runs)
+        case 'devices':
+            time_devices(options.lengths or _STACK_LENGTHS, options.runs)
         case 'million':
             time_million()
         case 'compile':

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import checkpoint
+from reformer_jax import compilation
 from reformer_jax import data
 from reformer_jax import experiment
 from reformer_jax import loss
@@ -255,23 +256,9 @@ def compile_train_step(run: Run):
     everywhere = NamedSharding(run.mesh, P())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     lowered = jitted.lower(run.state, run.batch, jax.random.key(0))
-    return lowered.compile(compiler_options())
-
-
-def compiler_options() -> dict[str, Any] | None:
-    """What XLA does better on CPUs than by default.
-
-    LLVM's first level of optimisation turns copies of short rows into vector
-    instructions, which its third, by unrolling them first, does not: gathers of 64
-    floats take a quarter of the time. XLA's default order of operations took 1.5 times
-    the temporary memory.
-    """
-    if jax.default_backend() != 'cpu':
-        return None
-    return {
-        'xla_backend_optimization_level': 1,
-        'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
-    }
+    compiled = lowered.compile(compilation.options())
+    compilation.return_freed_memory()
+    return compiled
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
@@ -346,7 +333,7 @@ def _jit_eval_step(run: Run):
     return jax.jit(
         eval_step,
         out_shardings=NamedSharding(run.mesh, P()),
-        compiler_options=compiler_options(),
+        compiler_options=compilation.options(),
     )
 
 

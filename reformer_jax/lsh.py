@@ -17,6 +17,7 @@ the look-around at both ends, W keys in the window of a chunk, N rows (b * h) at
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,18 @@ from reformer_jax import windows
 
 # Logit of a key that may not be seen; finite, so that no row makes a NaN.
 MASKED = -1e9
+
+
+class _Upstream(NamedTuple):
+    """What the backward pass of a row starts from, by query.
+
+    `delta` is the inner product of the output and its gradient.
+    """
+
+    dout_LK: jax.Array
+    lse_L: jax.Array
+    alone_L: jax.Array
+    delta_L: jax.Array
 
 
 def unit_keys(qk: jax.Array) -> jax.Array:
@@ -73,8 +86,8 @@ def _attend_backward(plan, saved, dout_BLHK):
 
     def backward_row(row, dout_LK, out_LK, lse_L, alone_L):
         products_LK = dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32)
-        softmax = lse_L, alone_L, jnp.sum(products_LK, axis=-1)
-        dq_LK, dk_LK, dv_LK = _backward_row(plan, row, dropout_RCW, dout_LK, softmax)
+        upstream = _Upstream(dout_LK, lse_L, alone_L, jnp.sum(products_LK, axis=-1))
+        dq_LK, dk_LK, dv_LK = _backward_row(plan, row, dropout_RCW, upstream)
         _, keys_vjp = jax.vjp(unit_keys, row.q_LK)
         return dq_LK + keys_vjp(dk_LK)[0].astype(jnp.float32), dv_LK
 
@@ -230,11 +243,10 @@ def _merge(old, new):
 # --- Backward ---------------------------------------------------------------------
 
 
-def _backward_row(plan: windows.Plan, row: windows.Row, dropout_RCW, dout_LK, softmax):
-    """Gradients of queries, unit keys and values, [L, K] in float32.
-
-    `softmax` is the log-sum-exp, alone and delta of each query, [L].
-    """
+def _backward_row(
+    plan: windows.Plan, row: windows.Row, dropout_RCW, upstream: _Upstream
+):
+    """Gradients of queries, unit keys and values, [L, K] in float32."""
     length, head_size = row.v_LK.shape
     before, chunks = plan.chunks_before, length // plan.chunk_length
     around = before + plan.chunks_after
@@ -243,16 +255,14 @@ def _backward_row(plan: windows.Plan, row: windows.Row, dropout_RCW, dout_LK, so
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
 
         def backward_step(key_gradients, first):
-            return _backward_step(
-                plan,
-                row,
-                dropout_CW,
-                dout_LK,
-                softmax,
-                key_gradients,
-                hash_round,
-                first,
-            )
+            step = windows.step(plan, row, hash_round, first, keys_first=True)
+            new = _backward_step(plan, row, dropout_CW, upstream, step)
+            dq_GCK, dk_GWK, dv_GWK, own_GCK = new
+            dk_ECK, dv_ECK = key_gradients
+            dk_ECK = _add_windows(plan, dk_ECK, dk_GWK, first)
+            dv_ECK = _add_windows(plan, dv_ECK, dv_GWK, first)
+            dv_ECK = _add_chunks(dv_ECK, own_GCK, first + before)
+            return (dk_ECK, dv_ECK), dq_GCK
 
         nothing = jnp.zeros((chunks + around, plan.chunk_length, head_size))
         key_gradients, dq_SGCK = lax.scan(
@@ -278,29 +288,24 @@ def _backward_step(
     plan: windows.Plan,
     row: windows.Row,
     dropout_CW,
-    dout_LK,
-    softmax,
-    key_gradients,
-    hash_round,
-    first,
+    upstream: _Upstream,
+    step: windows.Step,
 ):
-    """Adds to the gradients of keys and values in sorted order; that of queries.
+    """Gradients of queries, and of the keys and values in their windows.
+
+    The last, [G, C, K], is of the values of queries that have only themselves.
 
     Logits are [G, W, C] here, and their gradient is transposed once for the queries: so
     all five products have the forms that XLA runs on several cores. The barriers keep
     the mask from being computed again within the exponential, and the transposition
     from being folded into the product.
     """
-    step = windows.step(plan, row, hash_round, first, keys_first=True)
-    q_GCK, dout_GCK = (
-        windows.at(row.q_LK, step.queries_GC),
-        windows.at(dout_LK, step.queries_GC),
+    q_GCK = windows.at(row.q_LK, step.queries_GC)
+    k_GWK = windows.at(row.k_LK, step.keys_GW)
+    v_GWK = windows.at(row.v_LK, step.keys_GW)
+    dout_GCK, lse_GC, alone_GC, delta_GC = (
+        windows.at(x, step.queries_GC) for x in upstream
     )
-    k_GWK, v_GWK = (
-        windows.at(row.k_LK, step.keys_GW),
-        windows.at(row.v_LK, step.keys_GW),
-    )
-    lse_GC, alone_GC, delta_GC = (windows.at(x, step.queries_GC) for x in softmax)
     logits_GWC = _dot('gwk,gck->gwc', k_GWK, q_GCK)
     logits_GWC = lax.optimization_barrier(jnp.where(step.allowed, logits_GWC, MASKED))
     p_GWC = jnp.exp(logits_GWC - lse_GC[:, None])
@@ -317,12 +322,7 @@ def _backward_step(
     dq_GCK = _dot('gcw,gwk->gck', ds_GCW, k_GWK)
     dk_GWK = _dot('gwc,gck->gwk', ds_GWC, q_GCK)
     dv_GWK = _dot('gwc,gck->gwk', dropped_GWC.astype(dout_GCK.dtype), dout_GCK)
-    dk_ECK, dv_ECK = key_gradients
-    dk_ECK = _add_windows(plan, dk_ECK, dk_GWK, first)
-    dv_ECK = _add_windows(plan, dv_ECK, dv_GWK, first)
-    own_GCK = own_GC[..., None] * dout_GCK
-    dv_ECK = _add_chunks(dv_ECK, own_GCK, first + plan.chunks_before)
-    return (dk_ECK, dv_ECK), dq_GCK
+    return dq_GCK, dk_GWK, dv_GWK, own_GC[..., None] * dout_GCK
 
 
 def _add_windows(plan: windows.Plan, x_ECK, windows_GWK, first):

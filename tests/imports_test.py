@@ -13,7 +13,15 @@ _ENTRY_POINTS = sorted(_ROOT.glob('*.py'))
 
 # A module imports only modules of earlier rows; a new module gets its place here.
 _ROWS = (
-    ('hashing', 'chunking', 'positions', 'run_folder', 'stopping', 'data'),
+    (
+        'hashing',
+        'chunking',
+        'positions',
+        'run_folder',
+        'stopping',
+        'compilation',
+        'data',
+    ),
     ('checks', 'head_groups', 'linear', 'windows'),
     ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
     ('attention', 'optimizer'),

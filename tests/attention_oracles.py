@@ -1,0 +1,157 @@
+"""What the tests of attention compare with: slow loops, dense attention, inputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reformer_jax import attention
+from reformer_jax import hashing
+
+# Compiling is nearly all of the time of these tests; unoptimised code halves it. Where
+# results must be equal bit for bit, the tests jit as a user does.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+STEPS = {'tiny': 1, 'some': 200, 'huge': 2**24}  # logits computed at once
+
+
+def normal(*shape, seed=0, scale=1.25):
+    values = np.random.default_rng(seed).normal(size=shape) * scale
+    return values.astype(np.float32)
+
+
+def inputs(length, *, count=2, batch=2, heads=2, head_size=6):
+    """That many [B, L, H, K] arrays, then a direction for the output."""
+    return [normal(batch, length, heads, head_size, seed=n) for n in range(count + 1)]
+
+
+def buckets(length, *, rounds=1, batch=2, heads=2, number=5, seed=7):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, number, size=(batch, heads, rounds, length))
+    return ids.astype(np.int32)
+
+
+def mask(length, batch=2):
+    """Padding at the end of one sequence and in the middle of the other."""
+    mask = np.ones((batch, length), bool)
+    mask[0, -(length // 3) :] = False
+    mask[1:, [0, length // 2, length // 2 + 1]] = False
+    return mask
+
+
+def value_and_gradients(function, inputs, direction):
+    @jit
+    def both(inputs, direction):
+        out, vjp = jax.vjp(function, *inputs)
+        return out, vjp(direction)
+
+    return both(tuple(inputs), direction)
+
+
+def assert_near(actual, wanted, tolerance=1e-5):
+    actual, wanted = np.asarray(actual), np.asarray(wanted)
+    error = np.linalg.norm(actual - wanted) / np.linalg.norm(wanted)
+    assert error < tolerance, f'relative error {error}'
+
+
+def _numbers_met(buckets, real, rule, chunk_length, before, after, within_bucket):
+    """How often each query meets each key, [L, L], by the rules of lsh_attention."""
+    rounds, length = buckets.shape
+    met = np.zeros((length, length), int)
+    if rule == 'strict':
+        for ids in buckets:
+            for query in range(length):
+                bucket = [k for k in range(query) if real[k] and ids[k] == ids[query]]
+                met[query, bucket[-chunk_length:]] = 1
+        return met
+    chunks = []  # of all rounds, one after the other
+    for ids in buckets:
+        order = sorted(range(length), key=lambda i: (not real[i], ids[i], i))
+        chunks += [order[i : i + chunk_length] for i in range(0, length, chunk_length)]
+    per_round = length // chunk_length
+    for here, queries in enumerate(chunks):
+        ids = buckets[here // per_round]
+        for there in range(here - before, here + after + 1):
+            if rule == 'reformer' and there // per_round != here // per_round:
+                continue
+            for key in chunks[there % len(chunks)]:
+                for query in queries:
+                    met[query, key] += not within_bucket or ids[query] == ids[key]
+    return met if rule == 'trax' else np.minimum(met, 1)
+
+
+def numbers_seen(
+    buckets,
+    *,
+    chunk_length,
+    chunks_before=1,
+    chunks_after=0,
+    causal=True,
+    mask=None,
+    rule='reformer',
+    within_bucket=False,
+):
+    """_numbers_met, [B, H, L, L], without itself, the future and padding."""
+    batch, heads, _, length = buckets.shape
+    mask = np.ones((batch, length), bool) if mask is None else mask
+    seen = np.zeros((batch, heads, length, length), int)
+    for b, h in np.ndindex(batch, heads):
+        seen[b, h] = _numbers_met(
+            np.asarray(buckets[b, h]),
+            mask[b],
+            rule,
+            chunk_length,
+            chunks_before,
+            chunks_after,
+            within_bucket,
+        )
+    seen = seen * ~np.eye(length, dtype=bool) * mask[:, None, None, :]
+    return np.tril(seen) if causal else seen
+
+
+def slow_shared_qk(qk, v, seen):
+    """Shared-QK attention, one query at a time; itself only when it sees nothing."""
+    qk, v = np.asarray(qk), np.asarray(v)
+    out = np.zeros_like(v)
+    for b, h, i in np.ndindex(seen.shape[:3]):
+        keys = np.flatnonzero(seen[b, h, i])
+        if not keys.size:
+            out[b, i, h] = v[b, i, h]
+            continue
+        unit = qk[b, keys, h]
+        mean_square = np.mean(unit**2, axis=-1, keepdims=True)
+        unit = unit / np.sqrt(mean_square + 1e-6) / np.sqrt(qk.shape[-1])
+        weights = seen[b, h, i, keys] * np.exp(unit @ qk[b, i, h])
+        out[b, i, h] = weights @ v[b, keys, h] / weights.sum()
+    return out
+
+
+def dense_shared_qk(qk, v, seen, dropout=1.0):
+    """The same for autodiff: logits + log of how often each key is seen."""
+    unit = qk / jnp.linalg.norm(qk, axis=-1, keepdims=True)
+    logits = jnp.einsum('bqhk,bshk->bhqs', qk, unit)
+    alone = (seen.sum(-1, keepdims=True) == 0) & np.eye(seen.shape[-1], dtype=bool)
+    logits = logits + np.where(alone, 0.0, np.log(np.maximum(seen, 1)))
+    logits = jnp.where(alone | (seen > 0), logits, -jnp.inf)
+    p = jax.nn.softmax(logits, axis=-1) * dropout
+    return jnp.einsum('bhqs,bshk->bqhk', p, v)
+
+
+def dense(q, k, v, allowed, scale):
+    logits = jnp.einsum('bqhk,bshk->bhqs', q, k) * scale
+    p = jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1)
+    return jnp.einsum('bhqs,bshk->bqhk', p, v)
+
+
+def lsh(mask=None, **options):
+    mask = None if mask is None else jnp.asarray(mask)
+    return functools.partial(attention.lsh_attention, mask=mask, **options)
+
+
+def strict_lsh(qk, v, rotations, *, rule='strict', num_buckets=4, mask=None):
+    """LSH attention with its own hashing, as a model runs it."""
+    buckets = hashing.hash_vectors(qk, rotations, buckets=num_buckets)
+    return attention.lsh_attention(
+        qk, v, buckets, chunk_length=4, causal=True, rule=rule, mask=mask
+    )
