@@ -320,6 +320,7 @@ def _plan(shape_BHRL, *, chunk_length, look_around, causal, rule, within_bucket)
         band_in_round=rule == 'strict' or within_bucket,
         chunks_per_step=group,
         rows_per_step=(_divisor_at_most(batch, rows // heads), heads_per_step),
+        order_free=rule == 'strict',
     )
 
 

@@ -107,7 +107,7 @@ class LSHSelfAttention(nnx.Module):
         length = qk_BLHK.shape[1]
         rate = self.attention_dropout if train else 0.0
         rounds = self.rounds if rounds is None else rounds
-        if length <= self._longest_dense(rounds):
+        if length <= self.longest_dense(rounds):
             out_BLHK = attention.full_attention(
                 qk_BLHK,
                 qk_BLHK,
@@ -134,8 +134,8 @@ class LSHSelfAttention(nnx.Module):
             qk_BLHK, v_BLHK, mask, rotations, saved_buckets, dropout_key
         )
 
-    def _longest_dense(self, rounds: int) -> int:
-        """The longest sequence that gets exact attention."""
+    def longest_dense(self, rounds: int) -> int:
+        """The longest sequence that gets exact attention with so many rounds."""
         if self.rule == 'strict':
             return 0  # one function of the past, whatever the length
         if self.dense_length >= 0:

@@ -73,13 +73,12 @@ def sums(
 ) -> tuple[jax.Array, Sums]:
     """Weighted sum of the negative log-likelihood, and what means are made of.
 
-    The model sees the tokens shifted right by one behind a 0 and predicts each.
+    The model sees the tokens shifted right by one and predicts each.
     """
     tokens_BL, weights_BL = batch['tokens'], batch['weights']
-    shifted_BL = jnp.pad(tokens_BL, ((0, 0), (1, 0)))[:, :-1]
     nll_BL, correct_BL = loss.cross_entropy(
         functools.partial(model.logits, key=key, train=train),
-        model.streams(shifted_BL, key=key, train=train),
+        model.streams(model_lib.shift_right(tokens_BL), key=key, train=train),
         tokens_BL,
         chunk_length=model.config.loss_chunk_length,
     )

@@ -1,7 +1,10 @@
 """ReformerLM: embeddings, a stack of two-stream layers, logits (paper section 3)."""
 
+import dataclasses
 import functools
 import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import hashing
 from reformer_jax import head_groups
 from reformer_jax import layers
 from reformer_jax import linear
@@ -106,24 +110,75 @@ class ReformerLM(nnx.Module):
         config = self.config
         length = tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
-        key = jax.random.key(0) if key is None else key
         rate = config.dropout if train else 0.0
-        token_key, position_key, stack_key, _ = jax.random.split(key, 4)
-        embedding_VD = sharding.constrain(self.embedding[...], P())
-        x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
-        x_BLD = layers.dropout(x_BLD, rate, token_key)
-        positions_1LD = self._positions(length)
-        if positions_1LD is not None:
-            x_BLD = x_BLD + layers.dropout(positions_1LD, rate, position_key)
+        token_key, position_key, stack_key, _ = _split(key)
+        x_BLD = self._embed(tokens_BL, rate, token_key, position_key)
         return self._scan()(
             tuple(_block(config, layer, train, rounds) for layer in self.layers),
-            tuple((stack.attention, stack.feed_forward) for stack in self.layers),
+            self._params(),
             (x_BLD, x_BLD),
             stack_key,
             _rotations_by_block(config, hash_rotations),
             mask_BL,
-            config.grid_bits,
+            config.grid_bits if train else 0,
         )
+
+    def streams_and_saved(
+        self,
+        tokens_BL: jax.Array,
+        attends: Sequence[Callable[..., tuple[jax.Array, Any]]],
+        hash_rotations: list[jax.Array | None],
+        shared: Any,
+    ) -> tuple[reversible.Streams, Any]:
+        """The last streams of an inference pass with other attention functions.
+
+        Args:
+          tokens_BL: ids in [0, vocab_size).
+          attends: for each place in the pattern, as `attend` in reversible.Block, for
+            all heads at once; `extra` is the layer's rotations.
+          hash_rotations: as in a call of the model.
+          shared: what all attentions get.
+
+        Returns:
+          The streams, and what the attentions save (reversible.forward_scan).
+        """
+        config = dataclasses.replace(self.config, heads_at_once=0)
+        key = jax.random.key(0)  # of dropout, which is off
+        x_BLD = self._embed(tokens_BL, 0.0, key, key)
+        blocks = (
+            _block(config, layer, False, None)._replace(attend=attend)
+            for layer, attend in zip(self.layers, attends, strict=True)
+        )
+        return reversible.forward_scan(
+            tuple(blocks),
+            self._params(),
+            (x_BLD, x_BLD),
+            key,
+            _rotations_by_block(config, hash_rotations),
+            shared,
+            0,
+        )
+
+    def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
+        """Embeddings [B, D] of single tokens at their positions."""
+        x_BD = self.embedding[...][tokens_B]
+        match self.config.positions:
+            case 'axial':
+                tables = [table[...] for table in self.position_tables]
+                return x_BD + positions.axial_at(tables, positions_B)
+            case 'learned':
+                return x_BD + self.position_tables[0][positions_B]
+            case 'sinusoidal':
+                return x_BD + positions.sinusoidal(positions_B, self.config.d_model)
+        return x_BD
+
+    def unstacked(self) -> list[Block]:
+        """The layers one by one, from first to last."""
+        return [
+            jax.tree.map(operator.itemgetter(repeat), stack)
+            for repeat in range(self.config.repeats)
+            for stack in self.layers
+        ]
 
     def logits(
         self,
@@ -141,9 +196,7 @@ class ReformerLM(nnx.Module):
             x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
         x_BLX = self.norm(x_BLX)
         if train and key is not None:
-            # The fourth of the keys that `streams` splits.
-            output_key = jax.random.split(key, 4)[3]
-            x_BLX = layers.dropout(x_BLX, config.dropout, output_key)
+            x_BLX = layers.dropout(x_BLX, config.dropout, _split(key)[3])
         x_BLX = x_BLX.astype(config.dtype)
         if config.tie_output:
             if config.combine == 'concatenate':
@@ -156,6 +209,15 @@ class ReformerLM(nnx.Module):
         logits_BLV = linear.linear(x_BLX, kernel_XV, jnp.float32)
         return logits_BLV + self.output_bias
 
+    def _embed(self, tokens_BL, dropout, token_key, position_key) -> jax.Array:
+        embedding_VD = sharding.constrain(self.embedding[...], P())
+        x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
+        x_BLD = layers.dropout(x_BLD, dropout, token_key)
+        positions_1LD = self._positions(tokens_BL.shape[1])
+        if positions_1LD is None:
+            return x_BLD
+        return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
+
     def _positions(self, length: int) -> jax.Array | None:
         match self.config.positions:
             case 'axial':
@@ -164,8 +226,12 @@ class ReformerLM(nnx.Module):
             case 'learned':
                 return self.position_tables[0][:length][None]
             case 'sinusoidal':
-                return positions.sinusoidal(length, self.config.d_model)[None]
+                positions_L = jnp.arange(length)
+                return positions.sinusoidal(positions_L, self.config.d_model)[None]
         return None
+
+    def _params(self):
+        return tuple((stack.attention, stack.feed_forward) for stack in self.layers)
 
     def _scan(self):
         match self.config.stack:
@@ -179,6 +245,42 @@ class ReformerLM(nnx.Module):
 def build(config: ModelConfig, rngs: nnx.Rngs) -> ReformerLM:
     """A freshly initialised model."""
     return ReformerLM(config, rngs)
+
+
+def shift_right(tokens_BL: jax.Array) -> jax.Array:
+    """What a model reads to predict each token: the start token, all but the last."""
+    starts = jnp.full_like(tokens_BL[:, :1], model_config.START_TOKEN)
+    return jnp.concatenate([starts, tokens_BL[:, :-1]], axis=1)
+
+
+def hash_rotations(
+    config: ModelConfig,
+    key: jax.Array | None = None,
+    *,
+    length: int,
+    rounds: int | None = None,
+) -> list[jax.Array | None]:
+    """The rotations that a call with this key draws, in the form it takes them."""
+    buckets = model_config.hash_buckets(config, length)
+
+    def rotations(layer):
+        if config.pattern[layer % len(config.pattern)] != 'lsh':
+            return None
+        attention_key, *_ = reversible.layer_keys(_split(key)[2], layer)
+        return hashing.random_rotations(
+            jax.random.split(attention_key)[0],
+            heads=config.heads,
+            head_size=config.head_size,
+            rounds=config.rounds if rounds is None else rounds,
+            buckets=buckets,
+        )
+
+    return [rotations(layer) for layer in range(config.layers)]
+
+
+def _split(key: jax.Array | None) -> jax.Array:
+    """Keys of the tokens', positions', stack's and output's randomness."""
+    return jax.random.split(jax.random.key(0) if key is None else key, 4)
 
 
 def parameter_count(model: Any) -> int:
@@ -249,12 +351,17 @@ def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
             chunks_after=config.local_chunks_after,
             **shared,
         )
+    buckets = config.buckets
+    if config.rule == 'strict':
+        buckets = hashing.bucket_factors(
+            model_config.hash_buckets(config, config.length)
+        )
     return layers.LSHSelfAttention(
         config.d_model,
         chunk_length=config.lsh_chunk_length,
         chunks_before=config.lsh_chunks_before,
         chunks_after=config.lsh_chunks_after,
-        buckets=config.buckets,
+        buckets=buckets,
         rounds=config.rounds,
         rule=config.rule,
         within_bucket=config.within_bucket,

@@ -14,6 +14,9 @@ STACKS = ('reversible', 'residual', 'checkpoint')
 COMBINES = ('concatenate', 'average')
 DTYPES = ('float32', 'bfloat16')
 
+# Training puts it before every sequence, so that the first token is predicted too.
+START_TOKEN = 0
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -142,6 +145,17 @@ def check_length(config: ModelConfig, length: int) -> None:
                 getattr(config, f'{kind}_chunks_after'),
                 config.causal,
             )
+
+
+def hash_buckets(config: ModelConfig, length: int) -> hashing.Buckets:
+    """Buckets of the LSH layers for a sequence of this length.
+
+    With the strict rule those of the longest: what earlier tokens give must not depend
+    on how many follow.
+    """
+    if config.rule == 'strict':
+        length = config.length
+    return config.buckets or hashing.default_buckets(length, config.lsh_chunk_length)
 
 
 def _check_sizes(config: ModelConfig) -> None:

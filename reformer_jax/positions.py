@@ -38,10 +38,19 @@ def axial(tables: Sequence[jax.Array], length: int) -> jax.Array:
     return embeddings.reshape(-1, embeddings.shape[-1])[:length]
 
 
-def sinusoidal(length: int, size: int) -> jax.Array:
-    """Sines and cosines [L, size] of Vaswani et al. 2017, section 3.5; size is even."""
+def axial_at(tables: Sequence[jax.Array], positions: jax.Array) -> jax.Array:
+    """Embeddings [..., sum(d)] of single positions, as in `axial`."""
+    parts = []
+    for table in reversed(tables):
+        parts.append(table[positions % table.shape[0]])
+        positions //= table.shape[0]
+    return jnp.concatenate(parts[::-1], axis=-1)
+
+
+def sinusoidal(positions: jax.Array, size: int) -> jax.Array:
+    """Sines and cosines [..., size] of Vaswani et al. 2017, section 3.5; even size."""
     if size % 2:
         raise ValueError(f'sinusoidal positions need an even size, not {size}.')
     frequencies = 10000.0 ** (-jnp.arange(0, size, 2) / size)
-    angles = jnp.arange(length)[:, None] * frequencies
+    angles = positions[..., None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -108,18 +108,41 @@ def residual_scan(
     return lax.scan(repeat, _snap(streams, grid_bits), _inputs(params, extra))[0]
 
 
+def forward_scan(
+    blocks: tuple[Block, ...],
+    params: tuple[tuple[Any, Any], ...],
+    streams: Streams,
+    key: jax.Array,
+    extra: tuple[Any, ...],
+    shared: Any,
+    grid_bits: int,
+) -> tuple[Streams, Any]:
+    """The values of reversible_scan, and what the attentions save.
+
+    The second is one entry per block, stacked over repeats and groups of heads.
+    """
+
+    def repeat(streams, inputs):
+        return _repeat(blocks, grid_bits, key, shared, streams, inputs)
+
+    return lax.scan(repeat, _snap(streams, grid_bits), _inputs(params, extra))
+
+
+def layer_keys(key: jax.Array, layer: jax.Array | int) -> jax.Array:
+    """Keys of the attention, its output and the feed-forward of a layer of a stack."""
+    return jax.random.split(jax.random.fold_in(key, layer), 3)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _reversible(blocks, grid_bits, params, streams, key, extra, shared):
     return _forward(blocks, grid_bits, params, streams, key, extra, shared)[0]
 
 
 def _forward(blocks, grid_bits, params, streams, key, extra, shared):
-    def repeat(streams, inputs):
-        return _repeat(blocks, grid_bits, key, shared, streams, inputs)
-
-    inputs = _inputs(params, extra)
-    streams, saved = lax.scan(repeat, _snap(streams, grid_bits), inputs)
-    return streams, (inputs, streams, key, shared, saved)
+    streams, saved = forward_scan(
+        blocks, params, streams, key, extra, shared, grid_bits
+    )
+    return streams, (_inputs(params, extra), streams, key, shared, saved)
 
 
 def _backward(blocks, grid_bits, residuals, gradients):
@@ -169,7 +192,7 @@ class _Layer(NamedTuple):
 
 def _layer(blocks, place, grid_bits, key, index, extra, shared) -> _Layer:
     block = blocks[place]
-    keys = jax.random.split(jax.random.fold_in(key, index * len(blocks) + place), 3)
+    keys = layer_keys(key, index * len(blocks) + place)
     return _Layer(
         project=block.project,
         attend=lambda heads, group, saved: block.attend(

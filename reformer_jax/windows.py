@@ -31,6 +31,8 @@ class Plan:
       band_in_round: whether the band also limits the keys within a window.
       chunks_per_step: chunks attended at once; divides the number of chunks.
       rows_per_step: batch elements and heads attended at once; divide B and H.
+      order_free: the same bits wherever in its window a key stands (the strict rule,
+        where later tokens move it).
     """
 
     chunk_length: int
@@ -42,6 +44,7 @@ class Plan:
     band_in_round: bool
     chunks_per_step: int
     rows_per_step: tuple[int, int]
+    order_free: bool
 
     @property
     def window_chunks(self) -> int:

@@ -72,7 +72,7 @@ def test_axial_too_long():
 
 
 def test_sinusoidal():
-    embeddings = positions.sinusoidal(50, 6)
+    embeddings = positions.sinusoidal(jnp.arange(50), 6)
     assert embeddings.shape == (50, 6)
     for position, channel in np.ndindex(50, 3):
         angle = position / 10000 ** (2 * channel / 6)
@@ -85,4 +85,4 @@ def test_sinusoidal():
 
 def test_sinusoidal_odd_size():
     with pytest.raises(ValueError, match='even size, not 5'):
-        positions.sinusoidal(4, 5)
+        positions.sinusoidal(jnp.arange(4), 5)

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import grain
+import numpy as np
 
 from reformer_jax.data import byte_text
 from reformer_jax.data import duplication
@@ -56,6 +57,26 @@ def batch_shape(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     module, fields = _resolve(config)
     return fields['batch_size'], module.example_length(**fields)
+
+
+def encode(config: Mapping[str, Any], text: bytes) -> np.ndarray:
+    """Returns the token ids [n] of a text, as the dataset would give them.
+
+    Raises:
+      ValueError: for an unknown dataset or field; a text with no tokens in the dataset.
+    """
+    module, fields = _resolve(config)
+    return module.encode(text, **fields)
+
+
+def decode(config: Mapping[str, Any], tokens: np.ndarray) -> bytes:
+    """Returns the text of token ids [n]; what two parts give, joined, is what both do.
+
+    Raises:
+      ValueError: for an unknown dataset or field.
+    """
+    module, fields = _resolve(config)
+    return module.decode(tokens, **fields)
 
 
 def _resolve(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:

@@ -27,6 +27,16 @@ def example_length(*, length: int, **_: Any) -> int:
     return length
 
 
+def encode(text: bytes, **_: Any) -> np.ndarray:
+    """Token ids [n] of a text."""
+    return np.frombuffer(text, np.uint8).astype(np.int32) + FIRST_BYTE_ID
+
+
+def decode(tokens: np.ndarray, **_: Any) -> bytes:
+    """The bytes of token ids [n]; those of padding and the unused id have none."""
+    return (tokens[tokens >= FIRST_BYTE_ID] - FIRST_BYTE_ID).astype(np.uint8).tobytes()
+
+
 def build(
     split: str, *, path: str, length: int, batch_size: int, seed: int
 ) -> grain.DatasetIterator:

@@ -20,6 +20,27 @@ def example_length(*, half_length: int, **_: Any) -> int:
     return 2 * (half_length + 1)
 
 
+def encode(text: bytes, *, symbols: int, **_: Any) -> np.ndarray:
+    """Token ids [n] of a text that lists them, separated by white space.
+
+    Raises:
+      ValueError: for anything but numbers from 0 to `symbols`.
+    """
+    words = text.decode('utf-8', 'replace').split()
+    for word in words:
+        if not (word.isascii() and word.isdigit() and int(word) <= symbols):
+            raise ValueError(
+                f'{word!r} is no token of the duplication task: list numbers from 0, '
+                f'the marker, to {symbols}, separated by white space.'
+            )
+    return np.array([int(word) for word in words], np.int32)
+
+
+def decode(tokens: np.ndarray, **_: Any) -> bytes:
+    """Token ids [n] as a text, each with a space after it."""
+    return b''.join(b'%d ' % token for token in tokens)
+
+
 def build(
     split: str,
     *,

@@ -25,6 +25,8 @@ _SECONDS_TO_ANSWER = 20
 
 vocab_size = byte_text.vocab_size
 example_length = byte_text.example_length
+encode = byte_text.encode
+decode = byte_text.decode
 
 
 class Enwik8(tfds.core.GeneratorBasedBuilder):

@@ -1,0 +1,331 @@
+"""Text from a model: generate and stream, beam_search, score.
+
+Prompts are token ids [B, P], with a mask where they differ in length (prompts.pad makes
+both). Unless told otherwise they get the token in front that training puts there
+(model_config.START_TOKEN).
+What is wrong with the arguments is said before anything is compiled. Models are causal.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from reformer_jax import beams as beams_lib
+from reformer_jax import compilation
+from reformer_jax import incremental
+from reformer_jax import loss
+from reformer_jax import model as model_lib
+from reformer_jax import model_config
+from reformer_jax import prompts as prompts_lib
+from reformer_jax import sampling as sampling_lib
+
+# Tokens that one call of the compiled loop adds: few enough to watch them appear, so
+# many that the copy of the parameters at its start does not count.
+_STEPS_PER_CALL = 32
+
+# Stands for no stop token.
+_NEVER = -1
+
+
+def generate(
+    model: model_lib.ReformerLM,
+    prompt: Any,
+    *,
+    key: jax.Array,
+    steps: int,
+    **options: Any,
+) -> np.ndarray:
+    """Continues prompts; arguments and errors are those of `stream`.
+
+    Returns:
+      New tokens, int32 [B * samples, steps], the samples of a prompt one after another.
+      A row that has met a stop token goes on with stop tokens.
+    """
+    parts = stream(model, prompt, key=key, steps=steps, **options)
+    tokens_BT = np.concatenate(list(parts), axis=1)
+    # Fewer than `steps` only if the last column has nothing but stop tokens.
+    missing = steps - tokens_BT.shape[1]
+    return np.pad(tokens_BT, ((0, 0), (0, missing)), mode='edge')
+
+
+def stream(
+    model: model_lib.ReformerLM,
+    prompt: Any,
+    *,
+    key: jax.Array,
+    steps: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    samples: int = 1,
+    mask: Any = None,
+    start_token: int | None = model_config.START_TOKEN,
+    rounds: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields continuations of prompts as they are made; ends early if all have stopped.
+
+    Row i of the results depends on the key, on i and on its own prompt only.
+
+    Args:
+      model: causal.
+      prompt: token ids [B, P].
+      key: random key; the same key gives the same tokens.
+      steps: tokens to add, at least 1.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: sample from so many likeliest tokens.
+      top_p: sample from the likeliest tokens that together have this probability.
+      stop_token: ends a row.
+      samples: continuations of each prompt.
+      mask: True for the real tokens of the prompt, which may stand anywhere in a row.
+      start_token: put before every prompt; None for a model trained without.
+      rounds: hash rounds instead of the config's.
+
+    Yields:
+      New tokens, int32 [B * samples, n] with n at least 1.
+
+    Raises:
+      ValueError: a prompt is empty, too long for the model or has unknown tokens, or an
+        argument is out of its range. Raised by the call, before the first tokens.
+    """
+    drawing = sampling_lib.sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        vocab_size=model.config.vocab_size,
+    )
+    _check_at_least_one(steps=steps, samples=samples)
+    _check_rounds(rounds)
+    stop = _stop(model, stop_token)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
+
+    def parts():
+        logits_BV, state = _prefill(model, prompts, rounds)
+        rows_B = jnp.repeat(jnp.arange(logits_BV.shape[0]), samples)
+        keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
+            jnp.arange(rows_B.size)
+        )
+        progress = _Progress(
+            incremental.take_rows(state, rows_B),
+            sampling_lib.draw(drawing, _keys_at(keys_B, 0), logits_BV[rows_B]),
+            jnp.int32(1),
+        )
+        yield np.asarray(progress.tokens_B)[:, None]
+        extend = _compiled(_extend, donate='progress')
+        done = 1
+        while done < steps and not bool(jnp.all(progress.tokens_B == stop)):
+            progress, tokens_BT = extend(
+                model, progress, keys_B, drawing, stop, jnp.int32(steps)
+            )
+            yield np.asarray(tokens_BT)[:, : int(progress.done) - done]
+            done = int(progress.done)
+
+    return parts()
+
+
+def beam_search(
+    model: model_lib.ReformerLM,
+    prompt: Any,
+    *,
+    steps: int,
+    beams: int = 4,
+    best: int = 1,
+    length_penalty: float = 0.6,
+    stop_token: int | None = None,
+    mask: Any = None,
+    start_token: int | None = model_config.START_TOKEN,
+    rounds: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The continuations of highest score that beam search finds.
+
+    The score is the log-probability divided by ((5 + n) / 6) ** length_penalty (Wu et
+    al. 2016, eq. 14), n the tokens up to and with the stop token.
+
+    Args:
+      model: causal.
+      prompt: token ids [B, P].
+      steps: most tokens to add, at least 1.
+      beams: continuations followed at a time. Each has its own caches.
+      best: how many to return, at most `beams`.
+      length_penalty: 0 for the plain log-probability; more favours long ones.
+      stop_token: ends a continuation; without one all have `steps` tokens.
+      mask: as in `stream`.
+      start_token: as in `stream`.
+      rounds: as in `stream`.
+
+    Returns:
+      Tokens, int32 [B, best, steps], best first, filled up with stop tokens; and their
+      scores, float32 [B, best].
+
+    Raises:
+      ValueError: as `stream`.
+    """
+    _check_at_least_one(steps=steps, best=best)
+    _check_rounds(rounds)
+    if best > beams:
+        raise ValueError(
+            f'best={best} is more than beams={beams}: ask for at most as many '
+            'continuations as are followed.'
+        )
+    if not length_penalty >= 0:
+        raise ValueError(f'length_penalty={length_penalty} must be at least 0.')
+    stop = _stop(model, stop_token)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
+    logits_BV, state = _prefill(model, prompts, rounds)
+    search = _compiled(beams_lib.search, static=('beams', 'steps'))
+    tokens_BES, scores_BE = search(
+        model,
+        logits_BV,
+        state,
+        jnp.float32(length_penalty),
+        stop,
+        beams=beams,
+        steps=steps,
+    )
+    return np.asarray(tokens_BES)[:, :best], np.asarray(scores_BE)[:, :best]
+
+
+def score(
+    model: model_lib.ReformerLM,
+    tokens: Any,
+    *,
+    mask: Any = None,
+    start_token: int | None = model_config.START_TOKEN,
+    rounds: int | None = None,
+) -> np.ndarray:
+    """Log-probability in nats of each token given those before it: one parallel pass.
+
+    Args:
+      model: causal.
+      tokens: ids [B, L].
+      mask: True for real tokens, which may stand anywhere in a row.
+      start_token: what the first token is predicted from; None for a model trained
+        without, where the first token gets 0.
+      rounds: hash rounds instead of the config's.
+
+    Returns:
+      float32 [B, L], 0 where the mask is False.
+
+    Raises:
+      ValueError: as `stream`.
+    """
+    _check_rounds(rounds)
+    rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
+    first = 0 if start_token is not None else 1
+    read = [row[:-1] for row in prompts_lib.with_start(rows, start_token)]
+    inputs_BP = prompts_lib.filled_up(model.config, read)
+    targets_BP, _ = prompts_lib.pad([row[first:] for row in rows])
+    missing = inputs_BP.shape[1] - targets_BP.shape[1]
+    targets_BP = np.pad(targets_BP, ((0, 0), (0, missing)))
+    lengths_B = np.array([len(row) for row in read], np.int32)
+    logp_BP = np.asarray(
+        _compiled(_score, static=('rounds',))(
+            model, inputs_BP, targets_BP, lengths_B, rounds=rounds
+        )
+    )
+    result_BL = np.zeros(mask_BL.shape, np.float32)
+    for row, real_L in enumerate(mask_BL):
+        places = np.flatnonzero(real_L)[first:]
+        result_BL[row, places] = logp_BP[row, : places.size]
+    return result_BL
+
+
+# --- Compiled ---------------------------------------------------------------------
+
+
+class _Progress(NamedTuple):
+    """State after reading all but the latest tokens, and how many have been made."""
+
+    state: incremental.State
+    tokens_B: jax.Array
+    done: jax.Array
+
+
+@functools.cache
+def _compiled(
+    function: Callable[..., Any], *, static: tuple[str, ...] = (), donate: str = ''
+) -> Any:
+    """The jitted function; compiled once per process for each set of shapes."""
+    return jax.jit(
+        function,
+        static_argnames=static,
+        donate_argnames=donate or None,
+        compiler_options=compilation.options(),
+    )
+
+
+def _extend(model, progress, keys_B, drawing, stop, steps):
+    """Adds up to _STEPS_PER_CALL tokens; returns them as well, [B, T]."""
+    layers = model.unstacked()
+    first = progress.done
+
+    def unfinished(carry):
+        progress, _ = carry
+        added = progress.done - first
+        running = jnp.any(progress.tokens_B != stop)
+        return (added < _STEPS_PER_CALL) & (progress.done < steps) & running
+
+    def add(carry):
+        (state, tokens_B, done), tokens_TB = carry
+        logits_BV, state = incremental.decode_step(model, state, tokens_B, layers)
+        drawn_B = sampling_lib.draw(drawing, _keys_at(keys_B, done), logits_BV)
+        tokens_B = jnp.where(tokens_B == stop, stop, drawn_B)
+        tokens_TB = lax.dynamic_update_index_in_dim(
+            tokens_TB, tokens_B, done - first, axis=0
+        )
+        return _Progress(state, tokens_B, done + 1), tokens_TB
+
+    nothing_TB = jnp.zeros((_STEPS_PER_CALL, keys_B.shape[0]), jnp.int32)
+    progress, tokens_TB = lax.while_loop(unfinished, add, (progress, nothing_TB))
+    return progress, tokens_TB.T
+
+
+def _keys_at(keys_B: jax.Array, step: jax.Array | int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+
+
+def _score(model, inputs_BP, targets_BP, lengths_B, *, rounds):
+    mask_BP = jnp.arange(inputs_BP.shape[1]) < lengths_B[:, None]
+    nll_BP, _ = loss.cross_entropy(
+        model.logits,
+        model.streams(inputs_BP, mask_BP, rounds=rounds),
+        targets_BP,
+        chunk_length=model.config.loss_chunk_length,
+    )
+    return -nll_BP
+
+
+def _prefill(model, prompts: prompts_lib.Prompts, rounds: int | None):
+    return _compiled(incremental.prefill, static=('capacity', 'rounds'))(
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        capacity=prompts.capacity,
+        rounds=rounds,
+    )
+
+
+def _stop(model, stop_token: int | None) -> jax.Array:
+    vocab_size = model.config.vocab_size
+    if stop_token is not None and not 0 <= stop_token < vocab_size:
+        raise ValueError(
+            f'stop_token={stop_token} is outside [0, {vocab_size}), the vocabulary of '
+            'the model: it would never come.'
+        )
+    return jnp.int32(_NEVER if stop_token is None else stop_token)
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f'{name}={number} must be at least 1.')
+
+
+def _check_rounds(rounds: int | None) -> None:
+    if rounds is not None:
+        _check_at_least_one(rounds=rounds)

@@ -1,0 +1,181 @@
+"""A model run token by token: prefill reads prompts at once, decode_step one token.
+
+Both compute what the model itself computes, layer by layer, with attention from
+caches.py in place of the layers' own; what is exact there is exact here. The hash
+buckets are those of the longest sequence that the model can read.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reformer_jax import caches
+from reformer_jax import head_groups
+from reformer_jax import layers
+from reformer_jax import lsh_caches
+from reformer_jax import model as model_lib
+from reformer_jax import model_config
+
+_ALL_HEADS = head_groups.HeadGroup(0, 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What has been read, of B sequences.
+
+    Attributes:
+      lengths_B: tokens read of each; the next one gets this position.
+      caches: for each layer its cache.
+      rotations: for each layer its hash rotations, None for those that do not hash.
+    """
+
+    lengths_B: jax.Array
+    caches: list[Any]
+    rotations: list[jax.Array | None]
+
+
+class _Attention(NamedTuple):
+    """The two functions of caches.py for one kind of layer, their settings bound."""
+
+    prompt: Callable[..., Any]
+    step: Callable[..., Any]
+
+
+def prefill(
+    model: model_lib.ReformerLM,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    capacity: int,
+    rounds: int | None = None,
+) -> tuple[jax.Array, State]:
+    """Reads prompts in one parallel pass.
+
+    Args:
+      model: causal.
+      tokens_BP: P can be cut into chunks (prompts.padded_length); row b counts up to
+        lengths_B[b].
+      lengths_B: at least 1 each.
+      capacity: tokens a sequence can have in the end, at least P.
+      rounds: hash rounds instead of the config's.
+
+    Returns:
+      Logits [B, V] of the token after each prompt, and the state.
+    """
+    config = model.config
+    rotations = model_lib.hash_rotations(config, length=config.length, rounds=rounds)
+
+    def prompt_attention(layer):
+        prompt = _attention(config, layer.attention, rounds).prompt
+
+        def attend(heads, key, rotations, lengths_B, group, saved):
+            return prompt(heads, lengths_B, rotations, capacity)
+
+        return attend
+
+    attends = [prompt_attention(layer) for layer in model.layers]
+    streams, stacked = model.streams_and_saved(tokens_BP, attends, rotations, lengths_B)
+    last = [
+        jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
+        for y_BPD in streams
+    ]
+    logits_B1V = model.logits((last[0], last[1]))
+    # Stacked over repeats and over one group of all heads.
+    layer_caches = [
+        jax.tree.map(operator.itemgetter((repeat, 0)), cache)
+        for repeat in range(config.repeats)
+        for cache in stacked
+    ]
+    return logits_B1V[:, 0], State(lengths_B, layer_caches, rotations)
+
+
+def decode_step(
+    model: model_lib.ReformerLM,
+    state: State,
+    tokens_B: jax.Array,
+    unstacked_layers: list[model_lib.Block] | None = None,
+) -> tuple[jax.Array, State]:
+    """Reads one more token of each sequence.
+
+    Args:
+      model: the one that made the state.
+      state: with room for the token: lengths_B below the capacity.
+      tokens_B: ids in [0, V).
+      unstacked_layers: model.unstacked(), made outside of a loop over tokens.
+
+    Returns:
+      Logits [B, V] of the token after it, and the new state.
+    """
+    config = model.config
+    x_B1D = model.embed_at(tokens_B, state.lengths_B)[:, None]
+    key = jax.random.key(0)  # of dropout, which is off
+    y1, y2 = x_B1D, x_B1D
+    new_caches = []
+    for number, layer in enumerate(unstacked_layers or model.unstacked()):
+        rotations = state.rotations[number]
+        rounds = None if rotations is None else rotations.shape[2]
+        heads = layer.attention.project(y2, _ALL_HEADS)
+        out_B1HK, cache = _attention(config, layer.attention, rounds).step(
+            state.caches[number], heads, state.lengths_B, rotations
+        )
+        new_caches.append(cache)
+        y1 += layers.combine(layer.attention, out_B1HK, key, _ALL_HEADS, False)
+        y2 += layer.feed_forward(y1, key)
+    logits_B1V = model.logits((y1, y2))
+    return logits_B1V[:, 0], State(state.lengths_B + 1, new_caches, state.rotations)
+
+
+def take_rows(state: State, rows: jax.Array) -> State:
+    """The state of some of the sequences, in the order of `rows`."""
+    caches = jax.tree.map(operator.itemgetter(rows), state.caches)
+    return State(state.lengths_B[rows], caches, state.rotations)
+
+
+def _attention(
+    config: model_config.ModelConfig, layer: Any, rounds: int | None
+) -> _Attention:
+    """For an attention layer of a model; rounds None for the config's."""
+    if isinstance(layer, layers.FullSelfAttention):
+        return _full(layer.shared_qk)
+    chunk_length, chunks_before = layer.chunk_length, layer.look_around[0]
+    settings: dict[str, Any] = {
+        'chunk_length': chunk_length,
+        'chunks_before': chunks_before,
+    }
+    if isinstance(layer, layers.LocalSelfAttention):
+        return _Attention(
+            functools.partial(caches.local_prompt, **settings),
+            functools.partial(caches.local_step, **settings),
+        )
+    if config.length <= layer.longest_dense(rounds or layer.rounds):
+        return _full(shared_qk=True)
+    buckets = model_config.hash_buckets(config, config.length)
+    if layer.rule == 'strict':
+        return _Attention(
+            functools.partial(
+                lsh_caches.strict_prompt, chunk_length=chunk_length, buckets=buckets
+            ),
+            functools.partial(lsh_caches.strict_step, buckets=buckets),
+        )
+    settings |= {
+        'buckets': buckets,
+        'rule': layer.rule,
+        'within_bucket': layer.within_bucket,
+    }
+    return _Attention(
+        functools.partial(lsh_caches.sorted_prompt, **settings),
+        functools.partial(lsh_caches.sorted_step, **settings),
+    )
+
+
+def _full(shared_qk: bool) -> _Attention:
+    return _Attention(
+        functools.partial(caches.full_prompt, shared_qk=shared_qk),
+        functools.partial(caches.full_step, shared_qk=shared_qk),
+    )

@@ -1,0 +1,266 @@
+"""Cached LSH attention: the strict rule exactly, the other two as they allow.
+
+Strict: a token sees the last C tokens of its bucket in each round, which the cache
+keeps; the cost of a step does not depend on the length. With the reformer and trax
+rules a later token moves the chunks of earlier ones, so that no cache gives the outputs
+of the whole sequence. There a new token sees the chunk that the tokens up to itself put
+it in (as in transformers' cached decoding), and earlier tokens keep what they saw.
+
+Functions and shape letters are those of caches.py.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reformer_jax import attention
+from reformer_jax import caches
+from reformer_jax import hashing
+
+# Position of an empty slot.
+_NONE = 2**31 - 1
+
+
+class BucketCache(NamedTuple):
+    """For the strict rule: in each round the last C positions of every bucket.
+
+    Attributes:
+      full: keys and values by position.
+      latest_BHRNC: positions, a bucket's i-th token in slot i % C.
+      counts_BHRN: tokens of each bucket.
+    """
+
+    full: caches.FullCache
+    latest_BHRNC: jax.Array
+    counts_BHRN: jax.Array
+
+
+class SortedCache(NamedTuple):
+    """For the reformer and trax rules: in each round all positions in sorted order.
+
+    Attributes:
+      full: keys and values by position.
+      order_BHRS: positions by (bucket, position).
+      counts_BHRN: tokens of each bucket.
+    """
+
+    full: caches.FullCache
+    order_BHRS: jax.Array
+    counts_BHRN: jax.Array
+
+
+# --- LSH attention, strict rule ---------------------------------------------------
+
+
+def strict_prompt(
+    heads,
+    lengths_B,
+    rotations,
+    capacity,
+    *,
+    chunk_length: int,
+    buckets: hashing.Buckets,
+):
+    """Attention output [B, P, H, K] and BucketCache of a prompt; see full_prompt.
+
+    Rotations are those of the layer, [H, K, R, S].
+    """
+    qk_BPHK, v_BPHK = heads
+    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
+    count = hashing.bucket_count(buckets)
+    out_BPHK = attention.lsh_attention(
+        qk_BPHK,
+        v_BPHK,
+        ids_BHRP,
+        chunk_length=chunk_length,
+        causal=True,
+        rule='strict',
+        num_buckets=count,
+    )
+    order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
+    ends_BHRN = jnp.cumsum(counts_BHRN, axis=-1)
+    places_BHRNC = caches.latest_in_slots(
+        counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
+    )
+    places_BHRNC += (ends_BHRN - counts_BHRN)[..., None]
+    latest_BHRNC = jnp.take_along_axis(
+        order_BHRP[..., None, :], jnp.maximum(places_BHRNC, 0), axis=-1
+    )
+    full = caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True)
+    return out_BPHK, BucketCache(full, latest_BHRNC, counts_BHRN)
+
+
+def strict_step(
+    cache: BucketCache, heads, positions_B, rotations, *, buckets: hashing.Buckets
+):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    qk_B1HK, v_B1HK = heads
+    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
+    full = caches.write(
+        cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
+    )
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    counts_BHR = cache.counts_BHRN[bucket]
+    latest_BHRC = cache.latest_BHRNC[bucket]
+    slots = latest_BHRC.shape[-1]
+    filled_BHRC = jnp.arange(slots) < counts_BHR[..., None]
+    keys_BHW = _flat(jnp.where(filled_BHRC, latest_BHRC, _NONE))
+    out_B1HK = _attend_positions(
+        full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
+    )
+    cache = BucketCache(
+        full,
+        cache.latest_BHRNC.at[(*bucket, counts_BHR % slots)].set(
+            positions_B[:, None, None], mode='promise_in_bounds', unique_indices=True
+        ),
+        _count(cache.counts_BHRN, bucket),
+    )
+    return out_B1HK, cache
+
+
+# --- LSH attention, reformer and trax rules ---------------------------------------
+
+
+def sorted_prompt(
+    heads,
+    lengths_B,
+    rotations,
+    capacity,
+    *,
+    chunk_length: int,
+    chunks_before: int,
+    buckets: hashing.Buckets,
+    rule: str,
+    within_bucket: bool,
+):
+    """Attention output [B, P, H, K] and SortedCache of a prompt; see strict_prompt."""
+    qk_BPHK, v_BPHK = heads
+    length = qk_BPHK.shape[1]
+    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
+    count = hashing.bucket_count(buckets)
+    out_BPHK = attention.lsh_attention(
+        qk_BPHK,
+        v_BPHK,
+        ids_BHRP,
+        chunk_length=chunk_length,
+        chunks_before=chunks_before,
+        causal=True,
+        mask=jnp.arange(length) < lengths_B[:, None],
+        rule=rule,
+        within_bucket=within_bucket,
+        num_buckets=count,
+    )
+    order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
+    order_BHRS = jnp.pad(order_BHRP, [(0, 0)] * 3 + [(0, capacity - length)])
+    full = caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True)
+    return out_BPHK, SortedCache(full, order_BHRS, counts_BHRN)
+
+
+def sorted_step(
+    cache: SortedCache,
+    heads,
+    positions_B,
+    rotations,
+    *,
+    chunk_length: int,
+    chunks_before: int,
+    buckets: hashing.Buckets,
+    rule: str,
+    within_bucket: bool,
+):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache.
+
+    The trax rule looks around the ends of each round, not across rounds. The cost grows
+    with the capacity, by an insertion into the sorted positions.
+    """
+    qk_B1HK, v_B1HK = heads
+    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
+    full = caches.write(
+        cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
+    )
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    upto_BHRN = jnp.arange(cache.counts_BHRN.shape[-1]) <= ids_BHR[..., None]
+    rank_BHR = jnp.sum(cache.counts_BHRN * upto_BHRN, axis=-1)
+    order_BHRS = _insert(cache.order_BHRS, rank_BHR, positions_B)
+    tokens_B111 = (positions_B + 1)[:, None, None, None]
+    first_BHR = (rank_BHR // chunk_length - chunks_before) * chunk_length
+    offsets_W = jnp.arange((chunks_before + 1) * chunk_length)
+    ranks_BHRW = first_BHR[..., None] + offsets_W
+    if rule == 'trax':
+        ranks_BHRW %= tokens_B111
+        inside_BHRW = jnp.broadcast_to(offsets_W < tokens_B111, ranks_BHRW.shape)
+    else:
+        inside_BHRW = (ranks_BHRW >= 0) & (ranks_BHRW < tokens_B111)
+    if within_bucket:
+        counts_BHR1 = cache.counts_BHRN[bucket][..., None]
+        inside_BHRW &= ranks_BHRW <= rank_BHR[..., None]
+        inside_BHRW &= ranks_BHRW >= rank_BHR[..., None] - counts_BHR1
+    keys_BHRW = jnp.take_along_axis(
+        order_BHRS, jnp.where(inside_BHRW, ranks_BHRW, 0), axis=-1
+    )
+    inside_BHRW &= keys_BHRW != positions_B[:, None, None, None]
+    keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
+    out_B1HK = _attend_positions(
+        full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
+    )
+    return out_B1HK, SortedCache(full, order_BHRS, _count(cache.counts_BHRN, bucket))
+
+
+def _insert(order_BHRS: jax.Array, rank_BHR: jax.Array, positions_B: jax.Array):
+    """The positions put at their ranks, those behind moved up by one."""
+    slots_S = jnp.arange(order_BHRS.shape[-1])
+    rank_BHR1, position_B111 = rank_BHR[..., None], positions_B[:, None, None, None]
+    moved_BHRS = jnp.roll(order_BHRS, 1, axis=-1)
+    moved_BHRS = jnp.where(slots_S == rank_BHR1, position_B111, moved_BHRS)
+    return jnp.where(slots_S < rank_BHR1, order_BHRS, moved_BHRS)
+
+
+# --- Shared -----------------------------------------------------------------------
+
+
+def _sort(ids_BHRP: jax.Array, lengths_B: jax.Array, buckets: int):
+    """Sorted positions [B, H, R, P], padding last; size of each bucket [B, H, R, N]."""
+    real_BP = jnp.arange(ids_BHRP.shape[-1]) < lengths_B[:, None]
+    ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, buckets)
+    order_BHRP = hashing.sort_order(ids_BHRP, num_buckets=buckets + 1)
+    indices = (*(i[..., None] for i in caches.indices(ids_BHRP.shape[:3])), ids_BHRP)
+    counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], buckets + 1), jnp.int32)
+    counts_BHRN = counts_BHRN.at[indices].add(1, mode='promise_in_bounds')
+    return order_BHRP, counts_BHRN[..., :-1]
+
+
+def _count(counts_BHRN: jax.Array, bucket) -> jax.Array:
+    return counts_BHRN.at[bucket].add(1, mode='promise_in_bounds', unique_indices=True)
+
+
+def _flat(x_BHRW: jax.Array) -> jax.Array:
+    return x_BHRW.reshape(*x_BHRW.shape[:2], -1)
+
+
+def _attend_positions(
+    cache: caches.FullCache, q_BHK, positions_B, keys_BHW, *, count_once: bool
+) -> jax.Array:
+    """Shared-QK attention to the keys at some positions, [B, 1, H, K].
+
+    The token itself, which is in the cache, is seen where there is nothing else.
+    """
+    if count_once:
+        keys_BHW = jnp.sort(keys_BHW, axis=-1)
+    hidden_BHW = keys_BHW == _NONE
+    if count_once:
+        hidden_BHW |= keys_BHW == jnp.roll(keys_BHW, 1, axis=-1).at[..., 0].set(-1)
+    alone_BH1 = jnp.all(hidden_BHW, axis=-1, keepdims=True)
+    # The token itself stands in every hidden place; the first is seen if all are.
+    keys_BHW = jnp.where(hidden_BHW, positions_B[:, None, None], keys_BHW)
+    first_W = jnp.arange(keys_BHW.shape[-1]) == 0
+    allowed_BHW = ~hidden_BHW | (alone_BH1 & first_W)
+    take = functools.partial(_take, keys_BHW)
+    k_BHWK, v_BHWK = take(cache.k_BHSK), take(cache.v_BHSK)
+    return caches.softmax_sum(q_BHK, k_BHWK, v_BHWK, allowed_BHW)
+
+
+def _take(positions_BHW: jax.Array, x_BHSK: jax.Array) -> jax.Array:
+    b_B11, h_1H1, _ = caches.indices((*x_BHSK.shape[:2], 1))
+    return x_BHSK.at[b_B11, h_1H1, positions_BHW].get(mode='promise_in_bounds')

@@ -1,0 +1,150 @@
+"""Prompts: checked, brought to one length, filled up to whole chunks. Numpy only.
+
+Shape letters: B prompts, P tokens of the longest, padding included.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reformer_jax import model_config
+
+
+class Prompts(NamedTuple):
+    """Prompts with their start token, filled up to a length of whole chunks.
+
+    Attributes:
+      tokens_BP: ids, row b counts up to lengths_B[b].
+      lengths_B: real tokens.
+      capacity: tokens of the longest sequence that is to be read, at least P.
+    """
+
+    tokens_BP: np.ndarray
+    lengths_B: np.ndarray
+    capacity: int
+
+
+def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different lengths as tokens and mask, [B, P], padded at the end."""
+    width = max((len(prompt) for prompt in prompts), default=0)
+    tokens_BP = np.zeros((len(prompts), width), np.int32)
+    mask_BP = np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        tokens_BP[row, : len(prompt)] = prompt
+        mask_BP[row, : len(prompt)] = True
+    return tokens_BP, mask_BP
+
+
+def prompts(
+    config: model_config.ModelConfig,
+    prompt: Any,
+    mask: Any,
+    start_token: int | None,
+    steps: int,
+) -> Prompts:
+    """Checks prompts that `steps` tokens are to be added to, and fills them up.
+
+    Raises:
+      ValueError: as `rows`; or they do not fit the model.
+    """
+    read = with_start(rows(config, prompt, mask)[0], start_token)
+    longest = max(row.size for row in read)
+    most = config.length - longest + 1  # the last token is not read
+    if steps > most:
+        front = ' with its start token' if start_token is not None else ''
+        raise ValueError(
+            f'a prompt of {longest} tokens{front} and steps={steps} do not fit the '
+            f'model, which has model.length={config.length}: '
+            + (
+                f'take at most {most} steps or a shorter prompt.'
+                if most > 0
+                else 'take a shorter prompt.'
+            )
+        )
+    tokens_BP = filled_up(config, read)
+    lengths_B = np.array([row.size for row in read], np.int32)
+    capacity = max(tokens_BP.shape[1], longest + steps - 1)
+    return Prompts(tokens_BP, lengths_B, capacity)
+
+
+def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.ndarray:
+    """Rows as [B, P], with P a length that the model can cut into chunks."""
+    tokens_BP, _ = pad(rows)
+    width = max(1, tokens_BP.shape[1])
+    missing = padded_length(config, width) - tokens_BP.shape[1]
+    return np.pad(tokens_BP, ((0, 0), (0, missing)))
+
+
+def rows(
+    config: model_config.ModelConfig, tokens: Any, mask: Any
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The real tokens of each row, and the mask [B, P].
+
+    Raises:
+      ValueError: the model is not causal; a row is empty; tokens or mask are no [B, P]
+        of the right type, or a token is outside the vocabulary.
+    """
+    if not config.causal:
+        raise ValueError(
+            'the model is bidirectional (model.causal=False) and gives no probability '
+            'of a next token: use a causal one.'
+        )
+    tokens = np.asarray(tokens)
+    if tokens.size and not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
+        raise ValueError(
+            f'tokens of shape {tokens.shape} and type {tokens.dtype} are no integers '
+            '[B, P]: for prompts of different lengths, prompts.pad makes tokens and '
+            'mask.'
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f'a mask of shape {mask.shape} does not fit tokens of {tokens.shape}: it '
+            'has True for each real token.'
+        )
+    real = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+    if not real or not all(row.size for row in real):
+        raise ValueError(
+            f'an empty prompt: each of the {len(real)} rows needs a token. To sample '
+            'from nothing, give the start token itself as the prompt, [[0]], and '
+            'start_token=None.'
+        )
+    for token in np.concatenate(real):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(
+                f'token {token} is outside [0, {config.vocab_size}), the vocabulary of '
+                'the model.'
+            )
+    return real, mask
+
+
+def with_start(rows: list[np.ndarray], start_token: int | None) -> list[np.ndarray]:
+    """Rows with the start token in front, if there is one."""
+    if start_token is None:
+        return rows
+    return [np.append(start_token, row) for row in rows]
+
+
+def padded_length(config: model_config.ModelConfig, length: int) -> int:
+    """The shortest length from `length` on that can be cut into chunks.
+
+    Raises:
+      ValueError: there is none up to config.length.
+    """
+    fitting = (n for n in range(length, config.length + 1) if _fits(config, n))
+    padded = next(fitting, None)
+    if padded is None:
+        raise ValueError(
+            f'a sequence of {length} tokens is longer than the model, which has '
+            f'length={config.length}: shorten it or enlarge config.model.length.'
+        )
+    return padded
+
+
+def _fits(config: model_config.ModelConfig, length: int) -> bool:
+    try:
+        model_config.check_length(config, length)
+    except ValueError:
+        return False
+    return True

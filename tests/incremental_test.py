@@ -1,0 +1,164 @@
+"""Prefill and steps: the parallel forward pass at every position, at constant cost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer_jax import incremental
+from reformer_jax import model as model_lib
+from reformer_jax import model_config
+from tests import models
+
+_STRICT = {'rule': 'strict', 'buckets': ()}
+_PROMPTS = np.array(
+    [13, 6, 1]
+)  # one of them no multiple of a chunk, one a single token
+_WIDTH = 16
+
+
+def _tokens(length=32):
+    return np.random.default_rng(0).integers(0, 11, (3, length)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames='rounds')
+def _parallel(model, tokens, rounds=None):
+    return model(tokens, rounds=rounds)
+
+
+@functools.partial(jax.jit, static_argnames=('capacity', 'rounds'))
+def _prefill_and_steps(model, prompts, lengths, following_TB, capacity, rounds=None):
+    """Logits after the prompts and after each of the tokens that follow, [T, B, V]."""
+    logits, state = incremental.prefill(
+        model, prompts, lengths, capacity=capacity, rounds=rounds
+    )
+    layers = model.unstacked()
+
+    def step(state, tokens_B):
+        logits, state = incremental.decode_step(model, state, tokens_B, layers)
+        return state, logits
+
+    _, more = jax.lax.scan(step, state, following_TB)
+    return jnp.concatenate([logits[None], more])
+
+
+def _step_by_step(model, tokens_BL, rounds=None):
+    """Logits [T, B, V] with row b's first at position _PROMPTS[b] - 1."""
+    length = tokens_BL.shape[1]
+    # What stands behind a prompt must not matter.
+    prompts = np.where(np.arange(_WIDTH) < _PROMPTS[:, None], tokens_BL[:, :_WIDTH], 9)
+    following = [
+        [row[n + t] for row, n in zip(tokens_BL, _PROMPTS, strict=True)]
+        for t in range(length - _PROMPTS.max())
+    ]
+    return _prefill_and_steps(
+        model, prompts, _PROMPTS, np.array(following), capacity=length, rounds=rounds
+    )
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *({**_STRICT, 'pattern': ('lsh',), 'rounds': rounds} for rounds in (1, 2, 4)),
+        {**_STRICT, 'pattern': ('full', 'local', 'lsh', 'local'), 'layers': 8},
+        {'pattern': ('local',), 'local_chunks_before': 2, 'positions': 'learned'},
+        {'pattern': ('full',), 'positions': 'sinusoidal'},
+        {'pattern': ('full',), 'shared_qk': True, 'positions': 'none'},
+        {
+            **_STRICT,
+            'heads_at_once': 1,
+            'feed_forward_chunk_length': 5,
+            'tie_output': True,
+            'combine': 'average',
+            'buckets': (2, 4),
+            'axial_shape': (2, 4, 4),
+            'axial_sizes': (1, 2, 5),
+        },
+        {'rule': 'reformer', 'dense_length': 32},  # exact attention at every length
+    ],
+    ids=str,
+)
+def test_steps_are_the_parallel_forward_pass(changes):
+    model, tokens = models.build(**changes), _tokens()
+    parallel = np.asarray(_parallel(model, tokens))
+    steps = np.asarray(_step_by_step(model, tokens))
+    for row, prompt in enumerate(_PROMPTS):
+        wanted = parallel[row, prompt - 1 :][: len(steps)]
+        np.testing.assert_allclose(steps[:, row], wanted, atol=2e-5)
+    assert np.abs(parallel).mean() > 0.3
+
+
+def test_other_rounds_than_the_configs():
+    model, tokens = models.build(**_STRICT, rounds=1), _tokens()
+    parallel = np.asarray(_parallel(model, tokens, rounds=3))
+    steps = np.asarray(_step_by_step(model, tokens, rounds=3))
+    np.testing.assert_allclose(steps[:, 0], parallel[0, 12:], atol=2e-5)
+    assert np.abs(parallel - _parallel(model, tokens)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {**_STRICT, 'pattern': ('lsh',), 'rounds': 3},
+        {**_STRICT, 'pattern': ('local', 'full', 'lsh'), 'layers': 3},
+    ],
+    ids=str,
+)
+def test_later_tokens_change_no_earlier_logit_at_all(changes):
+    model, tokens = models.build(**changes), _tokens()
+    before = np.asarray(_parallel(model, tokens))
+    for first in (1, 7, 16, 31):
+        other = tokens.copy()
+        other[:, first:] = (other[:, first:] + 1 + np.arange(32 - first)) % 11
+        after = np.asarray(_parallel(model, other))
+        np.testing.assert_array_equal(after[:, :first], before[:, :first])
+        assert np.abs(after - before)[:, first:].max() > 0.1
+
+
+@pytest.mark.parametrize('changes', [_STRICT, {'buckets': ()}, {'buckets': (2, 4)}])
+def test_hash_rotations_are_those_of_a_call(changes):
+    model, tokens = models.build(**changes, layers=4), _tokens(16)
+    key = jax.random.key(5)
+    rotations = model_lib.hash_rotations(model.config, key, length=16, rounds=3)
+    assert [r is None for r in rotations] == [True, False, True, False]
+    call = jax.jit(lambda m, **options: m(tokens, **options), static_argnames='rounds')
+    drawn = call(model, key=key, rounds=3)
+    np.testing.assert_array_equal(drawn, call(model, key=key, hash_rotations=rotations))
+
+
+def test_strict_buckets_do_not_depend_on_the_length():
+    strict, reformer = (
+        models.config(rule=rule, buckets=()) for rule in ('strict', 'reformer')
+    )
+    assert model_config.hash_buckets(strict, 8) == 16
+    assert model_config.hash_buckets(strict, 32) == 16
+    assert model_config.hash_buckets(reformer, 8) == 4
+    tokens = _tokens()
+    model = models.build(**_STRICT)
+    np.testing.assert_allclose(
+        _parallel(model, tokens[:, :8]), _parallel(model, tokens)[:, :8], atol=1e-5
+    )
+
+
+def test_a_step_costs_the_same_after_any_length():
+    def compiled(length):
+        changes = {'length': length, 'positions': 'none', 'pattern': ('local', 'lsh')}
+        model = jax.eval_shape(lambda: models.build(rule='strict', **changes))
+        lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        _, state = jax.eval_shape(
+            functools.partial(incremental.prefill, capacity=length),
+            model,
+            tokens,
+            lengths,
+        )
+        step = jax.jit(incremental.decode_step, donate_argnums=1)
+        return step.lower(model, state, lengths).compile()
+
+    short, long = compiled(64), compiled(4096)
+    assert short.cost_analysis()['flops'] == long.cost_analysis()['flops']
+    # A copy of the keys alone would be 128 KiB.
+    sizes = [c.memory_analysis().temp_size_in_bytes for c in (short, long)]
+    assert abs(sizes[1] - sizes[0]) < 4096
