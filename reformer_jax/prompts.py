@@ -64,7 +64,8 @@ def prompts(
         )
     tokens_BP = filled_up(config, read)
     lengths_B = np.array([row.size for row in read], np.int32)
-    capacity = max(tokens_BP.shape[1], longest + steps - 1)
+    capacity = _rounded_up(config, longest + steps - 1)
+    capacity = max(tokens_BP.shape[1], capacity)
     return Prompts(tokens_BP, lengths_B, capacity)
 
 
@@ -72,7 +73,8 @@ def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.nd
     """Rows as [B, P], with P a length that the model can cut into chunks."""
     tokens_BP, _ = pad(rows)
     width = max(1, tokens_BP.shape[1])
-    missing = padded_length(config, width) - tokens_BP.shape[1]
+    width = padded_length(config, _rounded_up(config, width))
+    missing = width - tokens_BP.shape[1]
     return np.pad(tokens_BP, ((0, 0), (0, missing)))
 
 
@@ -124,6 +126,12 @@ def with_start(rows: list[np.ndarray], start_token: int | None) -> list[np.ndarr
     if start_token is None:
         return rows
     return [np.append(start_token, row) for row in rows]
+
+
+def _rounded_up(config: model_config.ModelConfig, length: int) -> int:
+    """At most a quarter more, so that many lengths share one compiled function."""
+    step = 2 ** max(0, length.bit_length() - 3)
+    return max(length, min(-(-length // step) * step, config.length))
 
 
 def padded_length(config: model_config.ModelConfig, length: int) -> int:
