@@ -104,18 +104,22 @@ def strict_step(
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     counts_BHR = cache.counts_BHRN[bucket]
     latest_BHRC = cache.latest_BHRNC[bucket]
-    slots = latest_BHRC.shape[-1]
-    filled_BHRC = jnp.arange(slots) < counts_BHR[..., None]
+    slots_C = jnp.arange(latest_BHRC.shape[-1])
+    filled_BHRC = slots_C < counts_BHR[..., None]
     keys_BHW = _flat(jnp.where(filled_BHRC, latest_BHRC, _NONE))
     out_B1HK = _attend_positions(
         full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
     )
+    # Whole rows, made from those that were read: so XLA writes them in place instead
+    # of into a copy of the array.
+    written_BHR1 = (counts_BHR % slots_C.size)[..., None]
+    latest_BHRC = jnp.where(
+        slots_C == written_BHR1, positions_B[:, None, None, None], latest_BHRC
+    )
     cache = BucketCache(
         full,
-        cache.latest_BHRNC.at[(*bucket, counts_BHR % slots)].set(
-            positions_B[:, None, None], mode='promise_in_bounds', unique_indices=True
-        ),
-        _count(cache.counts_BHRN, bucket),
+        _set(cache.latest_BHRNC, bucket, latest_BHRC),
+        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
     )
     return out_B1HK, cache
 
@@ -183,6 +187,7 @@ def sorted_step(
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     upto_BHRN = jnp.arange(cache.counts_BHRN.shape[-1]) <= ids_BHR[..., None]
     rank_BHR = jnp.sum(cache.counts_BHRN * upto_BHRN, axis=-1)
+    counts_BHR = cache.counts_BHRN[bucket]
     order_BHRS = _insert(cache.order_BHRS, rank_BHR, positions_B)
     tokens_B111 = (positions_B + 1)[:, None, None, None]
     first_BHR = (rank_BHR // chunk_length - chunks_before) * chunk_length
@@ -194,9 +199,8 @@ def sorted_step(
     else:
         inside_BHRW = (ranks_BHRW >= 0) & (ranks_BHRW < tokens_B111)
     if within_bucket:
-        counts_BHR1 = cache.counts_BHRN[bucket][..., None]
         inside_BHRW &= ranks_BHRW <= rank_BHR[..., None]
-        inside_BHRW &= ranks_BHRW >= rank_BHR[..., None] - counts_BHR1
+        inside_BHRW &= ranks_BHRW >= (rank_BHR - counts_BHR)[..., None]
     keys_BHRW = jnp.take_along_axis(
         order_BHRS, jnp.where(inside_BHRW, ranks_BHRW, 0), axis=-1
     )
@@ -205,7 +209,8 @@ def sorted_step(
     out_B1HK = _attend_positions(
         full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
     )
-    return out_B1HK, SortedCache(full, order_BHRS, _count(cache.counts_BHRN, bucket))
+    counts_BHRN = _set(cache.counts_BHRN, bucket, counts_BHR + 1)
+    return out_B1HK, SortedCache(full, order_BHRS, counts_BHRN)
 
 
 def _insert(order_BHRS: jax.Array, rank_BHR: jax.Array, positions_B: jax.Array):
@@ -231,8 +236,8 @@ def _sort(ids_BHRP: jax.Array, lengths_B: jax.Array, buckets: int):
     return order_BHRP, counts_BHRN[..., :-1]
 
 
-def _count(counts_BHRN: jax.Array, bucket) -> jax.Array:
-    return counts_BHRN.at[bucket].add(1, mode='promise_in_bounds', unique_indices=True)
+def _set(x_BHRN: jax.Array, bucket, values: jax.Array) -> jax.Array:
+    return x_BHRN.at[bucket].set(values, mode='promise_in_bounds', unique_indices=True)
 
 
 def _flat(x_BHRW: jax.Array) -> jax.Array:
