@@ -38,16 +38,21 @@ class BucketCache(NamedTuple):
 
 
 class SortedCache(NamedTuple):
-    """For the reformer and trax rules: in each round all positions in sorted order.
+    """For the reformer and trax rules: what a round's sorted order can show a token.
+
+    The chunk of a new token, which is the last of its bucket, and the chunks before it
+    reach back to the last W tokens of buckets and forward to the first C of them.
 
     Attributes:
       full: keys and values by position.
-      order_BHRS: positions by (bucket, position).
+      latest_BHRNW: last positions of each bucket, its i-th token in slot i % W.
+      earliest_BHRNC: first positions of each bucket, its i-th token in slot i.
       counts_BHRN: tokens of each bucket.
     """
 
     full: caches.FullCache
-    order_BHRS: jax.Array
+    latest_BHRNW: jax.Array
+    earliest_BHRNC: jax.Array
     counts_BHRN: jax.Array
 
 
@@ -80,14 +85,10 @@ def strict_prompt(
         num_buckets=count,
     )
     order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
-    ends_BHRN = jnp.cumsum(counts_BHRN, axis=-1)
     places_BHRNC = caches.latest_in_slots(
         counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
     )
-    places_BHRNC += (ends_BHRN - counts_BHRN)[..., None]
-    latest_BHRNC = jnp.take_along_axis(
-        order_BHRP[..., None, :], jnp.maximum(places_BHRNC, 0), axis=-1
-    )
+    latest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, places_BHRNC)
     full = caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True)
     return out_BPHK, BucketCache(full, latest_BHRNC, counts_BHRN)
 
@@ -157,9 +158,15 @@ def sorted_prompt(
         num_buckets=count,
     )
     order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
-    order_BHRS = jnp.pad(order_BHRP, [(0, 0)] * 3 + [(0, capacity - length)])
-    full = caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True)
-    return out_BPHK, SortedCache(full, order_BHRS, counts_BHRN)
+    slots_W = jnp.arange((chunks_before + 1) * chunk_length)
+    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
+    cache = SortedCache(
+        caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True),
+        _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
+        _of_buckets(order_BHRP, counts_BHRN, slots_W[:chunk_length]),
+        counts_BHRN,
+    )
+    return out_BPHK, cache
 
 
 def sorted_step(
@@ -176,50 +183,67 @@ def sorted_step(
 ):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache.
 
-    The trax rule looks around the ends of each round, not across rounds. The cost grows
-    with the capacity, by an insertion into the sorted positions.
+    The trax rule looks around the ends of each round, not across rounds.
     """
     qk_B1HK, v_B1HK = heads
     ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
-    full = caches.write(
-        cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
-    )
+    cache = _add_token(cache, qk_B1HK, v_B1HK, positions_B, ids_BHR)
+    ends_BHRN = jnp.cumsum(cache.counts_BHRN, axis=-1)
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
-    upto_BHRN = jnp.arange(cache.counts_BHRN.shape[-1]) <= ids_BHR[..., None]
-    rank_BHR = jnp.sum(cache.counts_BHRN * upto_BHRN, axis=-1)
-    counts_BHR = cache.counts_BHRN[bucket]
-    order_BHRS = _insert(cache.order_BHRS, rank_BHR, positions_B)
-    tokens_B111 = (positions_B + 1)[:, None, None, None]
-    first_BHR = (rank_BHR // chunk_length - chunks_before) * chunk_length
+    rank_BHR1 = ends_BHRN[bucket][..., None] - 1
     offsets_W = jnp.arange((chunks_before + 1) * chunk_length)
-    ranks_BHRW = first_BHR[..., None] + offsets_W
+    ranks_BHRW = (rank_BHR1 // chunk_length - chunks_before) * chunk_length + offsets_W
+    tokens_B111 = (positions_B + 1)[:, None, None, None]
     if rule == 'trax':
         ranks_BHRW %= tokens_B111
-        inside_BHRW = jnp.broadcast_to(offsets_W < tokens_B111, ranks_BHRW.shape)
+        inside_BHRW = offsets_W < tokens_B111
     else:
         inside_BHRW = (ranks_BHRW >= 0) & (ranks_BHRW < tokens_B111)
+    inside_BHRW &= ranks_BHRW != rank_BHR1
     if within_bucket:
-        inside_BHRW &= ranks_BHRW <= rank_BHR[..., None]
-        inside_BHRW &= ranks_BHRW >= (rank_BHR - counts_BHR)[..., None]
-    keys_BHRW = jnp.take_along_axis(
-        order_BHRS, jnp.where(inside_BHRW, ranks_BHRW, 0), axis=-1
-    )
-    inside_BHRW &= keys_BHRW != positions_B[:, None, None, None]
+        inside_BHRW &= ranks_BHRW < rank_BHR1
+        inside_BHRW &= ranks_BHRW > rank_BHR1 - cache.counts_BHRN[bucket][..., None]
+    ranks_BHRW = jnp.where(inside_BHRW, ranks_BHRW, 0)
+    keys_BHRW = _at_ranks(cache, ends_BHRN, ranks_BHRW)
     keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
     out_B1HK = _attend_positions(
-        full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
+        cache.full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
     )
-    counts_BHRN = _set(cache.counts_BHRN, bucket, counts_BHR + 1)
-    return out_B1HK, SortedCache(full, order_BHRS, counts_BHRN)
+    return out_B1HK, cache
 
 
-def _insert(order_BHRS: jax.Array, rank_BHR: jax.Array, positions_B: jax.Array):
-    """The positions put at their ranks, those behind moved up by one."""
-    slots_S = jnp.arange(order_BHRS.shape[-1])
-    rank_BHR1, position_B111 = rank_BHR[..., None], positions_B[:, None, None, None]
-    moved_BHRS = jnp.roll(order_BHRS, 1, axis=-1)
-    moved_BHRS = jnp.where(slots_S == rank_BHR1, position_B111, moved_BHRS)
-    return jnp.where(slots_S < rank_BHR1, order_BHRS, moved_BHRS)
+def _add_token(cache: SortedCache, qk_B1HK, v_B1HK, positions_B, ids_BHR):
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    counts_BHR = cache.counts_BHRN[bucket]
+    position_B11 = positions_B[:, None, None]
+    slots = cache.latest_BHRNW.shape[-1]
+    return SortedCache(
+        caches.write(
+            cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
+        ),
+        _set(cache.latest_BHRNW, (*bucket, counts_BHR % slots), position_B11),
+        # Out of bounds, and so left out, unless among the first.
+        cache.earliest_BHRNC.at[(*bucket, counts_BHR)].set(position_B11, mode='drop'),
+        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
+    )
+
+
+def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
+    """Positions of those ranks in the sorted order that a SortedCache can tell."""
+    find = functools.partial(jnp.searchsorted, side='right')
+    for _ in range(3):
+        find = jax.vmap(find)
+    ids_BHRW = find(ends_BHRN, ranks_BHRW)
+    bucket = (*(i[..., None] for i in caches.indices(ids_BHRW.shape[:3])), ids_BHRW)
+    counts_BHRW = cache.counts_BHRN[bucket]
+    places_BHRW = ranks_BHRW - (ends_BHRN[bucket] - counts_BHRW)
+    slots = cache.latest_BHRNW.shape[-1]
+    first_C = cache.earliest_BHRNC.shape[-1]
+    return jnp.where(
+        places_BHRW >= counts_BHRW - slots,
+        cache.latest_BHRNW[(*bucket, places_BHRW % slots)],
+        cache.earliest_BHRNC[(*bucket, jnp.minimum(places_BHRW, first_C - 1))],
+    )
 
 
 # --- Shared -----------------------------------------------------------------------
@@ -234,6 +258,16 @@ def _sort(ids_BHRP: jax.Array, lengths_B: jax.Array, buckets: int):
     counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], buckets + 1), jnp.int32)
     counts_BHRN = counts_BHRN.at[indices].add(1, mode='promise_in_bounds')
     return order_BHRP, counts_BHRN[..., :-1]
+
+
+def _of_buckets(order_BHRP, counts_BHRN, places) -> jax.Array:
+    """Positions [B, H, R, N, ...] of the tokens at some places of each bucket.
+
+    Anything where there is no such place.
+    """
+    starts_BHRN = jnp.cumsum(counts_BHRN, axis=-1) - counts_BHRN
+    ranks = jnp.clip(starts_BHRN[..., None] + places, 0, order_BHRP.shape[-1] - 1)
+    return jnp.take_along_axis(order_BHRP[..., None, :], ranks, axis=-1)
 
 
 def _set(x_BHRN: jax.Array, bucket, values: jax.Array) -> jax.Array:
