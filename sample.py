@@ -90,7 +90,7 @@ def _prompt() -> bytes:
 def _stop_token(data_config: Mapping[str, Any]) -> int | None:
     if _STOP.value is None:
         return None
-    tokens = data.encode(data_config, _STOP.value.encode())
+    tokens = data.encode(data_config, _STOP.value.encode('utf-8', 'surrogateescape'))
     if tokens.size != 1:
         raise ValueError(
             f'--stop={_STOP.value!r} is {tokens.size} tokens: only a single token can '

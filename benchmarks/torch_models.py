@@ -4,7 +4,7 @@ Each function returns a module and a function from tokens [1, L] to the mean los
 predicting every token but the first, in nats. All are in training mode without dropout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import reformer_pytorch
@@ -18,7 +18,11 @@ from benchmarks import small_lm
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-def hugging_face(length: int, buckets: int | tuple[int, ...]) -> tuple[nn.Module, Loss]:
+def hugging_face(
+    length: int,
+    buckets: int | tuple[int, ...],
+    layers: Sequence[str] = ('lsh',) * small_lm.LAYERS,
+) -> tuple[nn.Module, Loss]:
     """The Reformer of transformers, with as many hash buckets as ours."""
     config = transformers.ReformerConfig(
         vocab_size=small_lm.VOCAB_SIZE,
@@ -26,8 +30,9 @@ def hugging_face(length: int, buckets: int | tuple[int, ...]) -> tuple[nn.Module
         feed_forward_size=small_lm.D_FF,
         num_attention_heads=small_lm.HEADS,
         attention_head_size=small_lm.HEAD_SIZE,
-        attn_layers=['lsh'] * small_lm.LAYERS,
+        attn_layers=list(layers),
         lsh_attn_chunk_length=small_lm.CHUNK_LENGTH,
+        local_attn_chunk_length=small_lm.CHUNK_LENGTH,
         num_buckets=buckets if isinstance(buckets, int) else list(buckets),
         num_hashes=small_lm.ROUNDS,
         axial_pos_shape=small_lm.axial_shape(length),
@@ -35,6 +40,7 @@ def hugging_face(length: int, buckets: int | tuple[int, ...]) -> tuple[nn.Module
         max_position_embeddings=length,
         hidden_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0,
+        local_attention_probs_dropout_prob=0.0,
         is_decoder=True,
         use_cache=False,  # the default keeps every layer's activations in training too
     )
@@ -42,12 +48,12 @@ def hugging_face(length: int, buckets: int | tuple[int, ...]) -> tuple[nn.Module
     return model, lambda tokens: model(input_ids=tokens, labels=tokens).loss
 
 
-def lucidrains(length: int) -> tuple[nn.Module, Loss]:
+def lucidrains(length: int, depth: int = small_lm.LAYERS) -> tuple[nn.Module, Loss]:
     """reformer-pytorch; its number of buckets is always L / bucket_size."""
     model = reformer_pytorch.ReformerLM(
         num_tokens=small_lm.VOCAB_SIZE,
         dim=small_lm.D_MODEL,
-        depth=small_lm.LAYERS,
+        depth=depth,
         max_seq_len=length,
         heads=small_lm.HEADS,
         dim_head=small_lm.HEAD_SIZE,

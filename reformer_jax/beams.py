@@ -46,7 +46,9 @@ def search(
     batch, vocab_size = logits_BV.shape
     layers = model.unstacked()
     state = incremental.take_rows(state, jnp.repeat(jnp.arange(batch), beams))
-    nothing_BES = jnp.full((batch, beams, steps), stop, jnp.int32)
+    # Not the token that stands for no stop token.
+    filling = jnp.maximum(stop, 0)
+    nothing_BES = jnp.full((batch, beams, steps), filling, jnp.int32)
     no_score_BE = jnp.full((batch, beams), -jnp.inf)
     # All beams are alike at first: only one counts.
     found = _Beams(nothing_BES, no_score_BE.at[:, 0].set(0.0), nothing_BES, no_score_BE)

@@ -7,6 +7,8 @@ What is wrong with the arguments is said before anything is compiled. Models are
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -38,7 +40,14 @@ def generate(
     *,
     key: jax.Array,
     steps: int,
-    **options: Any,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    samples: int = 1,
+    mask: Any = None,
+    start_token: int | None = model_config.START_TOKEN,
+    rounds: int | None = None,
 ) -> np.ndarray:
     """Continues prompts; arguments and errors are those of `stream`.
 
@@ -46,7 +55,20 @@ def generate(
       New tokens, int32 [B * samples, steps], the samples of a prompt one after another.
       A row that has met a stop token goes on with stop tokens.
     """
-    parts = stream(model, prompt, key=key, steps=steps, **options)
+    parts = stream(
+        model,
+        prompt,
+        key=key,
+        steps=steps,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=stop_token,
+        samples=samples,
+        mask=mask,
+        start_token=start_token,
+        rounds=rounds,
+    )
     tokens_BT = np.concatenate(list(parts), axis=1)
     # Fewer than `steps` only if the last column has nothing but stop tokens.
     missing = steps - tokens_BT.shape[1]
@@ -70,7 +92,8 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Yields continuations of prompts as they are made; ends early if all have stopped.
 
-    Row i of the results depends on the key, on i and on its own prompt only.
+    Row i of the results depends on the key, on i and on its own prompt only (with the
+    trax rule also on padding, which its look-around meets).
 
     Args:
       model: causal.
@@ -99,21 +122,24 @@ def stream(
         top_p=top_p,
         vocab_size=model.config.vocab_size,
     )
-    _check_at_least_one(steps=steps, samples=samples)
-    _check_rounds(rounds)
+    _check_at_least_one(steps=steps, samples=samples, rounds=rounds)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
+        jnp.arange(prompts.lengths_B.size * samples)
+    )
 
     def parts():
-        logits_BV, state = _prefill(model, prompts, rounds)
-        rows_B = jnp.repeat(jnp.arange(logits_BV.shape[0]), samples)
-        keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
-            jnp.arange(rows_B.size)
-        )
-        progress = _Progress(
-            incremental.take_rows(state, rows_B),
-            sampling_lib.draw(drawing, _keys_at(keys_B, 0), logits_BV[rows_B]),
-            jnp.int32(1),
+        start = _compiled(_start, static=('capacity', 'rounds', 'samples'))
+        progress = start(
+            model,
+            prompts.tokens_BP,
+            prompts.lengths_B,
+            keys_B,
+            drawing,
+            capacity=prompts.capacity,
+            rounds=rounds,
+            samples=samples,
         )
         yield np.asarray(progress.tokens_B)[:, None]
         extend = _compiled(_extend, donate='progress')
@@ -150,7 +176,8 @@ def beam_search(
       model: causal.
       prompt: token ids [B, P].
       steps: most tokens to add, at least 1.
-      beams: continuations followed at a time. Each has its own caches.
+      beams: continuations followed at a time. Each has its own caches, which every step
+        copies from those of the beam that it continues.
       best: how many to return, at most `beams`.
       length_penalty: 0 for the plain log-probability; more favours long ones.
       stop_token: ends a continuation; without one all have `steps` tokens.
@@ -160,30 +187,33 @@ def beam_search(
 
     Returns:
       Tokens, int32 [B, best, steps], best first, filled up with stop tokens; and their
-      scores, float32 [B, best].
+      scores, float32 [B, best], -inf where there are no more continuations.
 
     Raises:
       ValueError: as `stream`.
     """
-    _check_at_least_one(steps=steps, best=best)
-    _check_rounds(rounds)
+    _check_at_least_one(steps=steps, best=best, rounds=rounds)
     if best > beams:
         raise ValueError(
             f'best={best} is more than beams={beams}: ask for at most as many '
             'continuations as are followed.'
         )
-    if not length_penalty >= 0:
-        raise ValueError(f'length_penalty={length_penalty} must be at least 0.')
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
+            'log-probabilities, 0.6 is usual.'
+        )
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
-    logits_BV, state = _prefill(model, prompts, rounds)
-    search = _compiled(beams_lib.search, static=('beams', 'steps'))
+    search = _compiled(_search, static=('capacity', 'rounds', 'beams', 'steps'))
     tokens_BES, scores_BE = search(
         model,
-        logits_BV,
-        state,
+        prompts.tokens_BP,
+        prompts.lengths_B,
         jnp.float32(length_penalty),
         stop,
+        capacity=prompts.capacity,
+        rounds=rounds,
         beams=beams,
         steps=steps,
     )
@@ -200,6 +230,9 @@ def score(
 ) -> np.ndarray:
     """Log-probability in nats of each token given those before it: one parallel pass.
 
+    Hash buckets are those of the longest sequence that the model can read, as in
+    generation, however short these are.
+
     Args:
       model: causal.
       tokens: ids [B, L].
@@ -214,10 +247,10 @@ def score(
     Raises:
       ValueError: as `stream`.
     """
-    _check_rounds(rounds)
+    _check_at_least_one(rounds=rounds)
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
     first = 0 if start_token is not None else 1
-    read = [row[:-1] for row in prompts_lib.with_start(rows, start_token)]
+    read = [row[:-1] for row in prompts_lib.with_start(model.config, rows, start_token)]
     inputs_BP = prompts_lib.filled_up(model.config, read)
     targets_BP, _ = prompts_lib.pad([row[first:] for row in rows])
     missing = inputs_BP.shape[1] - targets_BP.shape[1]
@@ -259,6 +292,38 @@ def _compiled(
     )
 
 
+def _start(model, tokens_BP, lengths_B, keys_B, drawing, *, capacity, rounds, samples):
+    """Reads the prompts and draws the first token of each sample."""
+    logits_BV, state = incremental.prefill(
+        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
+    )
+    if samples > 1:
+        rows_B = jnp.repeat(jnp.arange(lengths_B.size), samples)
+        logits_BV, state = logits_BV[rows_B], incremental.take_rows(state, rows_B)
+    tokens_B = sampling_lib.draw(drawing, _keys_at(keys_B, 0), logits_BV)
+    return _Progress(state, tokens_B, jnp.int32(1))
+
+
+def _search(
+    model,
+    tokens_BP,
+    lengths_B,
+    length_penalty,
+    stop,
+    *,
+    capacity,
+    rounds,
+    beams,
+    steps,
+):
+    logits_BV, state = incremental.prefill(
+        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
+    )
+    return beams_lib.search(
+        model, logits_BV, state, length_penalty, stop, beams=beams, steps=steps
+    )
+
+
 def _extend(model, progress, keys_B, drawing, stop, steps):
     """Adds up to _STEPS_PER_CALL tokens; returns them as well, [B, T]."""
     layers = model.unstacked()
@@ -290,29 +355,21 @@ def _keys_at(keys_B: jax.Array, step: jax.Array | int) -> jax.Array:
 
 
 def _score(model, inputs_BP, targets_BP, lengths_B, *, rounds):
-    mask_BP = jnp.arange(inputs_BP.shape[1]) < lengths_B[:, None]
+    streams, _ = incremental.read(
+        model, inputs_BP, lengths_B, capacity=inputs_BP.shape[1], rounds=rounds
+    )
     nll_BP, _ = loss.cross_entropy(
         model.logits,
-        model.streams(inputs_BP, mask_BP, rounds=rounds),
+        streams,
         targets_BP,
         chunk_length=model.config.loss_chunk_length,
     )
     return -nll_BP
 
 
-def _prefill(model, prompts: prompts_lib.Prompts, rounds: int | None):
-    return _compiled(incremental.prefill, static=('capacity', 'rounds'))(
-        model,
-        prompts.tokens_BP,
-        prompts.lengths_B,
-        capacity=prompts.capacity,
-        rounds=rounds,
-    )
-
-
 def _stop(model, stop_token: int | None) -> jax.Array:
     vocab_size = model.config.vocab_size
-    if stop_token is not None and not 0 <= stop_token < vocab_size:
+    if stop_token is not None and not 0 <= operator.index(stop_token) < vocab_size:
         raise ValueError(
             f'stop_token={stop_token} is outside [0, {vocab_size}), the vocabulary of '
             'the model: it would never come.'
@@ -320,12 +377,7 @@ def _stop(model, stop_token: int | None) -> jax.Array:
     return jnp.int32(_NEVER if stop_token is None else stop_token)
 
 
-def _check_at_least_one(**numbers: int) -> None:
+def _check_at_least_one(**numbers: int | None) -> None:
     for name, number in numbers.items():
-        if number < 1:
+        if number is not None and number < 1:
             raise ValueError(f'{name}={number} must be at least 1.')
-
-
-def _check_rounds(rounds: int | None) -> None:
-    if rounds is not None:
-        _check_at_least_one(rounds=rounds)

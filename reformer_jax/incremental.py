@@ -20,6 +20,7 @@ from reformer_jax import layers
 from reformer_jax import lsh_caches
 from reformer_jax import model as model_lib
 from reformer_jax import model_config
+from reformer_jax import reversible
 
 _ALL_HEADS = head_groups.HeadGroup(0, 1)
 
@@ -62,13 +63,44 @@ def prefill(
       tokens_BP: P can be cut into chunks (prompts.padded_length); row b counts up to
         lengths_B[b].
       lengths_B: at least 1 each.
-      capacity: tokens a sequence can have in the end, at least P.
+      capacity: tokens a sequence can have in the end.
       rounds: hash rounds instead of the config's.
 
     Returns:
       Logits [B, V] of the token after each prompt, and the state.
+
+    Raises:
+      ValueError: the model is not causal, or the capacity is not in [P, config.length].
     """
+    lengths_B = jnp.asarray(lengths_B)
+    streams, state = read(model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds)
+    last = [
+        jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
+        for y_BPD in streams
+    ]
+    return model.logits((last[0], last[1]))[:, 0], state
+
+
+def read(
+    model: model_lib.ReformerLM,
+    tokens_BP: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    capacity: int,
+    rounds: int | None = None,
+) -> tuple[reversible.Streams, State]:
+    """The last streams [B, P, D] of prompts, and the state; otherwise as prefill."""
     config = model.config
+    if not config.causal:
+        raise ValueError(
+            'the model is bidirectional (model.causal=False): only a causal one reads '
+            'token by token.'
+        )
+    if not tokens_BP.shape[1] <= capacity <= config.length:
+        raise ValueError(
+            f'capacity={capacity} must be at least the {tokens_BP.shape[1]} tokens of '
+            f'the prompts and at most model.length={config.length}.'
+        )
     rotations = model_lib.hash_rotations(config, length=config.length, rounds=rounds)
 
     def prompt_attention(layer):
@@ -81,18 +113,13 @@ def prefill(
 
     attends = [prompt_attention(layer) for layer in model.layers]
     streams, stacked = model.streams_and_saved(tokens_BP, attends, rotations, lengths_B)
-    last = [
-        jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
-        for y_BPD in streams
-    ]
-    logits_B1V = model.logits((last[0], last[1]))
     # Stacked over repeats and over one group of all heads.
     layer_caches = [
         jax.tree.map(operator.itemgetter((repeat, 0)), cache)
         for repeat in range(config.repeats)
         for cache in stacked
     ]
-    return logits_B1V[:, 0], State(lengths_B, layer_caches, rotations)
+    return streams, State(lengths_B, layer_caches, rotations)
 
 
 def decode_step(

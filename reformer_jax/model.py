@@ -50,7 +50,7 @@ class ReformerLM(nnx.Module):
         )
         self.position_tables = nnx.List(
             nnx.Param(normal(1.0)(rngs.params(), shape))
-            for shape in _position_shapes(config)
+            for shape in model_config.position_table_shapes(config)
         )
         self.layers = nnx.List(_stack(config, kind, rngs) for kind in config.pattern)
         width = config.d_model * (2 if config.combine == 'concatenate' else 1)
@@ -81,7 +81,8 @@ class ReformerLM(nnx.Module):
           mask_BL: True for real tokens, None if all are.
           key: random key of hashing and dropout. Needed to train; without one the
             hashes are the same in every call.
-          train: whether dropout is on.
+          train: whether dropout is on, and streams are on the grid that makes a
+            reversible stack's gradients exact (config.grid_bits).
           hash_rotations: for each layer its rotations [H, K, R, S], None for layers
             that do not hash.
           rounds: hash rounds instead of the config's.
@@ -374,14 +375,6 @@ def _stack(config: ModelConfig, kind: str, rngs: nnx.Rngs) -> Block:
     """`repeats` blocks in one, each parameter with a leading axis over them."""
     keys = jax.random.split(rngs.params(), config.repeats)
     return jax.vmap(lambda key: Block(config, kind, nnx.Rngs(key)))(keys)
-
-
-def _position_shapes(config: ModelConfig) -> list[tuple[int, int]]:
-    if config.positions == 'axial':
-        return list(zip(config.axial_shape, config.axial_sizes, strict=True))
-    if config.positions == 'learned':
-        return [(config.length, config.d_model)]
-    return []
 
 
 def _rotations_by_block(config: ModelConfig, hash_rotations):

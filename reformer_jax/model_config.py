@@ -58,8 +58,8 @@ class ModelConfig:
       attention_dropout: rate for attention probabilities.
       stack: 'reversible'; 'residual', the same function with saved activations; or
         'checkpoint', the same with recomputation from each repeat's inputs.
-      grid_bits: streams are multiples of 2**-grid_bits, which makes the reversible
-        stack exact (see reversible.py); 0 for plain float32.
+      grid_bits: in training streams are multiples of 2**-grid_bits, which makes the
+        reversible stack exact (see reversible.py); 0 for plain float32.
       combine: the streams at the end, 'concatenate' or 'average'.
       tie_output: whether the logits use the embedding; with concatenated streams
         through a projection to d_model.
@@ -145,6 +145,15 @@ def check_length(config: ModelConfig, length: int) -> None:
                 getattr(config, f'{kind}_chunks_after'),
                 config.causal,
             )
+
+
+def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """Shapes of the position embeddings that are parameters."""
+    if config.positions == 'axial':
+        return list(zip(config.axial_shape, config.axial_sizes, strict=True))
+    if config.positions == 'learned':
+        return [(config.length, config.d_model)]
+    return []
 
 
 def hash_buckets(config: ModelConfig, length: int) -> hashing.Buckets:

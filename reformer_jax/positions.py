@@ -43,7 +43,7 @@ def axial_at(tables: Sequence[jax.Array], positions: jax.Array) -> jax.Array:
     parts = []
     for table in reversed(tables):
         parts.append(table[positions % table.shape[0]])
-        positions //= table.shape[0]
+        positions = positions // table.shape[0]
     return jnp.concatenate(parts[::-1], axis=-1)
 
 

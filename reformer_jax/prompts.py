@@ -3,6 +3,7 @@
 Shape letters: B prompts, P tokens of the longest, padding included.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ def prompts(
     Raises:
       ValueError: as `rows`; or they do not fit the model.
     """
-    read = with_start(rows(config, prompt, mask)[0], start_token)
+    steps = operator.index(steps)
+    read = with_start(config, rows(config, prompt, mask)[0], start_token)
     longest = max(row.size for row in read)
     most = config.length - longest + 1  # the last token is not read
     if steps > most:
@@ -92,7 +94,13 @@ def rows(
             'the model is bidirectional (model.causal=False) and gives no probability '
             'of a next token: use a causal one.'
         )
-    tokens = np.asarray(tokens)
+    try:
+        tokens = np.asarray(tokens)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            'the prompts are no rectangle [B, P]: for prompts of different lengths, '
+            'prompts.pad makes tokens and mask.'
+        ) from error
     if tokens.size and not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
         raise ValueError(
             f'tokens of shape {tokens.shape} and type {tokens.dtype} are no integers '
@@ -112,20 +120,31 @@ def rows(
             'from nothing, give the start token itself as the prompt, [[0]], and '
             'start_token=None.'
         )
-    for token in np.concatenate(real):
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(
-                f'token {token} is outside [0, {config.vocab_size}), the vocabulary of '
-                'the model.'
-            )
+    _check_tokens(np.concatenate(real), config)
     return real, mask
 
 
-def with_start(rows: list[np.ndarray], start_token: int | None) -> list[np.ndarray]:
-    """Rows with the start token in front, if there is one."""
+def with_start(
+    config: model_config.ModelConfig, rows: list[np.ndarray], start_token: int | None
+) -> list[np.ndarray]:
+    """Rows with the start token in front, if there is one.
+
+    Raises:
+      ValueError: it is outside the vocabulary.
+    """
     if start_token is None:
         return rows
+    _check_tokens(np.array([operator.index(start_token)]), config)
     return [np.append(start_token, row) for row in rows]
+
+
+def _check_tokens(tokens: np.ndarray, config: model_config.ModelConfig) -> None:
+    bad = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+    if bad.size:
+        raise ValueError(
+            f'token {bad[0]} is outside [0, {config.vocab_size}), the vocabulary of '
+            'the model.'
+        )
 
 
 def _rounded_up(config: model_config.ModelConfig, length: int) -> int:

@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Below these float32 runs out; nothing changes by then.
+_LEAST_TOP_P = 1e-6
+_GREEDY = 1e-6
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +52,10 @@ def sampling(
             f'top_p={top_p} is not in (0, 1]: it is the probability of the tokens to '
             'sample from; leave it out, or use 1, for all.'
         )
+    if top_p is not None and top_p < _LEAST_TOP_P:
+        top_p = _LEAST_TOP_P  # still one token
     return Sampling(
-        jnp.float32(temperature) if temperature else None,
+        jnp.float32(temperature) if temperature > _GREEDY else None,
         None if top_p is None or top_p == 1 else jnp.float32(top_p),
         top_k,
     )
@@ -59,6 +65,7 @@ def draw(sampling: Sampling, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Arr
     """One token of each row, int32 [B], each drawn with its own key."""
     if sampling.temperature is None:
         return logits_BV.argmax(-1).astype(jnp.int32)
+    logits_BV -= logits_BV.max(-1, keepdims=True)  # else low temperatures overflow
     logits_BV = restrict(sampling, logits_BV / sampling.temperature)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 

@@ -33,8 +33,9 @@ def encode(text: bytes, **_: Any) -> np.ndarray:
 
 
 def decode(tokens: np.ndarray, **_: Any) -> bytes:
-    """The bytes of token ids [n]; those of padding and the unused id have none."""
-    return (tokens[tokens >= FIRST_BYTE_ID] - FIRST_BYTE_ID).astype(np.uint8).tobytes()
+    """The bytes of token ids [n]; ids that stand for no byte have none."""
+    values = tokens - FIRST_BYTE_ID
+    return values[(values >= 0) & (values < 256)].astype(np.uint8).tobytes()
 
 
 def build(
