@@ -50,13 +50,13 @@ def full_prompt(heads, lengths_B, rotations, capacity, *, shared_qk: bool):
     out_BPHK = attention.full_attention(
         q_BPHK, k_BPHK, v_BPHK, causal=True, shared_qk=shared_qk
     )
-    return out_BPHK, by_position(k_BPHK, v_BPHK, capacity, shared_qk)
+    return out_BPHK, _by_position(k_BPHK, v_BPHK, capacity, shared_qk)
 
 
 def full_step(cache: FullCache, heads, positions_B, rotations, *, shared_qk: bool):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
-    cache = write(cache, positions_B, k_BHK, v_BHK, shared_qk)
+    cache = _write(cache, positions_B, k_BHK, v_BHK, shared_qk)
     if not shared_qk:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     slots_S = jnp.arange(cache.k_BHSK.shape[2])
@@ -99,8 +99,8 @@ def local_step(
     q_BHK, k_BHK, v_BHK = (x_B1HK[:, 0] for x_B1HK in heads)
     slots = cache.k_BHWK.shape[2]
     cache = LocalCache(
-        _put(cache.k_BHWK, positions_B % slots, k_BHK),
-        _put(cache.v_BHWK, positions_B % slots, v_BHK),
+        put(cache.k_BHWK, positions_B % slots, k_BHK),
+        put(cache.v_BHWK, positions_B % slots, v_BHK),
     )
     positions_BW = latest_in_slots(positions_B[:, None], jnp.arange(slots))
     first_B = jnp.maximum((positions_B // chunk_length - chunks_before), 0)
@@ -125,7 +125,7 @@ def indices(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.ix_(*(jnp.arange(size) for size in shape)))
 
 
-def by_position(k_BPHK, v_BPHK, capacity: int, shared_qk: bool) -> FullCache:
+def _by_position(k_BPHK, v_BPHK, capacity: int, shared_qk: bool) -> FullCache:
     if shared_qk:
         k_BPHK = lsh.unit_keys(k_BPHK).astype(k_BPHK.dtype)
     padding = [(0, 0), (0, 0), (0, capacity - k_BPHK.shape[1]), (0, 0)]
@@ -135,15 +135,16 @@ def by_position(k_BPHK, v_BPHK, capacity: int, shared_qk: bool) -> FullCache:
     )
 
 
-def write(cache: FullCache, positions_B, k_BHK, v_BHK, shared_qk: bool) -> FullCache:
+def _write(cache: FullCache, positions_B, k_BHK, v_BHK, shared_qk: bool) -> FullCache:
     if shared_qk:
         k_BHK = lsh.unit_keys(k_BHK).astype(k_BHK.dtype)
     return FullCache(
-        _put(cache.k_BHSK, positions_B, k_BHK), _put(cache.v_BHSK, positions_B, v_BHK)
+        put(cache.k_BHSK, positions_B, k_BHK), put(cache.v_BHSK, positions_B, v_BHK)
     )
 
 
-def _put(x_BHSK: jax.Array, slots_B: jax.Array, new_BHK: jax.Array) -> jax.Array:
+def put(x_BHSK: jax.Array, slots_B: jax.Array, new_BHK: jax.Array) -> jax.Array:
+    """x with one row of each head replaced."""
     b_B1, h_1H = indices(x_BHSK.shape[:2])
     return x_BHSK.at[b_B1, h_1H, slots_B[:, None]].set(
         new_BHK, mode='promise_in_bounds', unique_indices=True

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from reformer_jax import attention
 from reformer_jax import caches
 from reformer_jax import hashing
+from reformer_jax import lsh
 
 # Position of an empty slot.
 _NONE = 2**31 - 1
@@ -27,12 +28,13 @@ class BucketCache(NamedTuple):
     """For the strict rule: in each round the last C positions of every bucket.
 
     Attributes:
-      full: keys and values by position.
+      kv_BHSX: by position a token's unit key and value in one row, X = 2 * K, so that
+        it takes one access to memory.
       latest_BHRNC: positions, a bucket's i-th token in slot i % C.
       counts_BHRN: tokens of each bucket.
     """
 
-    full: caches.FullCache
+    kv_BHSX: jax.Array
     latest_BHRNC: jax.Array
     counts_BHRN: jax.Array
 
@@ -44,13 +46,13 @@ class SortedCache(NamedTuple):
     reach back to the last W tokens of buckets and forward to the first C of them.
 
     Attributes:
-      full: keys and values by position.
+      kv_BHSX: as in BucketCache.
       latest_BHRNW: last positions of each bucket, its i-th token in slot i % W.
       earliest_BHRNC: first positions of each bucket, its i-th token in slot i.
       counts_BHRN: tokens of each bucket.
     """
 
-    full: caches.FullCache
+    kv_BHSX: jax.Array
     latest_BHRNW: jax.Array
     earliest_BHRNC: jax.Array
     counts_BHRN: jax.Array
@@ -89,8 +91,8 @@ def strict_prompt(
         counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
     )
     latest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, places_BHRNC)
-    full = caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True)
-    return out_BPHK, BucketCache(full, latest_BHRNC, counts_BHRN)
+    kv_BHSX = _by_position(qk_BPHK, v_BPHK, capacity)
+    return out_BPHK, BucketCache(kv_BHSX, latest_BHRNC, counts_BHRN)
 
 
 def strict_step(
@@ -99,9 +101,7 @@ def strict_step(
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     qk_B1HK, v_B1HK = heads
     ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
-    full = caches.write(
-        cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
-    )
+    kv_BHSX = _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK)
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     counts_BHR = cache.counts_BHRN[bucket]
     latest_BHRC = cache.latest_BHRNC[bucket]
@@ -109,7 +109,7 @@ def strict_step(
     filled_BHRC = slots_C < counts_BHR[..., None]
     keys_BHW = _flat(jnp.where(filled_BHRC, latest_BHRC, _NONE))
     out_B1HK = _attend_positions(
-        full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
+        kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
     )
     # Whole rows, made from those that were read: so XLA writes them in place instead
     # of into a copy of the array.
@@ -118,7 +118,7 @@ def strict_step(
         slots_C == written_BHR1, positions_B[:, None, None, None], latest_BHRC
     )
     cache = BucketCache(
-        full,
+        kv_BHSX,
         _set(cache.latest_BHRNC, bucket, latest_BHRC),
         _set(cache.counts_BHRN, bucket, counts_BHR + 1),
     )
@@ -161,7 +161,7 @@ def sorted_prompt(
     slots_W = jnp.arange((chunks_before + 1) * chunk_length)
     places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
     cache = SortedCache(
-        caches.by_position(qk_BPHK, v_BPHK, capacity, shared_qk=True),
+        _by_position(qk_BPHK, v_BPHK, capacity),
         _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
         _of_buckets(order_BHRP, counts_BHRN, slots_W[:chunk_length]),
         counts_BHRN,
@@ -207,7 +207,7 @@ def sorted_step(
     keys_BHRW = _at_ranks(cache, ends_BHRN, ranks_BHRW)
     keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
     out_B1HK = _attend_positions(
-        cache.full, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
+        cache.kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
     )
     return out_B1HK, cache
 
@@ -218,9 +218,7 @@ def _add_token(cache: SortedCache, qk_B1HK, v_B1HK, positions_B, ids_BHR):
     position_B11 = positions_B[:, None, None]
     slots = cache.latest_BHRNW.shape[-1]
     return SortedCache(
-        caches.write(
-            cache.full, positions_B, qk_B1HK[:, 0], v_B1HK[:, 0], shared_qk=True
-        ),
+        _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK),
         _set(cache.latest_BHRNW, (*bucket, counts_BHR % slots), position_B11),
         # Out of bounds, and so left out, unless among the first.
         cache.earliest_BHRNC.at[(*bucket, counts_BHR)].set(position_B11, mode='drop'),
@@ -278,8 +276,24 @@ def _flat(x_BHRW: jax.Array) -> jax.Array:
     return x_BHRW.reshape(*x_BHRW.shape[:2], -1)
 
 
+def _by_position(qk_BPHK, v_BPHK, capacity: int) -> jax.Array:
+    kv_BPHX = _keys_and_values(qk_BPHK, v_BPHK)
+    padding = [(0, 0), (0, 0), (0, capacity - kv_BPHX.shape[1]), (0, 0)]
+    return jnp.pad(jnp.moveaxis(kv_BPHX, 2, 1), padding)
+
+
+def _write(kv_BHSX, positions_B, qk_B1HK, v_B1HK) -> jax.Array:
+    kv_B1HX = _keys_and_values(qk_B1HK, v_B1HK)
+    return caches.put(kv_BHSX, positions_B, kv_B1HX[:, 0])
+
+
+def _keys_and_values(qk_BLHK, v_BLHK) -> jax.Array:
+    k_BLHK = lsh.unit_keys(qk_BLHK).astype(v_BLHK.dtype)
+    return jnp.concatenate([k_BLHK, v_BLHK], axis=-1)
+
+
 def _attend_positions(
-    cache: caches.FullCache, q_BHK, positions_B, keys_BHW, *, count_once: bool
+    kv_BHSX: jax.Array, q_BHK, positions_B, keys_BHW, *, count_once: bool
 ) -> jax.Array:
     """Shared-QK attention to the keys at some positions, [B, 1, H, K].
 
@@ -295,11 +309,9 @@ def _attend_positions(
     keys_BHW = jnp.where(hidden_BHW, positions_B[:, None, None], keys_BHW)
     first_W = jnp.arange(keys_BHW.shape[-1]) == 0
     allowed_BHW = ~hidden_BHW | (alone_BH1 & first_W)
-    take = functools.partial(_take, keys_BHW)
-    k_BHWK, v_BHWK = take(cache.k_BHSK), take(cache.v_BHSK)
-    return caches.softmax_sum(q_BHK, k_BHWK, v_BHWK, allowed_BHW)
-
-
-def _take(positions_BHW: jax.Array, x_BHSK: jax.Array) -> jax.Array:
-    b_B11, h_1H1, _ = caches.indices((*x_BHSK.shape[:2], 1))
-    return x_BHSK.at[b_B11, h_1H1, positions_BHW].get(mode='promise_in_bounds')
+    b_B11, h_1H1, _ = caches.indices((*kv_BHSX.shape[:2], 1))
+    kv_BHWX = kv_BHSX.at[b_B11, h_1H1, keys_BHW].get(mode='promise_in_bounds')
+    # The whole rows twice, rather than copies of their halves.
+    q_BHX = jnp.concatenate([q_BHK, jnp.zeros_like(q_BHK)], axis=-1)
+    out_B1HX = caches.softmax_sum(q_BHX, kv_BHWX, kv_BHWX, allowed_BHW)
+    return out_B1HX[..., q_BHK.shape[-1] :]
