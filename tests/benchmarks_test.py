@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import attention
+from benchmarks import decoding
 from benchmarks import peers
 from benchmarks import small_lm
 from benchmarks import timing
@@ -75,6 +76,28 @@ def test_attention_passes_run():
     for run in passes.values():
         for array in jax.tree.leaves(run()):
             assert array.shape == (1, 128, 4, 64) and jnp.isfinite(array).all()
+
+
+def test_decoding_takes_turns_and_prints_a_line_each(capsys):
+    decoding.measure([64, 128], runs=1, tokens=2, with_peers=False)
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(p['length'], p['implementation']) for p in points] == [
+        (64, 'strict'),
+        (64, 'reformer'),
+        (128, 'strict'),
+        (128, 'reformer'),
+    ]
+    assert all(p['ms_per_token'] > 0 and p['prefill_seconds'] > 0 for p in points)
+
+
+def test_peers_decode():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for package in ('torch', 'transformers', 'reformer_pytorch'):
+            pytest.importorskip(package)
+        for decoder in (decoding.hugging_face(128, 2), decoding.lucidrains(128)):
+            decoder.prefill()
+            decoder.decode()
 
 
 def test_crossover_is_the_greatest_length_where_exact_attention_is_not_slower():

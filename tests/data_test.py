@@ -337,3 +337,32 @@ def test_data_imports_neither_jax_nor_config_dicts():
                 imported.add(node.module.split('.')[0])
     assert {'grain', 'numpy'} <= imported
     assert imported.isdisjoint({'jax', 'flax', 'ml_collections', 'tensorflow'})
+
+
+def test_text_as_tokens_and_back():
+    config = {'dataset': 'bytes', 'path': '', 'length': 8, 'batch_size': 1, 'seed': 0}
+    text = bytes(range(256)) + 'é'.encode()
+    tokens = data.encode(config, text)
+    assert tokens.dtype == np.int32 and tokens[:3].tolist() == [2, 3, 4]
+    assert data.decode(config, tokens) == text
+    # Padding, the unused id and ids beyond the bytes have no text.
+    assert data.decode(config, np.array([0, 67, 1, 68, 258, 400])) == b'AB'
+
+
+def test_duplication_tokens_as_text():
+    config = {
+        'dataset': 'duplication',
+        'half_length': 3,
+        'symbols': 9,
+        'batch_size': 1,
+        'seed': 0,
+        'eval_examples': 1,
+    }
+    assert data.encode(config, b' 0 5\n9 ').tolist() == [0, 5, 9]
+    assert (
+        data.decode(config, np.array([5, 0])) + data.decode(config, np.array([9]))
+        == b'5 0 9 '
+    )
+    for bad in (b'10', b'-1', b'x', '²'.encode()):
+        with pytest.raises(ValueError, match='no token of the duplication task'):
+            data.encode(config, bad)

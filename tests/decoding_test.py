@@ -6,11 +6,11 @@ import itertools
 import jax
 import numpy as np
 import pytest
+import small_models as models
 
 from reformer_jax import decoding
 from reformer_jax import loop
 from reformer_jax import prompts
-from tests import models
 
 _KEY = jax.random.key(7)
 _PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 2, 3]]
@@ -147,6 +147,9 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
         ({'steps': 0}, 'steps=0 must be at least 1'),
         ({'samples': 0}, 'samples=0'),
         ({'rounds': 0}, 'rounds=0'),
+        ({'start_token': 11}, r'token 11 is outside \[0, 11\)'),
+        ({'start_token': -1}, 'token -1'),
+        ({'prompt': [[1, 2], [3]]}, 'prompts.pad makes tokens and mask'),
     ],
 )
 def test_errors_before_anything_is_compiled(options, message, monkeypatch):
@@ -238,11 +241,19 @@ def test_one_beam_is_greedy():
         ({'beams': 2, 'best': 3}, 'best=3 is more than beams=2'),
         ({'best': 0}, 'best=0 must be at least 1'),
         ({'length_penalty': -1.0}, 'length_penalty=-1.0'),
+        ({'length_penalty': float('inf')}, 'length_penalty=inf'),
     ],
 )
 def test_bad_beams(options, message):
     with pytest.raises(ValueError, match=message):
         decoding.beam_search(_model(), [[1]], steps=2, **options)
+
+
+def test_more_beams_than_continuations():
+    found, scores = decoding.beam_search(_model(), [[1, 2]], steps=1, beams=14, best=14)
+    assert sorted(found[0, :11, 0].tolist()) == list(range(11))
+    assert np.isfinite(scores[0, :11]).all() and (scores[0, 11:] == -np.inf).all()
+    assert ((found >= 0) & (found < 11)).all()
 
 
 # --- Score ------------------------------------------------------------------------
@@ -271,6 +282,25 @@ def test_score_of_rows_of_different_lengths(changes):
             _next_log_p(_model(), values[:n])[value] for n, value in enumerate(values)
         ]
         np.testing.assert_allclose(logp[row, mask[row]], wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize('rule', ['reformer', 'strict'])
+def test_score_of_a_row_does_not_depend_on_the_others(rule):
+    model = models.build(
+        rule=rule, buckets=(), dense_length=0 if rule != 'strict' else -1
+    )
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 32))
+    mask = np.ones((2, 32), bool)
+    mask[0, 15:] = False
+    together = decoding.score(model, tokens, mask=mask)
+    alone = decoding.score(model, tokens[:1, :15])
+    np.testing.assert_allclose(together[0, :15], alone[0], atol=2e-5)
+    # And they are those of evaluation at the full length.
+    logp = jax.jit(lambda m, t: jax.nn.log_softmax(m(t)))(
+        model, np.concatenate([[[0]], tokens[1:, :-1]], axis=1)
+    )
+    wanted = np.take_along_axis(np.asarray(logp)[0], tokens[1][:, None], 1)[:, 0]
+    np.testing.assert_allclose(together[1], wanted, atol=2e-5)
 
 
 def test_score_without_a_start_token():

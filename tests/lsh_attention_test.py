@@ -10,6 +10,7 @@ import pytest
 
 from reformer_jax import attention
 from reformer_jax import checks
+from reformer_jax import hashing
 
 # ---------------------------------------------------------------- LSH: the rules
 
@@ -284,3 +285,36 @@ def test_dropout_is_shared_over_batch_and_heads():
     for kind, out in oracles.jit(attend)(qk, v, jax.random.key(0)).items():
         wanted = np.broadcast_to(out[:1, :, :1], out.shape)
         np.testing.assert_array_equal(out, wanted, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+    'chunk_length, head_size',
+    [(4, 4), (16, 8), (64, 33), (64, 48), (64, 64), (128, 16), (256, 64)],
+)
+def test_strict_outputs_have_no_trace_of_later_tokens(chunk_length, head_size):
+    """Bit for bit, though later tokens move a key's place in the sorted chunks."""
+    length, rng = 8 * chunk_length, np.random.default_rng(0)
+    rotations = hashing.random_rotations(
+        jax.random.key(0), heads=2, head_size=head_size, rounds=2, buckets=4
+    )
+
+    @jax.jit
+    def attend(qk, v):
+        return attention.lsh_attention(
+            qk,
+            v,
+            hashing.hash_vectors(qk, rotations, buckets=4),
+            chunk_length=chunk_length,
+            causal=True,
+            rule='strict',
+            num_buckets=4,
+        )
+
+    shape = 1, length, 2, head_size
+    before = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
+    for first in rng.integers(length // 2, length, 4):
+        after = [x.copy() for x in before]
+        for x in after:
+            x[:, first:] = rng.normal(size=x[:, first:].shape)
+        outputs = attend(*before), attend(*after)
+        np.testing.assert_array_equal(*(out[:, :first] for out in outputs))

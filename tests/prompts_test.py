@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import small_models as models
 
 from reformer_jax import prompts
-from tests import models
 
 
 def test_pad():

@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import decoding
 from reformer_jax import loop
 from reformer_jax import model as model_lib
 from reformer_jax import optimizer as optimizer_lib
@@ -152,6 +153,24 @@ def _compare_with_one_device():
         print('as on one device:', shape, flush=True)
 
 
+def _check_decoding():
+    """A single prompt, which the batch axes do not divide."""
+    model = _initial_state().model
+
+    def decode(model):
+        made = decoding.generate(model, [[1, 2, 3]], key=jax.random.key(0), steps=5)
+        return made, decoding.score(model, [[1, 2, 3, 4]])
+
+    expected = decode(model)
+    mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, sharding.parameter_specs(model, mesh))
+        made, scores = decode(placed)
+    np.testing.assert_array_equal(made, expected[0])
+    np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+    print('decodes as on one device', flush=True)
+
+
 # --- In the test process ----------------------------------------------------------
 
 
@@ -173,7 +192,8 @@ def test_eight_devices_are_one():
         timeout=300,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device') == len(_MESHES)
+    assert child.stdout.count('as on one device:') == len(_MESHES)
+    assert 'decodes as on one device' in child.stdout
 
 
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
@@ -279,3 +299,4 @@ def test_leaf_names():
 
 if __name__ == '__main__':
     _compare_with_one_device()
+    _check_decoding()
