@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     workdir = _WORKDIR.value
     assert workdir is not None
-    saved_config = checkpoint.load_config(workdir)
-    config = _CONFIG.value or ml_collections.ConfigDict(saved_config)
+    config = _CONFIG.value or ml_collections.ConfigDict(checkpoint.load_config(workdir))
     run = loop.prepare(config)
     text = _prompt()
     prompt = data.encode(run.config.data, text)
@@ -70,7 +69,9 @@ def main(argv: list[str]) -> None:
             stop_token=stop,
             samples=_NUM_SAMPLES.value,
         )
-        _say(f'checkpoint of step {at_step}; compiling, then {prompt.size:,} tokens')
+        print(
+            f'step {at_step}; compiling, then {prompt.size:,} tokens', file=sys.stderr
+        )
         decode = functools.partial(data.decode, run.config.data)
         transcript.write(text, parts, decode, stop=stop, steps=_TOKENS.value)
 
@@ -83,7 +84,7 @@ def _prompt() -> bytes:
     if _PROMPT_FILE.value is not None:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
     if sys.stdin.isatty():
-        _say('type the text to continue, then Ctrl-D:')
+        print('type the text to continue, then Ctrl-D:', file=sys.stderr)
     return sys.stdin.buffer.read()
 
 
@@ -97,10 +98,6 @@ def _stop_token(data_config: Mapping[str, Any]) -> int | None:
             'end a sample.'
         )
     return int(tokens[0])
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -43,7 +43,8 @@ def write(
         tokens_NT = (
             part_Nn if tokens_NT is None else np.concatenate([tokens_NT, part_Nn], 1)
         )
-        timer.add(part_Nn)
+        in_text = sys.stdout.isatty() and (stop is None or stop not in tokens_NT[0])
+        timer.add(part_Nn, silent=in_text)
     print(decoder.decode(b'', final=True), flush=True)
     timer.say()
     for number, tokens_T in enumerate(() if tokens_NT is None else tokens_NT[1:]):
@@ -52,22 +53,21 @@ def write(
 
 
 class _Timer:
-    """Counts tokens and says so now and then, unless in the middle of the text."""
+    """Counts tokens and says so now and then."""
 
     def __init__(self, steps: int):
         self._steps = steps
         self._parts = self._tokens = self._timed = 0
         self._started = self._said = time.monotonic()
 
-    def add(self, part_Nn: np.ndarray) -> None:
+    def add(self, part_Nn: np.ndarray, *, silent: bool) -> None:
         self._parts += 1
         self._tokens += part_Nn.shape[1]
         if self._parts > _PARTS_UNTIMED:
             self._timed += part_Nn.size
         else:
             self._started = self._said = time.monotonic()
-        waited = time.monotonic() - self._said
-        if waited > _SECONDS_BETWEEN_LINES and not sys.stdout.isatty():
+        if time.monotonic() - self._said > _SECONDS_BETWEEN_LINES and not silent:
             self._said = time.monotonic()
             self.say()
 

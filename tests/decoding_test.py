@@ -198,14 +198,15 @@ def test_wide_beams_find_the_best_of_all(length_penalty):
         mask=mask,
         steps=3,
         beams=64,
-        best=8,
+        best=40,
         length_penalty=length_penalty,
         stop_token=_STOP,
     )
-    assert found.shape == (2, 8, 3) and scores.shape == (2, 8)
+    assert found.shape == (2, 40, 3) and scores.shape == (2, 40)
     for row, prompt in enumerate([[1, 2, 3, 0, 1, 2], [3]]):
         every = _all_continuations(model, prompt, 3, length_penalty)
-        best = sorted(every, key=every.__getitem__, reverse=True)[:8]
+        best = sorted(every, key=every.__getitem__, reverse=True)[:40]
+        assert any(_STOP in tokens for tokens in best)
         assert [tuple(t) for t in found[row].tolist()] == best
         np.testing.assert_allclose(scores[row], [every[t] for t in best], atol=1e-4)
 

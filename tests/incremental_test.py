@@ -124,6 +124,8 @@ def test_a_step_gives_what_the_prompt_up_to_it_gives_its_last_token(changes):
     tokens = _tokens()
     steps = np.asarray(_step_by_step(model, tokens))
     prefill = jax.jit(functools.partial(incremental.prefill, capacity=32))
+    whole, _ = prefill(model, tokens, np.full(3, 32))
+    np.testing.assert_allclose(whole, _parallel(model, tokens)[:, -1], atol=2e-5)
     compared = 0
     for t in range(len(steps)):
         wanted = np.asarray(prefill(model, tokens, _PROMPTS + t)[0])

@@ -1,6 +1,9 @@
 """Samples as text."""
 
+import itertools
+
 import numpy as np
+import pytest
 
 from reformer_jax import transcript
 
@@ -46,3 +49,16 @@ def test_speed_counts_all_samples_after_the_second_part(capsys, monkeypatch):
     monkeypatch.setattr(transcript.time, 'monotonic', lambda: next(seconds, 9.0))
     _, err = _write(capsys, b'', [list(b'abcdefgh'), list(b'abcdefgh')], cuts=[1, 4])
     assert err.endswith('8 of 8 tokens, 2.0 tokens/s\n')
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_progress_does_not_cut_the_text_on_a_terminal(capsys, monkeypatch, terminal):
+    seconds = itertools.count(step=20.0)
+    monkeypatch.setattr(transcript.time, 'monotonic', lambda: next(seconds))
+    monkeypatch.setattr(
+        transcript.sys.stdout, 'isatty', lambda: terminal, raising=False
+    )
+    rows = [list(b'ab.....'), list(b'abcdefg')]
+    _, err = _write(capsys, b'', rows, cuts=[1, 2, 3, 4, 5], stop=ord('.'))
+    # After each of six parts and at the end, but not after the first two of the text.
+    assert err.count('of 7 tokens') == (5 if terminal else 7)
