@@ -78,12 +78,16 @@ def search(
     _, found, _, _ = lax.while_loop(
         unfinished, extend, (jnp.int32(1), found, origins_BE, state)
     )
-    # Those that have not stopped compete as they are.
+    return _all_ended(found, steps, length_penalty)
+
+
+def _all_ended(found: _Beams, steps: int, length_penalty: jax.Array):
+    """The best of those that have finished and those that were cut off."""
     cut_off_BE = found.logp_BE / _penalty(steps, length_penalty)
     return _best(
         jnp.concatenate([found.finished_BES, found.tokens_BES], axis=1),
         jnp.concatenate([found.scores_BE, cut_off_BE], axis=1),
-        beams,
+        found.scores_BE.shape[1],
     )
 
 

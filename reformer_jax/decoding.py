@@ -129,29 +129,7 @@ def stream(
         jnp.arange(prompts.lengths_B.size * samples)
     )
 
-    def parts():
-        start = _compiled(_start, static=('capacity', 'rounds', 'samples'))
-        progress = start(
-            model,
-            prompts.tokens_BP,
-            prompts.lengths_B,
-            keys_B,
-            drawing,
-            capacity=prompts.capacity,
-            rounds=rounds,
-            samples=samples,
-        )
-        yield np.asarray(progress.tokens_B)[:, None]
-        extend = _compiled(_extend, donate='progress')
-        done = 1
-        while done < steps and not bool(jnp.all(progress.tokens_B == stop)):
-            progress, tokens_BT = extend(
-                model, progress, keys_B, drawing, stop, jnp.int32(steps)
-            )
-            yield np.asarray(tokens_BT)[:, : int(progress.done) - done]
-            done = int(progress.done)
-
-    return parts()
+    return _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds)
 
 
 def beam_search(
@@ -193,16 +171,7 @@ def beam_search(
       ValueError: as `stream`.
     """
     _check_at_least_one(steps=steps, best=best, rounds=rounds)
-    if best > beams:
-        raise ValueError(
-            f'best={best} is more than beams={beams}: ask for at most as many '
-            'continuations as are followed.'
-        )
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(
-            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
-            'log-probabilities, 0.6 is usual.'
-        )
+    _check_beams(beams, best, length_penalty)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
     search = _compiled(_search, static=('capacity', 'rounds', 'beams', 'steps'))
@@ -269,6 +238,29 @@ def score(
 
 
 # --- Compiled ---------------------------------------------------------------------
+
+
+def _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds):
+    start = _compiled(_start, static=('capacity', 'rounds', 'samples'))
+    progress = start(
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        keys_B,
+        drawing,
+        capacity=prompts.capacity,
+        rounds=rounds,
+        samples=samples,
+    )
+    yield np.asarray(progress.tokens_B)[:, None]
+    extend = _compiled(_extend, donate='progress')
+    done = 1
+    while done < steps and not bool(jnp.all(progress.tokens_B == stop)):
+        progress, tokens_BT = extend(
+            model, progress, keys_B, drawing, stop, jnp.int32(steps)
+        )
+        yield np.asarray(tokens_BT)[:, : int(progress.done) - done]
+        done = int(progress.done)
 
 
 class _Progress(NamedTuple):
@@ -381,3 +373,16 @@ def _check_at_least_one(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f'{name}={number} must be at least 1.')
+
+
+def _check_beams(beams: int, best: int, length_penalty: float) -> None:
+    if best > beams:
+        raise ValueError(
+            f'best={best} is more than beams={beams}: ask for at most as many '
+            'continuations as are followed.'
+        )
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
+            'log-probabilities, 0.6 is usual.'
+        )

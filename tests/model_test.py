@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models as models
 from flax import nnx
 
 from reformer_jax import hashing
@@ -14,40 +15,6 @@ from reformer_jax import sharding
 
 _LENGTH, _VOCABULARY = 32, 11
 _PATTERNS = (('lsh',), ('local',), ('full',), ('local', 'lsh', 'full', 'lsh'))
-
-
-def _config(**changes):
-    fields = {
-        'vocab_size': _VOCABULARY,
-        'length': _LENGTH,
-        'd_model': 8,
-        'd_ff': 12,
-        'heads': 2,
-        'head_size': 4,
-        'layers': 2,
-        'pattern': ('local', 'lsh'),
-        'local_chunk_length': 4,
-        'lsh_chunk_length': 4,
-        'dense_length': 0,
-        'buckets': (4,),
-        'axial_shape': (4, 8),
-        'axial_sizes': (2, 6),
-    }
-    return model_lib.ModelConfig(**{**fields, **changes})
-
-
-def _model(**changes):
-    """Parameters by name, the same for every config, without compiling anything."""
-    config = _config(**changes)
-    abstract = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
-
-    def value(path, leaf):
-        name = sharding.leaf_name(path)
-        rng = np.random.default_rng(list(name.encode()))
-        mean = 1.0 if name.endswith('scale') else 0.0
-        return jnp.asarray(rng.normal(mean, 0.3, leaf.shape), jnp.float32)
-
-    return jax.tree.map_with_path(value, abstract)
 
 
 @functools.partial(jax.jit, static_argnames=('train', 'rounds'))
@@ -95,7 +62,7 @@ def _key(seed=1):
     ids=str,
 )
 def test_logits_are_float32_of_every_token(changes):
-    config = _config(**changes)
+    config = models.config(**changes)
     model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
     for leaf in jax.tree.leaves(model):
         assert leaf.dtype == jnp.float32
@@ -131,7 +98,7 @@ def test_logits_are_float32_of_every_token(changes):
     ids=['all', 'tied', 'average'],
 )
 def test_gradient_reaches_every_parameter(changes):
-    model = _model(**changes)
+    model = models.build(**changes)
 
     def loss(model):
         log_p = jax.nn.log_softmax(model(_tokens()))
@@ -156,7 +123,7 @@ def test_same_function():
 
     def logits(**changes):
         return _logits(
-            _model(**options, **changes),
+            models.build(**options, **changes),
             _tokens(),
             key=_key(),
             train=True,
@@ -164,7 +131,7 @@ def test_same_function():
         )
 
     def program(**changes):
-        model = _model(**options, **changes)
+        model = models.build(**options, **changes)
         return str(jax.make_jaxpr(lambda model: model(_tokens()))(model))
 
     expected, plain = logits(), program()
@@ -179,7 +146,7 @@ def test_same_function():
 
 
 def test_logits_of_a_bfloat16_model_are_not_rounded():
-    model = _model(pattern=('full',), layers=1, dtype='bfloat16')
+    model = models.build(pattern=('full',), layers=1, dtype='bfloat16')
     logits = _logits(model, _tokens()) - model.output_bias
     rounded = logits.astype(jnp.bfloat16).astype(jnp.float32)
     # Of a float32 number about one in 2**16 is a bfloat16 one.
@@ -188,8 +155,8 @@ def test_logits_of_a_bfloat16_model_are_not_rounded():
 
 def test_lsh_and_shared_qk_parameters_are_interchangeable():
     """Full attention with the parameters of an LSH model is its exact version."""
-    lsh = _model(pattern=('lsh',), buckets=(2,), rounds=8)
-    full = _model(pattern=('full',), shared_qk=True)
+    lsh = models.build(pattern=('lsh',), buckets=(2,), rounds=8)
+    full = models.build(pattern=('full',), shared_qk=True)
     names = [
         [sharding.leaf_name(path) for path, _ in jax.tree.leaves_with_path(model)]
         for model in (lsh, full)
@@ -198,7 +165,7 @@ def test_lsh_and_shared_qk_parameters_are_interchangeable():
     for a, b in zip(jax.tree.leaves(lsh), jax.tree.leaves(full), strict=True):
         assert a.shape == b.shape
     moved = jax.tree.unflatten(jax.tree.structure(full), jax.tree.leaves(lsh))
-    dense = _model(pattern=('lsh',), dense_length=_LENGTH)
+    dense = models.build(pattern=('lsh',), dense_length=_LENGTH)
     np.testing.assert_array_equal(_logits(moved, _tokens()), _logits(dense, _tokens()))
     assert np.any(_logits(lsh, _tokens()) != _logits(dense, _tokens()))
 
@@ -206,8 +173,8 @@ def test_lsh_and_shared_qk_parameters_are_interchangeable():
 def test_automatic_dense_length_is_where_the_windows_hold_the_sequence():
     """2 rounds of windows of 8 keys: exact up to 16 tokens, LSH beyond."""
     fields = {'pattern': ('lsh',), 'rounds': 2}
-    automatic, lsh = _model(**fields, dense_length=-1), _model(**fields)
-    exact = _model(**fields, dense_length=_LENGTH)
+    automatic, lsh = models.build(**fields, dense_length=-1), models.build(**fields)
+    exact = models.build(**fields, dense_length=_LENGTH)
     short, long = _tokens()[:, :16], _tokens()[:, :20]
     np.testing.assert_array_equal(_logits(automatic, short), _logits(exact, short))
     assert np.any(_logits(automatic, short) != _logits(lsh, short))
@@ -224,7 +191,7 @@ def _rotations(seed):
 
 
 def test_hash_rotations_are_used_whatever_the_key():
-    model, tokens = _model(), _tokens()
+    model, tokens = models.build(), _tokens()
     rotations = [None, _rotations(5)]
     logits = _logits(model, tokens, key=_key(1), hash_rotations=rotations)
     same = _logits(model, tokens, key=_key(2), hash_rotations=rotations)
@@ -245,7 +212,7 @@ def test_rotations_go_to_their_layers(monkeypatch):
         return ours(vectors, rotations, buckets=buckets)
 
     monkeypatch.setattr(hashing, 'hash_vectors', hash_vectors)
-    model = _model(pattern=('lsh', 'local', 'lsh'), layers=6)
+    model = models.build(pattern=('lsh', 'local', 'lsh'), layers=6)
     kinds = ('lsh', 'local', 'lsh') * 2
     given = [_rotations(n) if kind == 'lsh' else None for n, kind in enumerate(kinds)]
     jax.block_until_ready(jax.jit(lambda m: m(_tokens(), hash_rotations=given))(model))
@@ -255,8 +222,8 @@ def test_rotations_go_to_their_layers(monkeypatch):
 
 
 def test_rounds_at_call_time():
-    model = _model()
-    four = _model(rounds=4)  # the same parameters
+    model = models.build()
+    four = models.build(rounds=4)  # the same parameters
     tokens = _tokens()
     np.testing.assert_array_equal(
         _logits(model, tokens, rounds=4), _logits(four, tokens)
@@ -266,10 +233,10 @@ def test_rounds_at_call_time():
 
 def test_dropout_only_in_training():
     """And evaluation is the same in every call, hashes included."""
-    model, tokens = _model(dropout=0.5, attention_dropout=0.5), _tokens()
+    model, tokens = models.build(dropout=0.5, attention_dropout=0.5), _tokens()
     evaluated = _logits(model, tokens)
     np.testing.assert_array_equal(_logits(model, tokens), evaluated)
-    np.testing.assert_array_equal(_logits(_model(), tokens), evaluated)
+    np.testing.assert_array_equal(_logits(models.build(), tokens), evaluated)
     given = {'hash_rotations': [None, _rotations(5)]}
     keyed = [_logits(model, tokens, key=_key(seed), **given) for seed in (1, 2)]
     np.testing.assert_array_equal(*keyed)
@@ -284,7 +251,7 @@ def test_dropout_only_in_training():
 
 def test_mask():
     """What stands at padding does not matter to the real tokens."""
-    model = _model(causal=False, local_chunks_after=1)
+    model = models.build(causal=False, local_chunks_after=1)
     real = jnp.arange(_LENGTH) < jnp.asarray([[20], [9]])
     tokens = _tokens()
     others = jnp.where(real, tokens, (tokens + 1) % _VOCABULARY)
@@ -354,7 +321,7 @@ def test_mask():
 )
 def test_config_errors(changes, message):
     with pytest.raises(ValueError, match=message):
-        _config(**changes)
+        models.config(**changes)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +339,7 @@ def test_config_errors(changes, message):
     ],
 )
 def test_call_errors(length, options, message):
-    config = _config()
+    config = models.config()
     model = jax.eval_shape(lambda: model_lib.build(config, nnx.Rngs(0)))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda m: m(_tokens(length), **options), model)
