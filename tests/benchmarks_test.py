@@ -7,7 +7,9 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import small_models
 
 from benchmarks import attention
 from benchmarks import decoding
@@ -19,6 +21,7 @@ from reformer_jax import experiment
 from reformer_jax import hashing
 from reformer_jax import loop
 from reformer_jax import model as model_lib
+from reports import decoding as decoding_report
 from reports import figure5
 
 
@@ -88,6 +91,31 @@ def test_decoding_takes_turns_and_prints_a_line_each(capsys):
         (128, 'reformer'),
     ]
     assert all(p['ms_per_token'] > 0 and p['prefill_seconds'] > 0 for p in points)
+
+
+def test_decoding_report_tells_exact_from_approximate():
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 32)).astype(np.int32)
+    weights = np.ones((2, 32), np.float32)
+    weights[1, 20:] = 0
+    batch = {'tokens': tokens, 'weights': weights}
+    strict, reformer = (
+        decoding_report.compare(small_models.build(rule=rule, **changes), batch)
+        for rule, changes in (('strict', {'dense_length': -1}), ('reformer', {}))
+    )
+    assert strict['tokens'] == 52 and strict['largest_difference'] < 1e-4
+    assert reformer['largest_difference'] > 1e-3
+    assert 2 < strict['cached_bits'] < 8
+
+
+def test_decoding_report_counts_exact_copies(monkeypatch):
+    words = np.array([[0, 1, 2, 0, 1, 2], [0, 3, 4, 0, 3, 4]])
+
+    def generate(model, prompt, **options):
+        assert prompt.shape == (2, 4) and options['steps'] == 2
+        return np.array([[1, 2], [3, 5]])
+
+    monkeypatch.setattr(decoding_report.decoding, 'generate', generate)
+    assert decoding_report.copied(None, words) == 1
 
 
 def test_peers_decode():
