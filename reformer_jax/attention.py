@@ -9,7 +9,20 @@ All take and return [B, L, H, K] like jax.nn.dot_product_attention; masks are bo
 [B, L], True for a real token. Softmax and log-sum-exp are float32 whatever the dtype.
 Attention dropout follows the paper's code: one mask per hash round, shared over the
 batch, the heads and the chunks; without a key there is none.
+
+LSH attention sorts the tokens of every hash round by (bucket, position) and cuts them
+into chunks; the softmax runs over the keys of all rounds together. Which keys a query
+sees is the rule:
+  reformer: its chunk and the chunks before and after it, only of its own bucket if
+    within_bucket; a key met in several rounds counts once (eq. 16).
+  trax: the same across buckets, looking around the ends and from round to round, and a
+    key met in m rounds counts m times (trax v2, Hugging Face).
+  strict: the last chunk_length tokens of its bucket before it; counts once. Depends on
+    the past only, while in the other two the sort moves with the future.
+Padding is sorted behind all buckets and never seen.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -116,12 +129,10 @@ def local_attention(
             dropout_rate=dropout_rate,
             key=key,
         )
-    mask = None if mask is None else jnp.asarray(mask)
     window = chunk_length * (chunks_before + 1 + chunks_after)
     chunks = length // chunk_length
     group = _divisor_at_most(chunks, _logits_per_step() // (chunk_length * window))
     dropout_CW = _attention_dropout(key, dropout_rate, (chunk_length, window))
-
     at_once = max(1, _logits_per_step() // (group * chunk_length * window))
     steps_per_row = chunks // group
 
@@ -130,19 +141,14 @@ def local_attention(
         index, q_GCK, k_ECK, v_ECK = inputs
         row, step = jnp.divmod(index, steps_per_row)
         first = (step * group - chunks_before) * chunk_length
-        positions_EC = first + jnp.arange(k_ECK.shape[0] * chunk_length).reshape(
-            -1, chunk_length
-        )
-        real_L = None if mask is None else mask[row // heads]
+        positions_EC = first + jnp.arange(k_ECK[..., 0].size).reshape(-1, chunk_length)
+        real_L = None if mask is None else jnp.asarray(mask)[row // heads]
         allowed_GCW = _allowed_in_windows(
             positions_EC, real_L, length, group, chunks_before, causal
         )
         return _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW)
 
-    def in_steps(x_BLHK, before, after):
-        x_NMCK = _rows(x_BLHK).reshape(-1, chunks, chunk_length, head_size)
-        return _in_steps(x_NMCK, group, before, after)
-
+    in_steps = functools.partial(_in_steps, chunk_length, group)
     inputs = (
         jnp.arange(batch * heads * steps_per_row),
         in_steps(q_BLHK, 0, 0),
@@ -166,8 +172,10 @@ def _allowed_in_windows(positions_EC, real_L, length, chunks, before, causal):
     return allowed_GCW
 
 
-def _in_steps(x_NMCK, group, before, after):
-    """[N, M, C, K] -> [N * M / group, before + group + after, C, K], ends of zeros."""
+def _in_steps(chunk_length, group, x_BLHK, before, after):
+    """[B, L, H, K] -> [N * M / group, before + group + after, C, K], ends of zeros."""
+    x_NLK = _rows(x_BLHK)
+    x_NMCK = x_NLK.reshape(x_NLK.shape[0], -1, chunk_length, x_NLK.shape[-1])
     chunks = x_NMCK.shape[1]
     x_NMCK = jnp.pad(x_NMCK, [(0, 0), (before, after), (0, 0), (0, 0)])
     groups = x_NMCK[:, :chunks].reshape(-1, chunks // group, group, *x_NMCK.shape[2:])
@@ -206,22 +214,12 @@ def lsh_attention(
     rule: str = 'reformer',
     within_bucket: bool = False,
     num_buckets: int = _MOST_BUCKETS,
+    order_BHRL: jax.Array | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Shared-QK attention among tokens that hash alike (paper section 2).
-
-    Every round sorts the tokens by (bucket, position) and cuts them into chunks; the
-    softmax runs over the keys of all rounds together. Which keys a query sees is the
-    rule:
-      reformer: its chunk and the chunks before and after it, only of its own bucket if
-        within_bucket; a key met in several rounds counts once (eq. 16).
-      trax: the same across buckets, looking around the ends and from round to round,
-        and a key met in m rounds counts m times (trax v2, Hugging Face).
-      strict: the last chunk_length tokens of its bucket before it; counts once. Depends
-        on the past only, while in the other two the sort moves with the future.
-    Padding is sorted behind all buckets and never seen.
+    """Shared-QK attention among tokens that hash alike, [B, L, H, K] in the dtype of v.
 
     Args:
       qk_BLHK: shared queries and keys; keys are brought to unit length.
@@ -232,54 +230,34 @@ def lsh_attention(
       chunks_after: chunks looked ahead at; strict needs 0.
       causal: see no later token; strict needs True.
       mask: [B, L], True for a real token.
-      rule: 'reformer', 'trax' or 'strict'.
+      rule: 'reformer', 'trax' or 'strict', see above.
       within_bucket: for the reformer rule, keys of the query's own bucket only.
       num_buckets: bound on the ids; a small one keeps the sort key in 32 bits.
+      order_BHRL: sorted_order of the same arguments, where it is at hand.
       dropout_rate: dropout of attention probabilities, with a key.
       key: random key of the dropout.
       implementation: 'xla', 'dense' (exact attention), or None: dense when the
         sequence is no longer than one chunk and the rule is not strict, else xla.
-
-    Returns:
-      [B, L, H, K] in the dtype of v.
     """
-    length = qk_BLHK.shape[1]
+    length, look_around = qk_BLHK.shape[1], (chunks_before, chunks_after)
     checks.check_shapes(qk_BLHK, v_BLHK)
-    checks.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
-    checks.check_rule(rule, within_bucket, chunks_before, chunks_after, causal)
-    if implementation is None:
-        short = length <= chunk_length and rule != 'strict'
-        implementation = 'dense' if short else 'xla'
-    if implementation == 'dense':
-        return full_attention(
-            qk_BLHK,
-            qk_BLHK,
-            v_BLHK,
-            causal=causal,
-            mask=mask,
-            shared_qk=True,
-            dropout_rate=dropout_rate,
-            key=key,
+    checks.check_chunks(length, chunk_length, *look_around, causal)
+    checks.check_rule(rule, within_bucket, *look_around, causal)
+    if _is_dense(implementation, length <= chunk_length and rule != 'strict'):
+        exact = functools.partial(
+            full_attention, causal=causal, mask=mask, shared_qk=True
         )
-    if implementation != 'xla':
-        raise ValueError(
-            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
-        )
-    plan = _plan(
-        buckets_BHRL.shape,
-        chunk_length=min(chunk_length, length),
-        look_around=(chunks_before, chunks_after),
-        causal=causal,
-        rule=rule,
-        within_bucket=within_bucket,
-    )
+        return exact(qk_BLHK, qk_BLHK, v_BLHK, dropout_rate=dropout_rate, key=key)
     mask = None if mask is None else jnp.asarray(mask)
-    order_BHRL, codes_BHRL = _order_and_codes(
-        plan, rule, within_bucket, buckets_BHRL.astype(jnp.int32), mask, num_buckets
-    )
-    rounds, window = order_BHRL.shape[2], plan.chunk_length * plan.window_chunks
+    buckets_BHRL = buckets_BHRL.astype(jnp.int32)
+    if order_BHRL is None:
+        order_BHRL = sorted_order(buckets_BHRL, mask, num_buckets)
+    shape, chunk_length = buckets_BHRL.shape, min(chunk_length, length)
+    plan = _plan(shape, chunk_length, look_around, causal, rule, within_bucket)
+    codes_BHRL = _codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets)
+    window = plan.chunk_length * plan.window_chunks
     dropout_RCW = _attention_dropout(
-        key, dropout_rate, (rounds, plan.chunk_length, window)
+        key, dropout_rate, (shape[2], plan.chunk_length, window)
     )
     return lsh.attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
 
@@ -298,7 +276,35 @@ def dense_crossover(rounds: int, window: int) -> int:
     return rounds * window
 
 
-def _plan(shape_BHRL, *, chunk_length, look_around, causal, rule, within_bucket):
+def sorted_order(
+    buckets_BHRL: jax.Array, mask: jax.Array | None, num_buckets: int
+) -> jax.Array:
+    """Positions [B, H, R, L] sorted by (bucket, position), padding last.
+
+    Arguments are those of lsh_attention.
+    """
+    buckets_BHRL = _with_padding(buckets_BHRL, mask, num_buckets)
+    return hashing.sort_order(buckets_BHRL, num_buckets=num_buckets + 1)
+
+
+def _with_padding(buckets_BHRL, mask, num_buckets):
+    """The buckets, with one behind all others for padding."""
+    if mask is None:
+        return buckets_BHRL
+    return jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
+
+
+def _is_dense(implementation: str | None, short: bool) -> bool:
+    if implementation is None:
+        return short
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
+        )
+    return implementation == 'dense'
+
+
+def _plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket):
     batch, heads, rounds, length = shape_BHRL
     before, after = look_around
     band = None
@@ -324,26 +330,23 @@ def _plan(shape_BHRL, *, chunk_length, look_around, causal, rule, within_bucket)
     )
 
 
-def _order_and_codes(plan, rule, within_bucket, buckets_BHRL, mask, num_buckets):
-    """Sorted positions, padding last; and the codes that the plan's band is about.
+def _codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets) -> jax.Array | None:
+    """The codes that the plan's band is about, one per token and round.
 
-    There is one code per token and round: a query meets a key if the difference of
-    their codes lies in the band. In sorted order the bucket never falls, so that adding
-    bucket * (size of the band) pushes tokens of different buckets out of each other's
-    band.
+    A query meets a key if the difference of their codes lies in the band. In sorted
+    order the bucket never falls, so that adding bucket * (size of the band) pushes
+    tokens of different buckets out of each other's band.
     """
-    if mask is not None:
-        buckets_BHRL = jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
-    order_BHRL = hashing.sort_order(buckets_BHRL, num_buckets=num_buckets + 1)
     if plan.band is None:
-        return order_BHRL, None
+        return None
     codes_BHRL = hashing.inverse_order(order_BHRL)
-    if rule != 'strict':
+    lowest, highest = plan.band
+    if not plan.order_free:  # the reformer rule's band is one of chunks
         codes_BHRL //= plan.chunk_length
-    if rule == 'strict' or within_bucket:
-        lowest, highest = plan.band
+    if plan.band_in_round:
+        buckets_BHRL = _with_padding(buckets_BHRL, mask, num_buckets)
         codes_BHRL += buckets_BHRL * (highest - lowest + 1)
-    return order_BHRL, codes_BHRL
+    return codes_BHRL
 
 
 def _softmax(logits, allowed, is_self):

@@ -50,13 +50,19 @@ def full_prompt(heads, lengths_B, rotations, capacity, *, shared_qk: bool):
     out_BPHK = attention.full_attention(
         q_BPHK, k_BPHK, v_BPHK, causal=True, shared_qk=shared_qk
     )
-    return out_BPHK, _by_position(k_BPHK, v_BPHK, capacity, shared_qk)
+    k_BPHK = _keys(k_BPHK, shared_qk)
+    return out_BPHK, FullCache(
+        by_position(k_BPHK, capacity), by_position(v_BPHK, capacity)
+    )
 
 
 def full_step(cache: FullCache, heads, positions_B, rotations, *, shared_qk: bool):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
-    cache = _write(cache, positions_B, k_BHK, v_BHK, shared_qk)
+    cache = FullCache(
+        put(cache.k_BHSK, positions_B, _keys(k_BHK, shared_qk)),
+        put(cache.v_BHSK, positions_B, v_BHK),
+    )
     if not shared_qk:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     slots_S = jnp.arange(cache.k_BHSK.shape[2])
@@ -64,6 +70,10 @@ def full_step(cache: FullCache, heads, positions_B, rotations, *, shared_qk: boo
     if shared_qk:
         allowed_BS &= (slots_S != positions_B[:, None]) | (positions_B[:, None] == 0)
     return softmax_sum(q_BHK, cache.k_BHSK, cache.v_BHSK, allowed_BS[:, None]), cache
+
+
+def _keys(k: jax.Array, shared_qk: bool) -> jax.Array:
+    return lsh.unit_keys(k).astype(k.dtype) if shared_qk else k
 
 
 # --- Local attention --------------------------------------------------------------
@@ -125,22 +135,10 @@ def indices(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
     return tuple(jnp.ix_(*(jnp.arange(size) for size in shape)))
 
 
-def _by_position(k_BPHK, v_BPHK, capacity: int, shared_qk: bool) -> FullCache:
-    if shared_qk:
-        k_BPHK = lsh.unit_keys(k_BPHK).astype(k_BPHK.dtype)
-    padding = [(0, 0), (0, 0), (0, capacity - k_BPHK.shape[1]), (0, 0)]
-    return FullCache(
-        jnp.pad(jnp.moveaxis(k_BPHK, 2, 1), padding),
-        jnp.pad(jnp.moveaxis(v_BPHK, 2, 1), padding),
-    )
-
-
-def _write(cache: FullCache, positions_B, k_BHK, v_BHK, shared_qk: bool) -> FullCache:
-    if shared_qk:
-        k_BHK = lsh.unit_keys(k_BHK).astype(k_BHK.dtype)
-    return FullCache(
-        put(cache.k_BHSK, positions_B, k_BHK), put(cache.v_BHSK, positions_B, v_BHK)
-    )
+def by_position(x_BPHK: jax.Array, capacity: int) -> jax.Array:
+    """[B, P, H, K] as [B, H, S, K], zeros behind."""
+    padding = [(0, 0), (0, 0), (0, capacity - x_BPHK.shape[1]), (0, 0)]
+    return jnp.pad(jnp.moveaxis(x_BPHK, 2, 1), padding)
 
 
 def put(x_BHSK: jax.Array, slots_B: jax.Array, new_BHK: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ Functions and shape letters are those of caches.py.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,24 +74,14 @@ def strict_prompt(
 
     Rotations are those of the layer, [H, K, R, S].
     """
-    qk_BPHK, v_BPHK = heads
-    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
-    count = hashing.bucket_count(buckets)
-    out_BPHK = attention.lsh_attention(
-        qk_BPHK,
-        v_BPHK,
-        ids_BHRP,
-        chunk_length=chunk_length,
-        causal=True,
-        rule='strict',
-        num_buckets=count,
+    out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
+        heads, lengths_B, rotations, buckets, chunk_length=chunk_length, rule='strict'
     )
-    order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
     places_BHRNC = caches.latest_in_slots(
         counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
     )
     latest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, places_BHRNC)
-    kv_BHSX = _by_position(qk_BPHK, v_BPHK, capacity)
+    kv_BHSX = caches.by_position(_keys_and_values(*heads), capacity)
     return out_BPHK, BucketCache(kv_BHSX, latest_BHRNC, counts_BHRN)
 
 
@@ -141,27 +131,20 @@ def sorted_prompt(
     within_bucket: bool,
 ):
     """Attention output [B, P, H, K] and SortedCache of a prompt; see strict_prompt."""
-    qk_BPHK, v_BPHK = heads
-    length = qk_BPHK.shape[1]
-    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
-    count = hashing.bucket_count(buckets)
-    out_BPHK = attention.lsh_attention(
-        qk_BPHK,
-        v_BPHK,
-        ids_BHRP,
+    out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
+        heads,
+        lengths_B,
+        rotations,
+        buckets,
         chunk_length=chunk_length,
         chunks_before=chunks_before,
-        causal=True,
-        mask=jnp.arange(length) < lengths_B[:, None],
         rule=rule,
         within_bucket=within_bucket,
-        num_buckets=count,
     )
-    order_BHRP, counts_BHRN = _sort(ids_BHRP, lengths_B, count)
     slots_W = jnp.arange((chunks_before + 1) * chunk_length)
     places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
     cache = SortedCache(
-        _by_position(qk_BPHK, v_BPHK, capacity),
+        caches.by_position(_keys_and_values(*heads), capacity),
         _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
         _of_buckets(order_BHRP, counts_BHRN, slots_W[:chunk_length]),
         counts_BHRN,
@@ -247,15 +230,33 @@ def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
 # --- Shared -----------------------------------------------------------------------
 
 
-def _sort(ids_BHRP: jax.Array, lengths_B: jax.Array, buckets: int):
-    """Sorted positions [B, H, R, P], padding last; size of each bucket [B, H, R, N]."""
-    real_BP = jnp.arange(ids_BHRP.shape[-1]) < lengths_B[:, None]
-    ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, buckets)
-    order_BHRP = hashing.sort_order(ids_BHRP, num_buckets=buckets + 1)
-    indices = (*(i[..., None] for i in caches.indices(ids_BHRP.shape[:3])), ids_BHRP)
-    counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], buckets + 1), jnp.int32)
-    counts_BHRN = counts_BHRN.at[indices].add(1, mode='promise_in_bounds')
-    return order_BHRP, counts_BHRN[..., :-1]
+def _attend_prompt(
+    heads, lengths_B, rotations, buckets: hashing.Buckets, **settings: Any
+):
+    """Output [B, P, H, K], sorted positions [B, H, R, P], bucket sizes [B, H, R, N].
+
+    Padding gets a bucket of its own behind the others. As it also stands behind all
+    real tokens, causal attention needs no mask.
+    """
+    qk_BPHK, v_BPHK = heads
+    count = hashing.bucket_count(buckets)
+    real_BP = jnp.arange(qk_BPHK.shape[1]) < lengths_B[:, None]
+    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
+    ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, count)
+    order_BHRP = attention.sorted_order(ids_BHRP, None, count + 1)
+    out_BPHK = attention.lsh_attention(
+        qk_BPHK,
+        v_BPHK,
+        ids_BHRP,
+        causal=True,
+        num_buckets=count + 1,
+        order_BHRL=order_BHRP,
+        **settings,
+    )
+    rows = (index[..., None] for index in caches.indices(ids_BHRP.shape[:3]))
+    counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], count + 1), jnp.int32)
+    counts_BHRN = counts_BHRN.at[(*rows, ids_BHRP)].add(1, mode='promise_in_bounds')
+    return out_BPHK, order_BHRP, counts_BHRN[..., :-1]
 
 
 def _of_buckets(order_BHRP, counts_BHRN, places) -> jax.Array:
@@ -274,12 +275,6 @@ def _set(x_BHRN: jax.Array, bucket, values: jax.Array) -> jax.Array:
 
 def _flat(x_BHRW: jax.Array) -> jax.Array:
     return x_BHRW.reshape(*x_BHRW.shape[:2], -1)
-
-
-def _by_position(qk_BPHK, v_BPHK, capacity: int) -> jax.Array:
-    kv_BPHX = _keys_and_values(qk_BPHK, v_BPHK)
-    padding = [(0, 0), (0, 0), (0, capacity - kv_BPHX.shape[1]), (0, 0)]
-    return jnp.pad(jnp.moveaxis(kv_BPHX, 2, 1), padding)
 
 
 def _write(kv_BHSX, positions_B, qk_B1HK, v_B1HK) -> jax.Array:
