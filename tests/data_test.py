@@ -240,6 +240,25 @@ def test_vocabularies_hold_every_token(path):
     np.testing.assert_array_equal(batch['tokens'][0], tokens)
 
 
+def test_batch_spec_says_what_batches_hold(path):
+    tokens, weights = np.dtype(np.int32), np.dtype(np.float32)
+    for config in (bytes_config(path), bytes_config(path, dataset='enwik8')):
+        shape = (9, LENGTH)
+        expected = {'tokens': (shape, tokens), 'weights': (shape, weights)}
+        assert data.batch_spec(config) == expected
+    expected = {'tokens': ((4, 14), tokens), 'weights': ((4, 14), weights)}
+    assert data.batch_spec(duplication_config()) == expected
+
+
+def test_language_modelling_has_no_classes_and_no_scores(path):
+    for config in (bytes_config(path), duplication_config()):
+        assert data.head(config) == 'lm'
+        assert data.classes(config) == 0
+        assert data.splits(config) == ('train', 'validation', 'test')
+        assert data.resolve(ml_collections.ConfigDict(config)) == config
+        assert data.score(config, 'test', np.zeros((1, 2))) == {}
+
+
 # Errors.
 
 

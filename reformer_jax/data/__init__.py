@@ -1,8 +1,12 @@
-"""Datasets: each gives batches of tokens and loss weights from a grain pipeline.
+"""Datasets: each gives batches of arrays from a grain pipeline.
 
-Iterators yield {'tokens': int32 [B, L], 'weights': float32 [B, L]}. 'train' never
-ends; 'validation' and 'test' are one pass in order, the last batch padded with rows of
-weight 0. get_state and set_state (and orbax) save and restore the place in the stream.
+All batches have 'tokens', int32 [B, L], and 'weights', float32 [B, L] or [B], which are
+0 for padding; `batch_spec` says what else. 'train' never ends; 'validation' and 'test'
+are one pass in order, the last batch padded with rows of weight 0. get_state and
+set_state (and orbax) save and restore the place in the stream.
+
+Language modelling ('bytes', 'duplication', 'enwik8', 'text') reads raw text; the other
+datasets read labelled rows (see `tables`) and score predictions.
 """
 
 import inspect
@@ -13,29 +17,46 @@ from typing import Any
 import grain
 import numpy as np
 
+from reformer_jax.data import batching
 from reformer_jax.data import byte_text
+from reformer_jax.data import classification
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
+from reformer_jax.data import question_answering
+from reformer_jax.data import tables
+from reformer_jax.data import text
+from reformer_jax.data import token_classification
 
-_DATASETS = {'bytes': byte_text, 'duplication': duplication, 'enwik8': enwik8}
+_LABELLED = {
+    'classification': classification,
+    'token_classification': token_classification,
+    'question_answering': question_answering,
+}
+_DATASETS = {
+    'bytes': byte_text,
+    'duplication': duplication,
+    'enwik8': enwik8,
+    'text': text,
+    **_LABELLED,
+}
 
 
 def build(config: Mapping[str, Any], split: str) -> grain.DatasetIterator:
     """Returns the iterator of one split of the dataset that `config` describes.
 
     Args:
-      config: 'dataset' is 'bytes', 'duplication' or 'enwik8'; all other fields are the
-        keyword arguments of that module's `build`.
-      split: 'train', 'validation' or 'test'.
+      config: 'dataset' is the name of one; all other fields are the keyword arguments
+        of that module's `build`.
+      split: 'train', 'validation' or 'test', one of `splits`.
 
     Returns:
-      Iterator over {'tokens': int32 [B, L], 'weights': float32 [B, L]}.
+      Iterator over batches, dicts of the arrays that `batch_spec` describes.
 
     Raises:
       ValueError: for an unknown dataset or split; an unknown, missing or bad field.
       FileNotFoundError: if the data are not there and cannot be fetched.
     """
-    module, fields = _resolve(config)
+    module, fields = _select(config)
     return module.build(split, **fields)
 
 
@@ -44,19 +65,100 @@ def vocab_size(config: Mapping[str, Any]) -> int:
 
     Raises:
       ValueError: for an unknown dataset; an unknown or missing field.
+      FileNotFoundError: if the tokenizer is not there.
     """
-    module, fields = _resolve(config)
+    module, fields = _select(config)
     return module.vocab_size(**fields)
 
 
-def batch_shape(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns (B, L) of the batches of the dataset that `config` describes.
+def batch_spec(config: Mapping[str, Any]) -> batching.Spec:
+    """Returns name -> (shape, dtype) of every array of a batch.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown or missing field.
+      FileNotFoundError: if labels have to be found and the data are not there.
+    """
+    module, fields = _select(config)
+    return module.batch_spec(**fields)
+
+
+def head(config: Mapping[str, Any]) -> str:
+    """Returns what the model has to predict.
+
+    Returns:
+      'lm', 'masked_lm', 'classification', 'token_classification' or
+      'question_answering'.
 
     Raises:
       ValueError: for an unknown dataset; an unknown or missing field.
     """
-    module, fields = _resolve(config)
-    return fields['batch_size'], module.example_length(**fields)
+    _, fields = _select(config)
+    if config['dataset'] in _LABELLED:
+        return config['dataset']
+    return 'masked_lm' if fields.get('masked_fraction') else 'lm'
+
+
+def classes(config: Mapping[str, Any]) -> int:
+    """Returns the number of logits of a row or token; 0 for language modelling.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown, missing or bad field.
+      FileNotFoundError: if labels have to be found and the data are not there.
+    """
+    module, fields = _select(config)
+    return module.classes(**fields) if config['dataset'] in _LABELLED else 0
+
+
+def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the splits there are: 'train', 'validation' and most often 'test'.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown, missing or bad field.
+      FileNotFoundError: if the data are not there and cannot be fetched.
+    """
+    _, fields = _select(config)
+    if config['dataset'] not in _LABELLED:
+        return batching.SPLITS
+    return tables.splits(fields['source'], fields.get('data_dir'))
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with all that was found in the data (labels) filled in.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown, missing or bad field.
+      FileNotFoundError: if labels have to be found and the data are not there.
+    """
+    module, fields = _select(config)
+    if config['dataset'] in _LABELLED:
+        fields = module.resolve(**fields)
+    return {'dataset': config['dataset'], **fields}
+
+
+def score(
+    config: Mapping[str, Any], split: str, predictions: np.ndarray
+) -> dict[str, float]:
+    """Scores predictions for the first rows of a split as the task's benchmarks do.
+
+    Args:
+      config: as for `build`.
+      split: 'train', 'validation' or 'test'.
+      predictions: for N rows in the order of an evaluation, without padding rows:
+        logits [N, classes] of 'classification', classes int [N, L] of
+        'token_classification', first and last token int [N, 2] of
+        'question_answering'.
+
+    Returns:
+      Name -> score; {} for language modelling.
+
+    Raises:
+      ValueError: for a bad config, as `build`; for predictions of another shape.
+      FileNotFoundError: if the data are not there and cannot be fetched.
+    """
+    module, fields = _select(config)
+    if config['dataset'] not in _LABELLED:
+        return {}
+    return module.score(split, predictions, **fields)
 
 
 def encode(config: Mapping[str, Any], text: bytes) -> np.ndarray:
@@ -65,7 +167,7 @@ def encode(config: Mapping[str, Any], text: bytes) -> np.ndarray:
     Raises:
       ValueError: for an unknown dataset or field; a text with no tokens in the dataset.
     """
-    module, fields = _resolve(config)
+    module, fields = _select(config)
     return module.encode(text, **fields)
 
 
@@ -75,11 +177,11 @@ def decode(config: Mapping[str, Any], tokens: np.ndarray) -> bytes:
     Raises:
       ValueError: for an unknown dataset or field.
     """
-    module, fields = _resolve(config)
+    module, fields = _select(config)
     return module.decode(tokens, **fields)
 
 
-def _resolve(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
+def _select(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
     fields = {name: config[name] for name in config}
     dataset = fields.pop('dataset', None)
     if dataset not in _DATASETS:

@@ -4,8 +4,6 @@ Token = byte + 2, so that 0 is padding and 1 stays free, as in tensor2tensor and
 the Hugging Face checkpoint google/reformer-enwik8.
 """
 
-import functools
-import sys
 from typing import Any
 
 import grain
@@ -13,6 +11,7 @@ import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
+from reformer_jax.data import text_windows
 
 FIRST_BYTE_ID = 2
 
@@ -22,12 +21,12 @@ def vocab_size(**_: Any) -> int:
     return FIRST_BYTE_ID + 256
 
 
-def example_length(*, length: int, **_: Any) -> int:
-    """Tokens per example."""
-    return length
+def batch_spec(*, batch_size: int, length: int, **_: Any) -> batching.Spec:
+    """Shapes and dtypes of a batch."""
+    return batching.language_model_spec(batch_size, length)
 
 
-def encode(text: bytes, **_: Any) -> np.ndarray:
+def encode(text: bytes | np.ndarray, **_: Any) -> np.ndarray:
     """Token ids [n] of a text."""
     return np.frombuffer(text, np.uint8).astype(np.int32) + FIRST_BYTE_ID
 
@@ -76,13 +75,7 @@ def take_split(text: np.ndarray, split: str) -> np.ndarray:
 def iterate(
     text: np.ndarray, split: str, *, length: int, batch_size: int, seed: int
 ) -> grain.DatasetIterator:
-    """Iterates over windows of one split's bytes.
-
-    Training is endless: each epoch takes windows side by side from a fresh offset in
-    [0, L), so that the model sees every alignment, each once in a fresh order; at most
-    2 L - 2 bytes at the two ends of the text are left out of an epoch. Validation and
-    test are one pass in order, in which every byte has weight 1 exactly once; padding
-    has token and weight 0.
+    """Iterates over windows of one split's bytes; see `text_windows.iterate`.
 
     Args:
       text: uint8 [n], the bytes of the split.
@@ -97,50 +90,18 @@ def iterate(
     Raises:
       ValueError: if the text is shorter than one training window, or empty.
     """
-    train = split == 'train'
-    needed = length if train else 1
-    if text.size < needed:
-        whole = -(-length * 100 // 90) if train else 20
-        raise ValueError(
-            f'the {split} split has {text.size} bytes and needs at least {needed} '
-            f'(length={length}): give a corpus of at least {whole} bytes, or a '
-            'smaller --config.data.length'
-        )
-    if train:
-        starts = _training_starts(text.size, length, seed)
-    else:
-        starts = grain.MapDataset.range(0, text.size, length)
-    assemble = functools.partial(
-        _assemble, text=text, length=length, batch_size=batch_size
+
+    def assemble(_: np.ndarray, windows: list[np.ndarray]) -> dict[str, np.ndarray]:
+        rows = [encode(window) for window in windows]
+        tokens, mask = batching.pad(rows, batch_size=batch_size, length=length)
+        return {'tokens': tokens, 'weights': mask.astype(np.float32)}
+
+    return text_windows.iterate(
+        text,
+        split,
+        assemble,
+        length=length,
+        batch_size=batch_size,
+        seed=seed,
+        unit='bytes',
     )
-    return batching.iterate(starts, assemble, batch_size=batch_size, endless=train)
-
-
-def _training_starts(size: int, length: int, seed: int) -> grain.MapDataset:
-    """Endless dataset of window starts; a pure function of (seed, index)."""
-    # The largest number of windows that fits behind every offset, and at least one.
-    windows = max(1, (size - length + 1) // length)
-    offsets = min(length, size - windows * length + 1)
-
-    @functools.lru_cache(maxsize=2)  # a batch may begin in one epoch, end in the next
-    def epoch_starts(epoch: int) -> np.ndarray:
-        generator = np.random.default_rng((seed, epoch))
-        return generator.integers(offsets) + length * generator.permutation(windows)
-
-    # Not grain's shuffle: it took 2.5 ms an example for a text of 13 windows.
-    def start(index: int) -> int:
-        return int(epoch_starts(index // windows)[index % windows])
-
-    return grain.MapDataset.range(sys.maxsize).map(start)
-
-
-def _assemble(
-    starts: np.ndarray, *, text: np.ndarray, length: int, batch_size: int
-) -> dict[str, np.ndarray]:
-    tokens = np.zeros((batch_size, length), np.int32)
-    weights = np.zeros((batch_size, length), np.float32)
-    for row, start in enumerate(starts):
-        window = text[start : start + length]
-        np.add(window, FIRST_BYTE_ID, out=tokens[row, : window.size], dtype=np.int32)
-        weights[row, : window.size] = 1
-    return {'tokens': tokens, 'weights': weights}

@@ -15,9 +15,9 @@ def vocab_size(*, symbols: int, **_: Any) -> int:
     return symbols + 1
 
 
-def example_length(*, half_length: int, **_: Any) -> int:
-    """Tokens per example."""
-    return 2 * (half_length + 1)
+def batch_spec(*, batch_size: int, half_length: int, **_: Any) -> batching.Spec:
+    """Shapes and dtypes of a batch."""
+    return batching.language_model_spec(batch_size, 2 * (half_length + 1))
 
 
 def encode(text: bytes, *, symbols: int, **_: Any) -> np.ndarray:

@@ -24,7 +24,7 @@ BLOCK_BYTES = 1_000_000
 _SECONDS_TO_ANSWER = 20
 
 vocab_size = byte_text.vocab_size
-example_length = byte_text.example_length
+batch_spec = byte_text.batch_spec
 encode = byte_text.encode
 decode = byte_text.decode
 

@@ -1,0 +1,108 @@
+"""Labels of rows: their names, found or given, and the class each one stands for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# More classes than any task has: a wrong column, such as one of identifiers.
+_LIMIT = 10_000
+
+
+def split_list(value: Any, where: str) -> list[Any]:
+    """Returns the items of a list, or of a string that has spaces between them.
+
+    Raises:
+      ValueError: if `value` is neither; names the row, `where`.
+    """
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list):
+        return value
+    raise ValueError(f'{where}: {value!r} is no list, nor names separated by spaces')
+
+
+def given(labels: Sequence[Any]) -> tuple[str, ...]:
+    """Returns the names of labels from a config.
+
+    Raises:
+      ValueError: if `labels` is a string, or a name comes twice.
+    """
+    if isinstance(labels, str):
+        raise ValueError(f'labels={labels!r}: give a tuple of names')
+    names = tuple(_name(label) for label in labels)
+    if len(set(names)) < len(names):
+        raise ValueError(f'labels={names}: give each name once')
+    return names
+
+
+def find(rows: Sequence[Sequence[Any]], column: str) -> tuple[str, ...]:
+    """Returns the names of all labels in the rows, for a config that has none.
+
+    Args:
+      rows: the labels of each row.
+      column: where they stand, for errors.
+
+    Returns:
+      '0' to the greatest, if all are whole numbers; else the names, sorted.
+
+    Raises:
+      ValueError: if there are negative numbers, no labels at all or too many.
+    """
+    names = {_name(label) for row in rows for label in row}
+    numbers = sorted(int(name) for name in names if _is_number(name))
+    whole = len(numbers) == len(names) > 0
+    if whole and numbers[0] < 0:
+        raise ValueError(
+            f'column {column!r} has the label {numbers[0]}, which hides the true one: '
+            'choose a source with labels, or give those there are as config.data.labels'
+        )
+    count = numbers[-1] + 1 if whole else len(names)
+    if not 0 < count <= _LIMIT:
+        raise ValueError(
+            f'column {column!r} gives {count} labels: choose the column of the labels, '
+            f'at most {_LIMIT}, or regression for numbers'
+        )
+    return tuple(map(str, range(count))) if whole else tuple(sorted(names))
+
+
+def classes(
+    rows: Sequence[Sequence[Any]],
+    labels: tuple[str, ...],
+    where: Callable[[int], str],
+) -> list[list[int]]:
+    """Returns the class, an index into `labels`, of each label of each row.
+
+    A label is a name among `labels`, or a number where none of these is one.
+
+    Args:
+      rows: the labels of each row.
+      labels: names in the order of the classes.
+      where: names a row of this index, for errors.
+
+    Raises:
+      ValueError: for any other label.
+    """
+    known = {name: index for index, name in enumerate(labels)}
+    if not any(map(_is_number, labels)):
+        known |= {str(index): index for index in range(len(labels))}
+    found = []
+    for index, row in enumerate(rows):
+        names = [_name(label) for label in row]
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            hidden = 'the labels of this split are hidden; ' * (unknown[0] == '-1')
+            raise ValueError(
+                f'{where(index)}: label {unknown[0]!r}: {hidden}the labels are '
+                f'{", ".join(labels)} (config.data.labels)'
+            )
+        found.append([known[name] for name in names])
+    return found
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, bool) or isinstance(label, float) and label.is_integer():
+        label = int(label)  # what CSV and JSON writers make of classes
+    return str(label).strip()
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix('-').isdecimal()

@@ -1,0 +1,161 @@
+"""Scores of predictions, as the benchmarks of each task define them."""
+
+import collections
+import re
+import string
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+_ARTICLES = re.compile(r'\b(a|an|the)\b')
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
+
+def check(predictions: np.ndarray, rows: int, shape: tuple[int, ...]) -> None:
+    """Checks the shape of predictions.
+
+    Raises:
+      ValueError: unless it is [N, *shape] with N from 1 to `rows`.
+    """
+    found = predictions.shape
+    if found[1:] != shape or not 0 < found[0] <= rows:
+        raise ValueError(
+            f'predictions have shape {found}: give {("N", *shape)} with N from 1 to '
+            f'{rows}, the rows of the split'
+        )
+
+
+def single(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores one class per row.
+
+    Args:
+      logits: [N, classes].
+      labels: int [N].
+
+    Returns:
+      'accuracy'; 'f1', of class 1 if there are 2 (as GLUE), else the mean over the
+      classes that are true or predicted anywhere.
+    """
+    predicted = logits.argmax(-1)
+    accuracy = float((predicted == labels).mean())
+    if logits.shape[1] == 2:
+        return {'accuracy': accuracy, 'f1': _f1(predicted == 1, labels == 1)}
+    present = np.union1d(predicted, labels)
+    scores = [_f1(predicted == label, labels == label) for label in present]
+    return {'accuracy': accuracy, 'f1': float(np.mean(scores))}
+
+
+def multi(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores sets of classes; those with a logit above 0 are predicted.
+
+    Args:
+      logits: [N, classes].
+      labels: [N, classes], 1 for those in the set, else 0.
+
+    Returns:
+      'accuracy', the share of rows whose sets are equal; 'f1', over all rows and
+      classes together (micro).
+    """
+    predicted, true = logits > 0, labels > 0
+    accuracy = float((predicted == true).all(-1).mean())
+    return {'accuracy': accuracy, 'f1': _f1(predicted, true)}
+
+
+def regression(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores numbers.
+
+    Args:
+      predictions: [N].
+      labels: [N].
+
+    Returns:
+      'pearson', the correlation, from -1; 0 where either does not vary.
+    """
+    x = predictions.astype(np.float64) - predictions.mean(dtype=np.float64)
+    y = labels.astype(np.float64) - labels.mean(dtype=np.float64)
+    scale = np.sqrt((x @ x) * (y @ y))
+    return {'pearson': float(x @ y / scale) if scale else 0.0}
+
+
+def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
+    return _f1_of_counts((predicted & true).sum(), predicted.sum(), true.sum())
+
+
+def _f1_of_counts(both: int, predicted: int, true: int) -> float:
+    return float(2 * both / (predicted + true)) if both else 0.0
+
+
+# Named entities.
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Whether labels mark entities: 'O', and B-TYPE or I-TYPE."""
+    return all(label == 'O' or label[:2] in ('B-', 'I-') for label in labels)
+
+
+def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """Returns the entities of one sentence as conlleval reads them.
+
+    Args:
+      tags: one per word. B-X begins an entity of type X; I-X continues one, and begins
+        one behind another type or none; all else is outside.
+
+    Returns:
+      (first word, last word, type) of each entity.
+    """
+    found = set()
+    begin, current = 0, ''
+    for place, tag in enumerate([*tags, 'O']):
+        prefix, kind = tag[:2], tag[2:] if tag[:2] in ('B-', 'I-') else ''
+        if prefix == 'I-' and kind == current:
+            continue
+        if current:
+            found.add((begin, place - 1, current))
+        begin, current = place, kind
+    return found
+
+
+def named_entities(
+    predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Scores the entities of sentences; one is right if both its words and type are.
+
+    Args:
+      predicted: tags of the words of each sentence.
+      true: the same.
+
+    Returns:
+      'precision', 'recall' and 'f1', 0 where they are not defined.
+    """
+    pairs = [(entities(p), entities(t)) for p, t in zip(predicted, true, strict=True)]
+    both = sum(len(p & t) for p, t in pairs)
+    found, wanted = sum(len(p) for p, _ in pairs), sum(len(t) for _, t in pairs)
+    return {
+        'precision': both / found if found else 0.0,
+        'recall': both / wanted if wanted else 0.0,
+        'f1': _f1_of_counts(both, found, wanted),
+    }
+
+
+# Answers.
+
+
+def answer(predicted: str, true: Iterable[str]) -> tuple[float, float]:
+    """Returns exact match and F1 of an answer, each the best over the true ones.
+
+    As the official evaluation of SQuAD v1.1: case, punctuation, articles and white
+    space do not count; F1 is that of the words.
+    """
+    words = _words(predicted)
+    wanted = [_words(text) for text in true]
+    exact = max(float(words == other) for other in wanted)
+    return exact, max(_word_f1(words, other) for other in wanted)
+
+
+def _words(text: str) -> list[str]:
+    return _ARTICLES.sub(' ', text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _word_f1(predicted: list[str], true: list[str]) -> float:
+    common = collections.Counter(predicted) & collections.Counter(true)
+    return _f1_of_counts(common.total(), len(predicted), len(true))

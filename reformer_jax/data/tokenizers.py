@@ -1,0 +1,244 @@
+"""Tokenizers: bytes, and SentencePiece models, those of others or trained here."""
+
+import functools
+import io
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+
+from reformer_jax.data import byte_text
+
+MODEL_TYPES = ('unigram', 'bpe')
+
+# Bytes of one text given to the trainer, which drops longer ones without a word.
+_TRAINING_PIECE = 4000
+# The trainer keeps it for itself, and drops a whole text for one of them.
+_RESERVED = '\u2585'
+_UNKNOWN = ' \u2047 '  # what SentencePiece itself decodes an unknown piece to
+
+Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Bytes:
+    """Token = byte + 2; the tokens of `byte_text`."""
+
+    vocab_size = byte_text.vocab_size()
+    pad_id = 0
+    separator_id = 1
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the token ids of a text, int32 [n]."""
+        if isinstance(text, str):
+            text = text.encode('utf-8', 'surrogatepass')  # JSON may hold lone ones
+        return byte_text.encode(text)
+
+    def encode_with_offsets(self, text: str) -> Offsets:
+        """Returns the token ids of a text and the character each one belongs to.
+
+        Returns:
+          ids, starts and ends, each int32 [n]: token i is a byte of the character
+          text[starts[i]:ends[i]].
+        """
+        ids = self.encode(text)
+        # All bytes of a character but the first are 0b10xxxxxx.
+        first = (ids - byte_text.FIRST_BYTE_ID) & 0xC0 != 0x80
+        starts = np.cumsum(first, dtype=np.int32) - 1
+        return ids, starts, starts + 1
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Returns the bytes of token ids [n]; ids that stand for none have none."""
+        return byte_text.decode(np.asarray(ids))
+
+
+class SentencePiece:
+    """A SentencePiece model.
+
+    Attributes:
+      vocab_size: pieces of the model.
+      pad_id: the model's, or 0 if it has none.
+      separator_id: the model's end of sentence; else its unknown piece.
+    """
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
+        self._processor = processor
+        self.vocab_size: int = processor.vocab_size()
+        self.pad_id: int = max(processor.pad_id(), 0)
+        end, unknown = processor.eos_id(), processor.unk_id()
+        self.separator_id: int = end if end >= 0 else max(unknown, 0)
+        self._is_byte = np.array([processor.is_byte(i) for i in range(self.vocab_size)])
+        self._pieces = [_piece_bytes(processor, i) for i in range(self.vocab_size)]
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Returns the token ids of a text, int32 [n]; bytes are read as UTF-8."""
+        return np.array(self._processor.encode(_clean(text), return_type='numpy'))
+
+    def encode_with_offsets(self, text: str) -> Offsets:
+        """Returns the token ids of a text and the characters each one stands for.
+
+        Returns:
+          ids, starts and ends, each int32 [n]: text[starts[i]:ends[j]] is the text of
+          tokens i to j. Starts and ends never fall. The bytes of one character each
+          stand for all of it; the space that a model adds in front stands for none.
+        """
+        result = self._processor.encode(_clean(text), return_type='offset_mapping')
+        ids = np.array(result['ids'], np.int32)
+        starts, ends = np.array(result['offsets'], np.int32).reshape(-1, 2).T.copy()
+        # SentencePiece gives a character to the last of its bytes alone.
+        empty = np.flatnonzero((starts == ends) & self._is_byte[ids])
+        for i in reversed(empty[empty < len(ids) - 1]):
+            if starts[i] == starts[i + 1]:
+                ends[i] = ends[i + 1]
+        return ids, starts, ends
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Returns the bytes of token ids [n]; what two parts give, joined, is both.
+
+        Control pieces and ids beyond the vocabulary have no text.
+        """
+        known = (int(i) for i in ids if 0 <= i < self.vocab_size)
+        return b''.join(self._pieces[i] for i in known)
+
+
+@functools.lru_cache(maxsize=4)
+def load(name: str) -> Bytes | SentencePiece:
+    """Returns a tokenizer; a file is read once in a process.
+
+    Args:
+      name: 'bytes', or the path of a SentencePiece model (spiece.model).
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no SentencePiece model.
+    """
+    if name == 'bytes':
+        return Bytes()
+    file = pathlib.Path(name).expanduser()
+    if not name or not file.is_file():
+        raise FileNotFoundError(
+            f"no tokenizer at {name!r}: set config.data.tokenizer to 'bytes' or to the "
+            'path of a SentencePiece model; python -m '
+            'reformer_jax.data.train_tokenizer makes one from a text'
+        )
+    proto = file.read_bytes()
+    try:
+        if not proto:  # an empty message parses
+            raise RuntimeError('it is empty')
+        processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{name!r} is no SentencePiece model ({error}): give the spiece.model '
+            "itself, or 'bytes', as config.data.tokenizer"
+        ) from error
+    return SentencePiece(processor)
+
+
+def train(
+    texts: Iterable[str],
+    path: str | os.PathLike[str],
+    *,
+    vocab_size: int,
+    model_type: str = 'unigram',
+) -> None:
+    """Trains a SentencePiece model and writes it to a file.
+
+    Nothing is normalized: line breaks, runs of spaces and all characters stay, rare
+    ones as their bytes, so that the tokens of a text decode to that text (behind the
+    space that SentencePiece puts in front). Padding is 0, unknown 1, end of sentence 2,
+    the 256 bytes follow. All of the text is held in memory, several times over.
+
+    Args:
+      texts: the text, in parts of any length.
+      path: file to write; its folder is made.
+      vocab_size: number of token ids.
+      model_type: 'unigram' or 'bpe'.
+
+    Raises:
+      FileExistsError: if `path` exists; nothing is overwritten.
+      ValueError: for a bad argument; if the text is too small for `vocab_size`.
+    """
+    path = pathlib.Path(path).expanduser()
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f'model_type={model_type!r}: give one of {", ".join(MODEL_TYPES)}'
+        )
+    if path.exists():
+        raise FileExistsError(f'{str(path)!r} exists: give another path, or delete it')
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_training_pieces(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            pad_id=0,
+            unk_id=1,
+            eos_id=2,
+            bos_id=-1,
+            byte_fallback=True,
+            normalization_rule_name='identity',
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f'vocab_size={vocab_size!r} does not fit the text: {error} (the bytes and '
+            'control pieces alone are 259)'
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = pathlib.Path(folder) / 'spiece.model'
+        whole.write_bytes(model.getvalue())
+        whole.rename(path)
+
+
+def pieces(text: bytes, limit: int) -> Iterator[bytes]:
+    """Cuts a text into pieces of at most `limit` bytes, where it can at line ends.
+
+    Where a piece holds no line end, it ends behind a space; else behind a character.
+
+    Args:
+      text: UTF-8, though any bytes will do.
+      limit: at least 4, the longest character.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind(b'\n', start, start + limit) + 1
+        end = end or text.rfind(b' ', start, start + limit) + 1
+        if not end:
+            end = start + limit
+            inside = (i for i in range(4) if text[end - i] & 0xC0 != 0x80)
+            end -= next(inside, 0)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for part in text.split(_RESERVED):
+            for piece in pieces(part.encode('utf-8', 'replace'), _TRAINING_PIECE):
+                yield piece.decode('utf-8')
+
+
+def _clean(text: str | bytes) -> str:
+    """Text that SentencePiece takes: no lone surrogates; as long as before."""
+    if isinstance(text, bytes):
+        return text.decode('utf-8', 'replace')
+    return text.encode('utf-8', 'replace').decode('utf-8')
+
+
+def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
+    piece: str = processor.id_to_piece(token)
+    if processor.is_byte(token):  # '<0x41>'
+        return bytes([int(piece[3:5], 16)])
+    if processor.is_control(token) or processor.is_unused(token):
+        return b''
+    if processor.is_unknown(token):
+        return _UNKNOWN.encode()
+    return piece.replace('\u2581', ' ').encode()
