@@ -107,14 +107,16 @@ def local_attention(
     chunks_before: int = 1,
     chunks_after: int = 0,
     causal: bool,
+    circular: bool = False,
     mask: jax.Array | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention within a chunk and its neighbours; nothing wraps around the ends.
+    """Attention within a chunk and its neighbours.
 
-    A sequence of at most one chunk gets full attention. Logits are scaled by
-    1 / sqrt(K).
+    If circular the first and the last chunk are neighbours (Hugging Face), which a
+    causal model does not notice. A sequence of at most one chunk gets full attention.
+    Logits are scaled by 1 / sqrt(K).
     """
     batch, length, heads, head_size = q_BLHK.shape
     checks.check_shapes(q_BLHK, k_BLHK, v_BLHK)
@@ -142,13 +144,15 @@ def local_attention(
         row, step = jnp.divmod(index, steps_per_row)
         first = (step * group - chunks_before) * chunk_length
         positions_EC = first + jnp.arange(k_ECK[..., 0].size).reshape(-1, chunk_length)
+        if circular and not causal:
+            positions_EC %= length
         real_L = None if mask is None else jnp.asarray(mask)[row // heads]
         allowed_GCW = _allowed_in_windows(
             positions_EC, real_L, length, group, chunks_before, causal
         )
         return _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW)
 
-    in_steps = functools.partial(_in_steps, chunk_length, group)
+    in_steps = functools.partial(_in_steps, chunk_length, group, circular)
     inputs = (
         jnp.arange(batch * heads * steps_per_row),
         in_steps(q_BLHK, 0, 0),
@@ -172,12 +176,16 @@ def _allowed_in_windows(positions_EC, real_L, length, chunks, before, causal):
     return allowed_GCW
 
 
-def _in_steps(chunk_length, group, x_BLHK, before, after):
-    """[B, L, H, K] -> [N * M / group, before + group + after, C, K], ends of zeros."""
+def _in_steps(chunk_length, group, circular, x_BLHK, before, after):
+    """[B, L, H, K] -> [N * M / group, before + group + after, C, K].
+
+    Beyond the ends are zeros or, if circular, the chunks at the other end.
+    """
     x_NLK = _rows(x_BLHK)
     x_NMCK = x_NLK.reshape(x_NLK.shape[0], -1, chunk_length, x_NLK.shape[-1])
     chunks = x_NMCK.shape[1]
-    x_NMCK = jnp.pad(x_NMCK, [(0, 0), (before, after), (0, 0), (0, 0)])
+    around = [(0, 0), (before, after), (0, 0), (0, 0)]
+    x_NMCK = jnp.pad(x_NMCK, around, mode='wrap' if circular else 'constant')
     groups = x_NMCK[:, :chunks].reshape(-1, chunks // group, group, *x_NMCK.shape[2:])
     lasts = [
         x_NMCK[:, group + e :: group][:, : chunks // group, None]

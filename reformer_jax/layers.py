@@ -6,6 +6,7 @@ layer norm and end with a dropout; the sums are the stack's (reversible.py). Dro
 follows the paper's code: one mask of channels per sequence, shared over the length.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from reformer_jax import sharding
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': jax.nn.relu,
     'gelu': jax.nn.gelu,
+    'gelu_erf': functools.partial(jax.nn.gelu, approximate=False),
     'swish': jax.nn.swish,
 }
 
@@ -44,17 +46,19 @@ class LSHSelfAttention(nnx.Module):
         chunks_before: int,
         chunks_after: int,
         causal: bool,
-        buckets: tuple[int, ...],
+        buckets: hashing.Buckets,
         rounds: int,
         rule: str,
         within_bucket: bool,
         dense_length: int,
+        model_length: int,
         attention_dropout: float,
         dropout: float,
+        norm_epsilon: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.norm = _norm(d_model, rngs)
+        self.norm = norm(d_model, norm_epsilon, rngs)
         self.query_key = _projection(rngs, d_model, heads, head_size)
         self.value = _projection(rngs, d_model, heads, head_size)
         self.output = _output_projection(rngs, d_model, heads, head_size)
@@ -64,6 +68,7 @@ class LSHSelfAttention(nnx.Module):
         self.rounds = rounds
         self.chunk_length = chunk_length
         self.dense_length = dense_length
+        self.model_length = model_length
         self.look_around = (chunks_before, chunks_after)
         self.causal = causal
         self.rule = rule
@@ -107,7 +112,7 @@ class LSHSelfAttention(nnx.Module):
         length = qk_BLHK.shape[1]
         rate = self.attention_dropout if train else 0.0
         rounds = self.rounds if rounds is None else rounds
-        if length <= self.longest_dense(rounds):
+        if self.is_dense(length, rounds):
             out_BLHK = attention.full_attention(
                 qk_BLHK,
                 qk_BLHK,
@@ -119,40 +124,48 @@ class LSHSelfAttention(nnx.Module):
                 key=dropout_key,
             )
             return out_BLHK, None
-        buckets = self.buckets or hashing.default_buckets(length, self.chunk_length)
         if rotations is None and saved_buckets is None:
             rotations = hashing.random_rotations(
                 hash_key,
                 heads=self.heads,
                 head_size=self.head_size,
                 rounds=rounds,
-                buckets=buckets,
+                buckets=self.buckets,
             )
         if rotations is not None:
             rotations = head_groups.take(group, rotations, axis=0)
-        return self._hash_and_attend(buckets, rate)(
+        return self._hash_and_attend(rate)(
             qk_BLHK, v_BLHK, mask, rotations, saved_buckets, dropout_key
         )
 
-    def longest_dense(self, rounds: int) -> int:
-        """The longest sequence that gets exact attention with so many rounds."""
-        if self.rule == 'strict':
-            return 0  # one function of the past, whatever the length
-        if self.dense_length >= 0:
-            return max(self.dense_length, self.chunk_length)
-        window = self.chunk_length * (1 + sum(self.look_around))
-        return attention.dense_crossover(rounds, window)
+    def is_dense(self, length: int, rounds: int) -> bool:
+        """Whether a sequence gets exact attention, with so many hash rounds.
 
-    def _hash_and_attend(self, buckets: hashing.Buckets, dropout_rate: float):
+        What decides is the longest sequence of the model, so that padding changes
+        nothing; except with the trax rule, as in Hugging Face's models. Up to one chunk
+        exact attention is what the reformer rule comes to.
+        """
+        if self.rule == 'strict':
+            return False  # one function of the past, whatever the length
+        window = self.chunk_length * (1 + sum(self.look_around))
+        longest = max(self.dense_length, self.chunk_length)
+        if self.dense_length < 0:
+            longest = attention.dense_crossover(rounds, window)
+        if self.rule == 'trax':
+            return length <= longest
+        one_chunk = length <= self.chunk_length and not self.within_bucket
+        return one_chunk or self.model_length <= longest
+
+    def _hash_and_attend(self, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""
-        num_buckets = hashing.bucket_count(buckets)
+        num_buckets = hashing.bucket_count(self.buckets)
         # Stored per layer for the backward pass, so as small as the ids allow.
         dtype = jnp.uint16 if num_buckets <= 2**16 else jnp.int32
 
         def hash_and_attend(qk, v, mask, rotations, saved_buckets, key):
             ids = saved_buckets
             if ids is None:
-                ids = hashing.hash_vectors(qk, rotations, buckets=buckets)
+                ids = hashing.hash_vectors(qk, rotations, buckets=self.buckets)
                 ids = ids.astype(dtype)
             out = attention.lsh_attention(
                 qk,
@@ -193,12 +206,14 @@ class LocalSelfAttention(nnx.Module):
         chunks_before: int,
         chunks_after: int,
         causal: bool,
+        circular: bool,
         attention_dropout: float,
         dropout: float,
+        norm_epsilon: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.norm = _norm(d_model, rngs)
+        self.norm = norm(d_model, norm_epsilon, rngs)
         self.query = _projection(rngs, d_model, heads, head_size)
         self.key = _projection(rngs, d_model, heads, head_size)
         self.value = _projection(rngs, d_model, heads, head_size)
@@ -206,6 +221,7 @@ class LocalSelfAttention(nnx.Module):
         self.chunk_length = chunk_length
         self.look_around = (chunks_before, chunks_after)
         self.causal = causal
+        self.circular = circular
         self.attention_dropout = attention_dropout
         self.dropout = dropout
         self.dtype = dtype
@@ -233,6 +249,7 @@ class LocalSelfAttention(nnx.Module):
                 chunks_before=self.look_around[0],
                 chunks_after=self.look_around[1],
                 causal=self.causal,
+                circular=self.circular,
                 mask=mask,
                 dropout_rate=self.attention_dropout if train else 0.0,
                 key=key,
@@ -256,10 +273,11 @@ class FullSelfAttention(nnx.Module):
         shared_qk: bool,
         attention_dropout: float,
         dropout: float,
+        norm_epsilon: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.norm = _norm(d_model, rngs)
+        self.norm = norm(d_model, norm_epsilon, rngs)
         if shared_qk:
             self.query_key = _projection(rngs, d_model, heads, head_size)
         else:
@@ -310,10 +328,11 @@ class FeedForward(nnx.Module):
         *,
         activation: str,
         dropout: float,
+        norm_epsilon: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.norm = _norm(d_model, rngs)
+        self.norm = norm(d_model, norm_epsilon, rngs)
         self.hidden = nnx.Param(_glorot()(rngs.params(), (d_model, d_ff)))
         self.hidden_bias = nnx.Param(jnp.zeros((d_ff,)))
         self.output = nnx.Param(_glorot()(rngs.params(), (d_ff, d_model)))
@@ -350,8 +369,9 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return x_BLD * (keep / (1 - rate)).astype(x_BLD.dtype)
 
 
-def _norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(size, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
+def norm(size: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm in float32."""
+    return nnx.LayerNorm(size, epsilon=epsilon, dtype=jnp.float32, rngs=rngs)
 
 
 def _projection(rngs, d_model, heads, head_size) -> nnx.Param:

@@ -203,8 +203,13 @@ def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
         jnp.full((length,), -jnp.inf),
         jnp.ones((length,), bool),
     )
-    rounds = jnp.arange(row.ranks_RL.shape[0])
-    return lax.scan(attend_round, nothing, rounds)[0]
+    rounds = row.ranks_RL.shape[0]
+    out_LK, lse_L, alone_L = lax.scan(attend_round, nothing, jnp.arange(rounds))[0]
+    if plan.circular:
+        total_L = windows.probability_of_itself(plan, row.ranks_RL)
+        out_LK = jnp.where(alone_L[:, None], out_LK * total_L[:, None], out_LK)
+        lse_L = jnp.where(alone_L, jnp.log(rounds / total_L), lse_L)
+    return out_LK, lse_L, alone_L
 
 
 def _forward_step(plan: windows.Plan, row: windows.Row, dropout_CW, hash_round, first):

@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# Spacing of float32 around -1e5, which is a token's logit of itself in trax and
+# Hugging Face: what the trax rule rounds the log-sum-exp of lonely tokens to.
+_SELF_LOGIT_STEP = 2.0**-7
+
 # Position of a key that no query may see.
 _HIDDEN = 2**31 - 1
 
@@ -94,6 +98,40 @@ def with_look_around(plan: Plan, order_RL: jax.Array) -> jax.Array:
     ring = chunks_RMC.reshape(rounds * count, plan.chunk_length)
     starts = jnp.arange(rounds)[:, None] * count
     return ring[(starts + wanted) % (rounds * count)]
+
+
+def probability_of_itself(plan: Plan, ranks_RL: jax.Array) -> jax.Array:
+    """What the trax rule's probabilities of a token with only itself add up to, [L].
+
+    They should add up to 1. But trax and Hugging Face give a token's logit of itself
+    the value -1e5, so that the log-sum-exp, over a round and over the rounds, is
+    rounded to multiples of _SELF_LOGIT_STEP: 0.998 with 2 rounds, 1.003 with 4. Their
+    models were trained with that, and without it their logits are missed by 0.01.
+    """
+
+    def rounded(lse):
+        return jnp.round(lse / _SELF_LOGIT_STEP) * _SELF_LOGIT_STEP
+
+    met_RL = _self_meetings(plan, ranks_RL)
+    lse_L = rounded(jax.nn.logsumexp(rounded(jnp.log(met_RL)), axis=0))
+    return met_RL.sum(0) * jnp.exp(-lse_L)
+
+
+def _self_meetings(plan: Plan, ranks_RL: jax.Array) -> jax.Array:
+    """How often a token stands in its own window of each round, [R, L]; circular.
+
+    More than once where the round before or after has it around the end.
+    """
+    assert plan.circular
+    rounds, length = ranks_RL.shape
+    chunks = length // plan.chunk_length
+    first_R1 = jnp.arange(rounds)[:, None] * chunks
+    places_RL = first_R1 + ranks_RL // plan.chunk_length
+    met_RL = jnp.zeros_like(ranks_RL)
+    for offset in range(-plan.chunks_before, plan.chunks_after + 1):
+        around_RL = (places_RL + offset) % (rounds * chunks)
+        met_RL += (around_RL[:, None] == places_RL).sum(1)
+    return met_RL
 
 
 def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
