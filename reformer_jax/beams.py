@@ -23,7 +23,7 @@ class _Beams(NamedTuple):
 
 
 def search(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     logits_BV: jax.Array,
     state: incremental.State,
     length_penalty: jax.Array,

@@ -1,9 +1,9 @@
 """Text from a model: generate and stream, beam_search, score.
 
 Prompts are token ids [B, P], with a mask where they differ in length (prompts.pad makes
-both). Unless told otherwise they get the token in front that training puts there
-(model_config.START_TOKEN).
-What is wrong with the arguments is said before anything is compiled. Models are causal.
+both). They get the token in front that training puts there (model.start_token); with
+one a prompt may be empty. What is wrong with the arguments is said before anything is
+compiled. Models are causal.
 """
 
 import functools
@@ -22,7 +22,6 @@ from reformer_jax import compilation
 from reformer_jax import incremental
 from reformer_jax import loss
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
 from reformer_jax import prompts as prompts_lib
 from reformer_jax import sampling as sampling_lib
 
@@ -35,7 +34,7 @@ _NEVER = -1
 
 
 def generate(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     prompt: Any,
     *,
     key: jax.Array,
@@ -46,7 +45,6 @@ def generate(
     stop_token: int | None = None,
     samples: int = 1,
     mask: Any = None,
-    start_token: int | None = model_config.START_TOKEN,
     rounds: int | None = None,
 ) -> np.ndarray:
     """Continues prompts; arguments and errors are those of `stream`.
@@ -66,7 +64,6 @@ def generate(
         stop_token=stop_token,
         samples=samples,
         mask=mask,
-        start_token=start_token,
         rounds=rounds,
     )
     tokens_BT = np.concatenate(list(parts), axis=1)
@@ -76,7 +73,7 @@ def generate(
 
 
 def stream(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     prompt: Any,
     *,
     key: jax.Array,
@@ -87,7 +84,6 @@ def stream(
     stop_token: int | None = None,
     samples: int = 1,
     mask: Any = None,
-    start_token: int | None = model_config.START_TOKEN,
     rounds: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields continuations of prompts as they are made; ends early if all have stopped.
@@ -106,7 +102,6 @@ def stream(
       stop_token: ends a row.
       samples: continuations of each prompt.
       mask: True for the real tokens of the prompt, which may stand anywhere in a row.
-      start_token: put before every prompt; None for a model trained without.
       rounds: hash rounds instead of the config's.
 
     Yields:
@@ -124,7 +119,7 @@ def stream(
     )
     _check_at_least_one(steps=steps, samples=samples, rounds=rounds)
     stop = _stop(model, stop_token)
-    prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
         jnp.arange(prompts.lengths_B.size * samples)
     )
@@ -133,7 +128,7 @@ def stream(
 
 
 def beam_search(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     prompt: Any,
     *,
     steps: int,
@@ -142,7 +137,6 @@ def beam_search(
     length_penalty: float = 0.6,
     stop_token: int | None = None,
     mask: Any = None,
-    start_token: int | None = model_config.START_TOKEN,
     rounds: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The continuations of highest score that beam search finds.
@@ -160,7 +154,6 @@ def beam_search(
       length_penalty: 0 for the plain log-probability; more favours long ones.
       stop_token: ends a continuation; without one all have `steps` tokens.
       mask: as in `stream`.
-      start_token: as in `stream`.
       rounds: as in `stream`.
 
     Returns:
@@ -173,7 +166,7 @@ def beam_search(
     _check_at_least_one(steps=steps, best=best, rounds=rounds)
     _check_beams(beams, best, length_penalty)
     stop = _stop(model, stop_token)
-    prompts = prompts_lib.prompts(model.config, prompt, mask, start_token, steps)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
     search = _compiled(_search, static=('capacity', 'rounds', 'beams', 'steps'))
     tokens_BES, scores_BE = search(
         model,
@@ -190,11 +183,10 @@ def beam_search(
 
 
 def score(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     tokens: Any,
     *,
     mask: Any = None,
-    start_token: int | None = model_config.START_TOKEN,
     rounds: int | None = None,
 ) -> np.ndarray:
     """Log-probability in nats of each token given those before it: one parallel pass.
@@ -206,20 +198,19 @@ def score(
       model: causal.
       tokens: ids [B, L].
       mask: True for real tokens, which may stand anywhere in a row.
-      start_token: what the first token is predicted from; None for a model trained
-        without, where the first token gets 0.
       rounds: hash rounds instead of the config's.
 
     Returns:
-      float32 [B, L], 0 where the mask is False.
+      float32 [B, L], 0 where the mask is False, and for the first token of a model
+      without a start token.
 
     Raises:
       ValueError: as `stream`.
     """
     _check_at_least_one(rounds=rounds)
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
-    first = 0 if start_token is not None else 1
-    read = [row[:-1] for row in prompts_lib.with_start(model.config, rows, start_token)]
+    first = 0 if model.config.start_token >= 0 else 1
+    read = [row[:-1] for row in prompts_lib.with_start(model.config, rows)]
     inputs_BP = prompts_lib.filled_up(model.config, read)
     targets_BP, _ = prompts_lib.pad([row[first:] for row in rows])
     missing = inputs_BP.shape[1] - targets_BP.shape[1]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from reformer_jax import blocks
 from reformer_jax import caches
 from reformer_jax import head_groups
 from reformer_jax import layers
@@ -49,7 +50,7 @@ class _Attention(NamedTuple):
 
 
 def prefill(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     tokens_BP: jax.Array,
     lengths_B: jax.Array,
     *,
@@ -60,8 +61,8 @@ def prefill(
 
     Args:
       model: causal.
-      tokens_BP: P can be cut into chunks (prompts.padded_length); row b counts up to
-        lengths_B[b].
+      tokens_BP: P can be cut into chunks (model_config.padded_length); row b counts up
+        to lengths_B[b].
       lengths_B: at least 1 each.
       capacity: tokens a sequence can have in the end.
       rounds: hash rounds instead of the config's.
@@ -70,7 +71,8 @@ def prefill(
       Logits [B, V] of the token after each prompt, and the state.
 
     Raises:
-      ValueError: the model is not causal, or the capacity is not in [P, config.length].
+      ValueError: the model is not causal, or the capacity is less than P or more than
+        the model has.
     """
     lengths_B = jnp.asarray(lengths_B)
     streams, state = read(model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds)
@@ -82,7 +84,7 @@ def prefill(
 
 
 def read(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     tokens_BP: jax.Array,
     lengths_B: jax.Array,
     *,
@@ -96,12 +98,13 @@ def read(
             'the model is bidirectional (model.causal=False): only a causal one reads '
             'token by token.'
         )
-    if not tokens_BP.shape[1] <= capacity <= config.length:
+    most = model_config.padded_length(config, config.length)
+    if not tokens_BP.shape[1] <= capacity <= most:
         raise ValueError(
             f'capacity={capacity} must be at least the {tokens_BP.shape[1]} tokens of '
-            f'the prompts and at most model.length={config.length}.'
+            f'the prompts and at most the {most} of the model.'
         )
-    rotations = model_lib.hash_rotations(config, length=config.length, rounds=rounds)
+    rotations = model_lib.hash_rotations(config, rounds=rounds)
 
     def prompt_attention(layer):
         prompt = _attention(config, layer.attention, rounds).prompt
@@ -123,10 +126,10 @@ def read(
 
 
 def decode_step(
-    model: model_lib.ReformerLM,
+    model: model_lib.Reformer,
     state: State,
     tokens_B: jax.Array,
-    unstacked_layers: list[model_lib.Block] | None = None,
+    unstacked_layers: list[blocks.Block] | None = None,
 ) -> tuple[jax.Array, State]:
     """Reads one more token of each sequence.
 
@@ -180,9 +183,9 @@ def _attention(
             functools.partial(caches.local_prompt, **settings),
             functools.partial(caches.local_step, **settings),
         )
-    if config.length <= layer.longest_dense(rounds or layer.rounds):
+    if layer.is_dense(config.length, rounds or layer.rounds):
         return _full(shared_qk=True)
-    buckets = model_config.hash_buckets(config, config.length)
+    buckets = model_config.hash_buckets(config)
     if layer.rule == 'strict':
         return _Attention(
             functools.partial(

@@ -1,4 +1,4 @@
-"""ReformerLM: embeddings, a stack of two-stream layers, logits (paper section 3)."""
+"""Reformer: embeddings, a stack of two-stream layers, a head (paper section 3)."""
 
 import dataclasses
 import functools
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import blocks
 from reformer_jax import hashing
-from reformer_jax import head_groups
+from reformer_jax import heads
 from reformer_jax import layers
-from reformer_jax import linear
 from reformer_jax import model_config
+from reformer_jax import padding
 from reformer_jax import positions
 from reformer_jax import reversible
 from reformer_jax import sharding
@@ -24,23 +25,8 @@ from reformer_jax import sharding
 ModelConfig = model_config.ModelConfig
 
 
-class Block(nnx.Module):
-    """One layer: an attention and a feed-forward branch."""
-
-    def __init__(self, config: ModelConfig, kind: str, rngs: nnx.Rngs):
-        self.attention = _attention(config, kind, rngs)
-        self.feed_forward = layers.FeedForward(
-            config.d_model,
-            config.d_ff,
-            activation=config.activation,
-            dropout=config.dropout,
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
-
-
-class ReformerLM(nnx.Module):
-    """A language model; a pytree whose leaves are its parameters."""
+class Reformer(nnx.Module):
+    """A model with its head; a pytree whose leaves are its parameters."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         normal = jax.nn.initializers.normal
@@ -52,17 +38,11 @@ class ReformerLM(nnx.Module):
             nnx.Param(normal(1.0)(rngs.params(), shape))
             for shape in model_config.position_table_shapes(config)
         )
-        self.layers = nnx.List(_stack(config, kind, rngs) for kind in config.pattern)
-        width = config.d_model * (2 if config.combine == 'concatenate' else 1)
-        glorot = jax.nn.initializers.glorot_uniform()
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=jnp.float32, rngs=rngs)
-        if not config.tie_output:
-            self.output = nnx.Param(glorot(rngs.params(), (width, config.vocab_size)))
-        elif width != config.d_model:
-            self.tie_projection = nnx.Param(
-                glorot(rngs.params(), (width, config.d_model))
-            )
-        self.output_bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+        self.layers = nnx.List(
+            blocks.stack(config, kind, rngs) for kind in config.pattern
+        )
+        self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs)
+        self.head = heads.build(config, rngs)
 
     def __call__(
         self,
@@ -74,10 +54,17 @@ class ReformerLM(nnx.Module):
         hash_rotations: list[jax.Array | None] | None = None,
         rounds: int | None = None,
     ) -> jax.Array:
-        """Logits [B, L, V] in float32; a causal model's predict the next token.
+        """What the head makes of a batch of sequences, in float32.
+
+        Logits [B, L, V] of the next token ('lm') or of the token itself ('masked_lm');
+        [B, classes] of the sequence ('classification'); [B, L, classes] of each token;
+        [B, L, 2] of its being the first and the last of the answer.
+
+        With the rules reformer and strict, real tokens give what they give alone,
+        wherever padding stands; with trax, padding takes up positions.
 
         Args:
-          tokens_BL: ids in [0, vocab_size).
+          tokens_BL: ids in [0, vocab_size), of any length L up to config.length.
           mask_BL: True for real tokens, None if all are.
           key: random key of hashing and dropout. Needed to train; without one the
             hashes are the same in every call.
@@ -95,7 +82,24 @@ class ReformerLM(nnx.Module):
             hash_rotations=hash_rotations,
             rounds=rounds,
         )
-        return self.logits(streams, key=key, train=train)
+        return self.logits(streams, mask_BL, key=key, train=train)
+
+    def encode(
+        self,
+        tokens_BL: jax.Array,
+        mask_BL: jax.Array | None = None,
+        *,
+        hash_rotations: list[jax.Array | None] | None = None,
+        rounds: int | None = None,
+    ) -> jax.Array:
+        """Hidden states [B, L, X] in float32: the embeddings of a text.
+
+        X is 2 * D where the streams are concatenated. Arguments as in a call.
+        """
+        streams = self.streams(
+            tokens_BL, mask_BL, hash_rotations=hash_rotations, rounds=rounds
+        )
+        return self._hidden(streams, None, False)
 
     def streams(
         self,
@@ -107,22 +111,36 @@ class ReformerLM(nnx.Module):
         hash_rotations: list[jax.Array | None] | None = None,
         rounds: int | None = None,
     ) -> reversible.Streams:
-        """The two streams [B, L, D] after the last layer."""
-        config = self.config
-        length = tokens_BL.shape[1]
+        """The two streams [B, L, D] after the last layer; arguments as in a call."""
+        config, length = self.config, tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
+        order = None
+        if mask_BL is not None and config.rule != 'trax':
+            order = padding.real_first(mask_BL)
+            tokens_BL = padding.take(tokens_BL, order)
+            mask_BL = padding.take(mask_BL, order)
+        tokens_BP, mask_BP = padding.to_length(
+            tokens_BL, mask_BL, model_config.padded_length(config, length)
+        )
         rate = config.dropout if train else 0.0
-        token_key, position_key, stack_key, _ = _split(key)
-        x_BLD = self._embed(tokens_BL, rate, token_key, position_key)
-        return self._scan()(
-            tuple(_block(config, layer, train, rounds) for layer in self.layers),
+        token_key, position_key, stack_key, *_ = _split(key)
+        x_BPD = self._embed(tokens_BP, rate, token_key, position_key)
+        y1, y2 = self._scan()(
+            tuple(
+                blocks.as_functions(config, layer, train, rounds)
+                for layer in self.layers
+            ),
             self._params(),
-            (x_BLD, x_BLD),
+            (x_BPD, x_BPD),
             stack_key,
             _rotations_by_block(config, hash_rotations),
-            mask_BL,
+            mask_BP,
             config.grid_bits if train else 0,
         )
+        y1, y2 = y1[:, :length], y2[:, :length]
+        if order is not None:
+            y1, y2 = (padding.take(y, order.inverse) for y in (y1, y2))
+        return y1, y2
 
     def streams_and_saved(
         self,
@@ -146,12 +164,12 @@ class ReformerLM(nnx.Module):
         config = dataclasses.replace(self.config, heads_at_once=0)
         key = jax.random.key(0)  # of dropout, which is off
         x_BLD = self._embed(tokens_BL, 0.0, key, key)
-        blocks = (
-            _block(config, layer, False, None)._replace(attend=attend)
+        functions = (
+            blocks.as_functions(config, layer, False, None)._replace(attend=attend)
             for layer, attend in zip(self.layers, attends, strict=True)
         )
         return reversible.forward_scan(
-            tuple(blocks),
+            tuple(functions),
             self._params(),
             (x_BLD, x_BLD),
             key,
@@ -173,7 +191,7 @@ class ReformerLM(nnx.Module):
                 return x_BD + positions.sinusoidal(positions_B, self.config.d_model)
         return x_BD
 
-    def unstacked(self) -> list[Block]:
+    def unstacked(self) -> list[blocks.Block]:
         """The layers one by one, from first to last."""
         return [
             jax.tree.map(operator.itemgetter(repeat), stack)
@@ -184,31 +202,48 @@ class ReformerLM(nnx.Module):
     def logits(
         self,
         streams: reversible.Streams,
+        mask_BL: jax.Array | None = None,
         *,
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Combination, norm, dropout and output layer: logits [B, L, V] in float32."""
+        """What the head makes of the last streams; arguments as in a call."""
         config = self.config
+        if config.head in ('lm', 'masked_lm'):
+            x_BLX = self._hidden(streams, key, train)
+            return self.head(x_BLX, self.embedding[...])
+        if config.head == 'classification':
+            x_BX = self._pooled(streams, mask_BL, key, train)
+            return self.head(x_BX, _split(key)[4], train=train)
+        if config.head == 'none':
+            raise ValueError(
+                "the model has no head (model.head='none'): use encode, or build it "
+                'with another head.'
+            )
+        return self.head(self._hidden(streams, key, train))
+
+    def _pooled(self, streams, mask_BL, key, train) -> jax.Array:
+        """What stands for each sequence, [B, X]."""
+        pooling = self.config.pooling
+        if mask_BL is None:
+            mask_BL = jnp.ones(streams[0].shape[:2], bool)
+        if pooling == 'mean':
+            return heads.mean_of_real(self._hidden(streams, key, train), mask_BL)
+        places_B11 = heads.place_of_pooling(pooling, mask_BL)[..., None]
+        y1, y2 = (jnp.take_along_axis(y, places_B11, axis=1) for y in streams)
+        return self._hidden((y1, y2), key, train)[:, 0]
+
+    def _hidden(self, streams, key, train) -> jax.Array:
+        """Combination, norm and dropout of the last streams, [B, L, X] in float32."""
         y1_BLD, y2_BLD = streams
-        if config.combine == 'average':
+        if self.config.combine == 'average':
             x_BLX = (y1_BLD + y2_BLD) / 2
         else:
             x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
         x_BLX = self.norm(x_BLX)
         if train and key is not None:
-            x_BLX = layers.dropout(x_BLX, config.dropout, _split(key)[3])
-        x_BLX = x_BLX.astype(config.dtype)
-        if config.tie_output:
-            if config.combine == 'concatenate':
-                projection_XD = self.tie_projection.astype(config.dtype)
-                x_BLX = linear.linear(x_BLX, projection_XD)
-            kernel_XV = self.embedding[...].T
-        else:
-            kernel_XV = sharding.constrain(self.output[...], P(None, 'model'))
-        kernel_XV = kernel_XV.astype(config.dtype)
-        logits_BLV = linear.linear(x_BLX, kernel_XV, jnp.float32)
-        return logits_BLV + self.output_bias
+            x_BLX = layers.dropout(x_BLX, self.config.dropout, _split(key)[3])
+        return x_BLX
 
     def _embed(self, tokens_BL, dropout, token_key, position_key) -> jax.Array:
         embedding_VD = sharding.constrain(self.embedding[...], P())
@@ -220,16 +255,20 @@ class ReformerLM(nnx.Module):
         return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
 
     def _positions(self, length: int) -> jax.Array | None:
+        """[1, L, D]; zeros for the padding beyond the longest sequence."""
+        real = min(length, self.config.length)
         match self.config.positions:
             case 'axial':
                 tables = [table[...] for table in self.position_tables]
-                return positions.axial(tables, length)[None]
+                embeddings_LD = positions.axial(tables, real)
             case 'learned':
-                return self.position_tables[0][:length][None]
+                embeddings_LD = self.position_tables[0][:real]
             case 'sinusoidal':
-                positions_L = jnp.arange(length)
-                return positions.sinusoidal(positions_L, self.config.d_model)[None]
-        return None
+                positions_L = jnp.arange(real)
+                embeddings_LD = positions.sinusoidal(positions_L, self.config.d_model)
+            case _:
+                return None
+        return jnp.pad(embeddings_LD, ((0, length - real), (0, 0)))[None]
 
     def _params(self):
         return tuple((stack.attention, stack.feed_forward) for stack in self.layers)
@@ -243,14 +282,14 @@ class ReformerLM(nnx.Module):
         return functools.partial(reversible.residual_scan, checkpoint=True)
 
 
-def build(config: ModelConfig, rngs: nnx.Rngs) -> ReformerLM:
+def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:
     """A freshly initialised model."""
-    return ReformerLM(config, rngs)
+    return Reformer(config, rngs)
 
 
-def shift_right(tokens_BL: jax.Array) -> jax.Array:
+def shift_right(config: ModelConfig, tokens_BL: jax.Array) -> jax.Array:
     """What a model reads to predict each token: the start token, all but the last."""
-    starts = jnp.full_like(tokens_BL[:, :1], model_config.START_TOKEN)
+    starts = jnp.full_like(tokens_BL[:, :1], config.start_token)
     return jnp.concatenate([starts, tokens_BL[:, :-1]], axis=1)
 
 
@@ -258,11 +297,10 @@ def hash_rotations(
     config: ModelConfig,
     key: jax.Array | None = None,
     *,
-    length: int,
     rounds: int | None = None,
 ) -> list[jax.Array | None]:
     """The rotations that a call with this key draws, in the form it takes them."""
-    buckets = model_config.hash_buckets(config, length)
+    buckets = model_config.hash_buckets(config)
 
     def rotations(layer):
         if config.pattern[layer % len(config.pattern)] != 'lsh':
@@ -280,101 +318,13 @@ def hash_rotations(
 
 
 def _split(key: jax.Array | None) -> jax.Array:
-    """Keys of the tokens', positions', stack's and output's randomness."""
-    return jax.random.split(jax.random.key(0) if key is None else key, 4)
+    """Keys of the tokens', positions', stack's, output's and head's randomness."""
+    return jax.random.split(jax.random.key(0) if key is None else key, 5)
 
 
 def parameter_count(model: Any) -> int:
     """Number of parameters of a model or of its abstract shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
-
-
-def _block(
-    config: ModelConfig, layer: Block, train: bool, rounds: int | None
-) -> reversible.Block:
-    """A layer as functions; of `layer` itself only the settings are used."""
-    groups = config.heads // (config.heads_at_once or config.heads)
-
-    def project(module, x, group):
-        return module.project(x, head_groups.HeadGroup(group, groups))
-
-    def attend(heads, key, rotations, mask, group, saved):
-        if not isinstance(layer.attention, layers.LSHSelfAttention):
-            return layer.attention.attend(heads, key, mask=mask, train=train), None
-        return layer.attention.attend(
-            heads,
-            key,
-            mask=mask,
-            train=train,
-            rotations=rotations,
-            saved_buckets=saved,
-            rounds=rounds,
-            group=head_groups.HeadGroup(group, groups),
-        )
-
-    def combine(module, out, key, group):
-        return layers.combine(
-            module, out, key, head_groups.HeadGroup(group, groups), train
-        )
-
-    def feed_forward(module, x, key):
-        return module(x, key, train=train)
-
-    return reversible.Block(
-        project,
-        attend,
-        combine,
-        groups,
-        feed_forward,
-        config.feed_forward_chunk_length,
-    )
-
-
-def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
-    shared: dict[str, Any] = {
-        'heads': config.heads,
-        'head_size': config.head_size,
-        'causal': config.causal,
-        'attention_dropout': config.attention_dropout,
-        'dropout': config.dropout,
-        'dtype': jnp.dtype(config.dtype),
-        'rngs': rngs,
-    }
-    if kind == 'full':
-        return layers.FullSelfAttention(
-            config.d_model, shared_qk=config.shared_qk, **shared
-        )
-    if kind == 'local':
-        return layers.LocalSelfAttention(
-            config.d_model,
-            chunk_length=config.local_chunk_length,
-            chunks_before=config.local_chunks_before,
-            chunks_after=config.local_chunks_after,
-            **shared,
-        )
-    buckets = config.buckets
-    if config.rule == 'strict':
-        buckets = hashing.bucket_factors(
-            model_config.hash_buckets(config, config.length)
-        )
-    return layers.LSHSelfAttention(
-        config.d_model,
-        chunk_length=config.lsh_chunk_length,
-        chunks_before=config.lsh_chunks_before,
-        chunks_after=config.lsh_chunks_after,
-        buckets=buckets,
-        rounds=config.rounds,
-        rule=config.rule,
-        within_bucket=config.within_bucket,
-        dense_length=config.dense_length,
-        **shared,
-    )
-
-
-def _stack(config: ModelConfig, kind: str, rngs: nnx.Rngs) -> Block:
-    """`repeats` blocks in one, each parameter with a leading axis over them."""
-    keys = jax.random.split(rngs.params(), config.repeats)
-    return jax.vmap(lambda key: Block(config, kind, nnx.Rngs(key)))(keys)
 
 
 def _rotations_by_block(config: ModelConfig, hash_rotations):

@@ -1,6 +1,7 @@
-"""What makes a ReformerLM: every choice, checked when it is made."""
+"""What makes a Reformer: every choice, checked when it is made."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -13,14 +14,16 @@ POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')
 STACKS = ('reversible', 'residual', 'checkpoint')
 COMBINES = ('concatenate', 'average')
 DTYPES = ('float32', 'bfloat16')
+POOLINGS = ('first', 'mean', 'last')
 
-# Training puts it before every sequence, so that the first token is predicted too.
-START_TOKEN = 0
+# Those that look at single places of the whole text: useless on causal models.
+BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
+HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that makes a ReformerLM; checked when made.
+    """Everything that makes a Reformer; checked when made.
 
     Attributes:
       vocab_size: number of token ids.
@@ -38,31 +41,42 @@ class ModelConfig:
       lsh_chunk_length: chunk of LSH attention, in tokens.
       lsh_chunks_before: chunks looked back at in the sorted order.
       lsh_chunks_after: chunks looked ahead at in the sorted order.
-      buckets: even factors of the number of hash buckets; () chooses by the length of
-        the sequence.
+      buckets: even factors of the number of hash buckets; () chooses by `length`, the
+        same for shorter sequences.
       rounds: hash rounds.
       rule: which keys an LSH query sees, see attention.lsh_attention.
       within_bucket: for rule 'reformer', only keys of the query's own bucket.
-      dense_length: sequences up to this long get exact shared-QK attention in LSH
+      dense_length: models of `length` up to this get exact shared-QK attention in LSH
         layers, as do those of at most one chunk; -1 for as long as that is no slower
         (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
-        rule 'strict'.
+        rule 'strict'; with rule 'trax' the length of the sequence decides.
       shared_qk: whether full attention shares queries and keys, as LSH does.
-      activation: 'relu', 'gelu' or 'swish'.
+      activation: 'relu', 'gelu' (by tanh), 'gelu_erf' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
       axial_shape: positions along each axis, last axis fastest.
       axial_sizes: width of each axis's embeddings; they add up to d_model.
       heads_at_once: heads whose queries, keys and values exist at a time, as the
         paper's code does it; 0 for all.
       dropout: rate for embeddings and the outputs of the branches.
-      attention_dropout: rate for attention probabilities.
+      attention_dropout: rate for probabilities of LSH and full attention.
+      local_attention_dropout: rate for probabilities of local attention.
+      norm_epsilon: added to the variance in layer norms.
       stack: 'reversible'; 'residual', the same function with saved activations; or
         'checkpoint', the same with recomputation from each repeat's inputs.
       grid_bits: in training streams are multiples of 2**-grid_bits, which makes the
         reversible stack exact (see reversible.py); 0 for plain float32.
       combine: the streams at the end, 'concatenate' or 'average'.
+      head: what is made of the last streams: 'lm' (the next token, of causal models),
+        'masked_lm' (the hidden token), 'classification' (of the sequence),
+        'token_classification', 'question_answering' (first and last token of the
+        answer) or 'none' (only Reformer.encode).
+      classes: of the two classification heads; 1 for regression.
+      pooling: what stands for a sequence in classification: its 'first' or 'last'
+        token or the 'mean' of all. A causal model needs 'last'.
+      start_token: read before every sequence, so that its first token is predicted
+        too; -1 for none, as in Hugging Face's models. For head 'lm'.
       tie_output: whether the logits use the embedding; with concatenated streams
-        through a projection to d_model.
+        through a projection to d_model. For the heads 'lm' and 'masked_lm'.
       feed_forward_chunk_length: tokens at a time in feed-forward layers and in the
         projections to heads, 0 for all.
       loss_chunk_length: tokens at a time in logits and loss, 0 for all.
@@ -97,9 +111,15 @@ class ModelConfig:
     heads_at_once: int = 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    local_attention_dropout: float = 0.0
+    norm_epsilon: float = 1e-6
     stack: str = 'reversible'
     grid_bits: int = 14
     combine: str = 'concatenate'
+    head: str = 'lm'
+    classes: int = 0
+    pooling: str = 'first'
+    start_token: int = 0
     tie_output: bool = False
     feed_forward_chunk_length: int = 0
     loss_chunk_length: int = 0
@@ -114,11 +134,17 @@ class ModelConfig:
         _check_choices(self)
         _check_attention(self)
         _check_positions(self)
+        _check_head(self)
 
     @property
     def repeats(self) -> int:
         """How often the pattern is repeated."""
         return self.layers // len(self.pattern)
+
+    @property
+    def output_width(self) -> int:
+        """Size of a hidden state: of both streams where they are concatenated."""
+        return self.d_model * (2 if self.combine == 'concatenate' else 1)
 
 
 def defaults() -> dict[str, Any]:
@@ -135,16 +161,27 @@ def check_length(config: ModelConfig, length: int) -> None:
             f'a sequence of {length} tokens is longer than the model, which has '
             f'length={config.length}: shorten it or enlarge config.model.length.'
         )
-    for kind in ('local', 'lsh'):
-        chunk_length = getattr(config, f'{kind}_chunk_length')
-        if kind in config.pattern:
-            checks.check_chunks(
-                length,
-                chunk_length,
-                getattr(config, f'{kind}_chunks_before'),
-                getattr(config, f'{kind}_chunks_after'),
-                config.causal,
-            )
+
+
+def padded_length(config: ModelConfig, length: int) -> int:
+    """The shortest length from `length` on that every layer can cut into chunks.
+
+    With the trax rule as Hugging Face pads: beyond the shortest chunk a multiple of
+    all, since there the padding decides who looks around the ends at whom.
+    """
+    chunks = [
+        getattr(config, f'{kind}_chunk_length')
+        for kind in ('local', 'lsh')
+        if kind in config.pattern
+    ]
+    whole = math.lcm(*chunks)
+    if config.rule == 'trax' and length > min(chunks, default=length):
+        return -(-length // whole) * whole
+
+    def fits(padded):
+        return all(padded <= chunk or padded % chunk == 0 for chunk in chunks)
+
+    return next(filter(fits, itertools.count(length)))
 
 
 def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
@@ -156,15 +193,15 @@ def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     return []
 
 
-def hash_buckets(config: ModelConfig, length: int) -> hashing.Buckets:
-    """Buckets of the LSH layers for a sequence of this length.
+def hash_buckets(config: ModelConfig) -> hashing.Buckets:
+    """Buckets of the LSH layers.
 
-    With the strict rule those of the longest: what earlier tokens give must not depend
-    on how many follow.
+    Chosen by the longest sequence for all: what a token gives must depend neither on
+    how many follow nor on the padding of its batch.
     """
-    if config.rule == 'strict':
-        length = config.length
-    return config.buckets or hashing.default_buckets(length, config.lsh_chunk_length)
+    if config.buckets:
+        return config.buckets
+    return hashing.default_buckets(config.length, config.lsh_chunk_length)
 
 
 def _check_sizes(config: ModelConfig) -> None:
@@ -184,7 +221,7 @@ def _check_sizes(config: ModelConfig) -> None:
             raise ValueError(
                 f'model.{name}={getattr(config, name)} must be at least 1.'
             )
-    for name in ('dropout', 'attention_dropout'):
+    for name in ('dropout', 'attention_dropout', 'local_attention_dropout'):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(
                 f'model.{name}={getattr(config, name)} is no rate in [0, 1).'
@@ -208,6 +245,8 @@ def _check_choices(config: ModelConfig) -> None:
         'rule': checks.RULES,
         'stack': STACKS,
         'combine': COMBINES,
+        'head': HEADS,
+        'pooling': POOLINGS,
         'dtype': DTYPES,
     }
     for name, allowed in choices.items():
@@ -223,7 +262,15 @@ def _check_choices(config: ModelConfig) -> None:
 
 
 def _check_attention(config: ModelConfig) -> None:
-    check_length(config, config.length)
+    for kind in ('local', 'lsh'):
+        if kind in config.pattern:
+            checks.check_chunks(
+                padded_length(config, config.length),
+                getattr(config, f'{kind}_chunk_length'),
+                getattr(config, f'{kind}_chunks_before'),
+                getattr(config, f'{kind}_chunks_after'),
+                config.causal,
+            )
     if config.dense_length < -1:
         raise ValueError(
             f'model.dense_length={config.dense_length} is below -1: use -1 for '
@@ -274,3 +321,36 @@ def _check_positions(config: ModelConfig) -> None:
             f'axial_shape={shape} has {math.prod(shape)} positions for '
             f'length={config.length}: enlarge an axis.'
         )
+
+
+def _check_head(config: ModelConfig) -> None:
+    if config.head == 'lm' and not config.causal:
+        raise ValueError(
+            "model.head='lm' predicts the next token, which a bidirectional model "
+            "(model.causal=False) can see: use head='masked_lm', or causal=True."
+        )
+    if config.head in BIDIRECTIONAL_HEADS and config.causal:
+        raise ValueError(
+            f'model.head={config.head!r} needs a bidirectional model, and with '
+            'model.causal=True no token sees those after it: set model.causal=False, '
+            'or start from a bidirectional checkpoint.'
+        )
+    if config.head == 'classification' and config.causal and config.pooling != 'last':
+        raise ValueError(
+            f"model.head='classification' with pooling={config.pooling!r} needs a "
+            'bidirectional model: in a causal one the first token has seen nothing of '
+            "the text. Use model.pooling='last', or a bidirectional model."
+        )
+    least = {'classification': 1, 'token_classification': 2}.get(config.head, 0)
+    if config.classes < least:
+        raise ValueError(
+            f'model.classes={config.classes}: head {config.head!r} needs at least '
+            f'{least}.'
+        )
+    if not -1 <= config.start_token < config.vocab_size:
+        raise ValueError(
+            f'model.start_token={config.start_token} is outside [0, '
+            f'{config.vocab_size}): use a token, or -1 for none.'
+        )
+    if not config.norm_epsilon > 0:
+        raise ValueError(f'model.norm_epsilon={config.norm_epsilon} must be positive.')

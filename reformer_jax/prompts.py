@@ -41,7 +41,6 @@ def prompts(
     config: model_config.ModelConfig,
     prompt: Any,
     mask: Any,
-    start_token: int | None,
     steps: int,
 ) -> Prompts:
     """Checks prompts that `steps` tokens are to be added to, and fills them up.
@@ -50,11 +49,11 @@ def prompts(
       ValueError: as `rows`; or they do not fit the model.
     """
     steps = operator.index(steps)
-    read = with_start(config, rows(config, prompt, mask)[0], start_token)
+    read = with_start(config, rows(config, prompt, mask)[0])
     longest = max(row.size for row in read)
     most = config.length - longest + 1  # the last token is not read
     if steps > most:
-        front = ' with its start token' if start_token is not None else ''
+        front = ' with its start token' if config.start_token >= 0 else ''
         raise ValueError(
             f'a prompt of {longest} tokens{front} and steps={steps} do not fit the '
             f'model, which has model.length={config.length}: '
@@ -75,7 +74,8 @@ def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.nd
     """Rows as [B, P], with P a length that the model can cut into chunks."""
     tokens_BP, _ = pad(rows)
     width = max(1, tokens_BP.shape[1])
-    width = padded_length(config, _rounded_up(config, width))
+    model_config.check_length(config, width)
+    width = model_config.padded_length(config, _rounded_up(config, width))
     missing = width - tokens_BP.shape[1]
     return np.pad(tokens_BP, ((0, 0), (0, missing)))
 
@@ -114,28 +114,22 @@ def rows(
             'has True for each real token.'
         )
     real = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
-    if not real or not all(row.size for row in real):
+    if not real or (config.start_token < 0 and not all(row.size for row in real)):
         raise ValueError(
-            f'an empty prompt: each of the {len(real)} rows needs a token. To sample '
-            'from nothing, give the start token itself as the prompt, [[0]], and '
-            'start_token=None.'
+            f'an empty prompt: each of the {len(real)} rows needs a token, since the '
+            'model has no start token (model.start_token=-1).'
         )
     _check_tokens(np.concatenate(real), config)
     return real, mask
 
 
 def with_start(
-    config: model_config.ModelConfig, rows: list[np.ndarray], start_token: int | None
+    config: model_config.ModelConfig, rows: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """Rows with the start token in front, if there is one.
-
-    Raises:
-      ValueError: it is outside the vocabulary.
-    """
-    if start_token is None:
+    """Rows with the model's start token in front, if it has one."""
+    if config.start_token < 0:
         return rows
-    _check_tokens(np.array([operator.index(start_token)]), config)
-    return [np.append(start_token, row) for row in rows]
+    return [np.append(config.start_token, row) for row in rows]
 
 
 def _check_tokens(tokens: np.ndarray, config: model_config.ModelConfig) -> None:
@@ -151,27 +145,3 @@ def _rounded_up(config: model_config.ModelConfig, length: int) -> int:
     """At most a quarter more, so that many lengths share one compiled function."""
     step = 2 ** max(0, length.bit_length() - 3)
     return max(length, min(-(-length // step) * step, config.length))
-
-
-def padded_length(config: model_config.ModelConfig, length: int) -> int:
-    """The shortest length from `length` on that can be cut into chunks.
-
-    Raises:
-      ValueError: there is none up to config.length.
-    """
-    fitting = (n for n in range(length, config.length + 1) if _fits(config, n))
-    padded = next(fitting, None)
-    if padded is None:
-        raise ValueError(
-            f'a sequence of {length} tokens is longer than the model, which has '
-            f'length={config.length}: shorten it or enlarge config.model.length.'
-        )
-    return padded
-
-
-def _fits(config: model_config.ModelConfig, length: int) -> bool:
-    try:
-        model_config.check_length(config, length)
-    except ValueError:
-        return False
-    return True

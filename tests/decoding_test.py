@@ -9,7 +9,7 @@ import pytest
 import small_models as models
 
 from reformer_jax import decoding
-from reformer_jax import loop
+from reformer_jax import objectives
 from reformer_jax import prompts
 
 _KEY = jax.random.key(7)
@@ -64,11 +64,19 @@ def test_greedy_rows_are_those_of_each_prompt_alone(side):
 
 
 def test_start_token_none_is_no_start_token():
-    with_start = _generate(_model(), [[2, 3]], temperature=0)
-    by_hand = _generate(_model(), [[0, 2, 3]], temperature=0, start_token=None)
-    without = _generate(_model(), [[2, 3]], temperature=0, start_token=None)
+    with_start = _generate(_model(), [[2, 3]])
+    headless = _model(start_token=-1)
+    by_hand = _generate(headless, [[0, 2, 3]])
+    without = _generate(headless, [[2, 3]])
     np.testing.assert_array_equal(with_start, by_hand)
     assert (without != with_start).any()
+
+
+def test_an_empty_prompt_has_the_start_token_alone():
+    by_hand = _generate(_model(start_token=-1), [[0]], temperature=0)
+    np.testing.assert_array_equal(_generate(_model(), [[]], temperature=0), by_hand)
+    with pytest.raises(ValueError, match='an empty prompt.*no start token'):
+        _generate(_model(start_token=-1), [[]])
 
 
 def test_samples_follow_the_model():
@@ -136,7 +144,7 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'prompt': [[]]}, 'an empty prompt'),
+        ({'prompt': np.zeros((0, 3), int)}, 'an empty prompt'),
         ({'prompt': [[1] * 32]}, 'do not fit the model, which has model.length=32'),
         ({'prompt': [[11]]}, 'token 11'),
         ({'stop_token': 11}, r'stop_token=11 is outside \[0, 11\)'),
@@ -147,8 +155,6 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
         ({'steps': 0}, 'steps=0 must be at least 1'),
         ({'samples': 0}, 'samples=0'),
         ({'rounds': 0}, 'rounds=0'),
-        ({'start_token': 11}, r'token 11 is outside \[0, 11\)'),
-        ({'start_token': -1}, 'token -1'),
         ({'prompt': [[1, 2], [3]]}, 'prompts.pad makes tokens and mask'),
     ],
 )
@@ -264,7 +270,7 @@ def test_score_is_the_loss_of_evaluation():
     tokens = np.random.default_rng(0).integers(0, 11, (2, 32)).astype(np.int32)
     logp = decoding.score(_model(), tokens)
     batch = {'tokens': tokens, 'weights': np.ones((2, 32), np.float32)}
-    sums = jax.jit(loop.eval_step)(_model(), batch)
+    sums, _ = jax.jit(objectives.evaluate)(_model(), batch)
     np.testing.assert_allclose(-logp.sum(), sums['loss'], rtol=1e-5)
 
 
@@ -305,10 +311,11 @@ def test_score_of_a_row_does_not_depend_on_the_others(rule):
 
 
 def test_score_without_a_start_token():
-    logp = decoding.score(_model(), [[0, 3, 1, 2]], start_token=None)
+    headless = _model(start_token=-1)
+    logp = decoding.score(headless, [[0, 3, 1, 2]])
     wanted = decoding.score(_model(), [[3, 1, 2]])
     np.testing.assert_allclose(logp[0], [0.0, *wanted[0]], atol=2e-5)
-    np.testing.assert_array_equal(decoding.score(_model(), [[3]], start_token=None), 0)
+    np.testing.assert_array_equal(decoding.score(headless, [[3]]), 0)
 
 
 def test_what_is_generated_has_the_score_that_steps_gave_it():

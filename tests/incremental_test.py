@@ -185,20 +185,16 @@ def test_later_tokens_change_no_earlier_logit_at_all(changes):
 def test_hash_rotations_are_those_of_a_call(changes):
     model, tokens = models.build(**changes, layers=4), _tokens(16)
     key = jax.random.key(5)
-    rotations = model_lib.hash_rotations(model.config, key, length=16, rounds=3)
+    rotations = model_lib.hash_rotations(model.config, key, rounds=3)
     assert [r is None for r in rotations] == [True, False, True, False]
     call = jax.jit(lambda m, **options: m(tokens, **options), static_argnames='rounds')
     drawn = call(model, key=key, rounds=3)
     np.testing.assert_array_equal(drawn, call(model, key=key, hash_rotations=rotations))
 
 
-def test_strict_buckets_do_not_depend_on_the_length():
-    strict, reformer = (
-        models.config(rule=rule, buckets=()) for rule in ('strict', 'reformer')
-    )
-    assert model_config.hash_buckets(strict, 8) == 16
-    assert model_config.hash_buckets(strict, 32) == 16
-    assert model_config.hash_buckets(reformer, 8) == 4
+def test_buckets_do_not_depend_on_the_length():
+    assert model_config.hash_buckets(models.config(buckets=())) == 16
+    assert model_config.hash_buckets(models.config(buckets=(), length=16)) == 8
     tokens = _tokens()
     model = models.build(**_STRICT)
     np.testing.assert_allclose(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import small_models as models
 
+from reformer_jax import model_config
 from reformer_jax import prompts
 
 
@@ -16,7 +17,7 @@ def test_pad():
 def test_real_tokens_may_stand_anywhere():
     tokens = [[9, 1, 9, 2], [3, 9, 9, 9], [9, 9, 9, 4]]
     mask = np.array(tokens) != 9
-    made = prompts.prompts(models.config(), tokens, mask, 5, steps=2)
+    made = prompts.prompts(models.config(start_token=5), tokens, mask, steps=2)
     np.testing.assert_array_equal(made.tokens_BP, [[5, 1, 2], [5, 3, 0], [5, 4, 0]])
     np.testing.assert_array_equal(made.lengths_B, [3, 2, 2])
     assert made.capacity == 4
@@ -26,20 +27,24 @@ def test_real_tokens_may_stand_anywhere():
     'length, padded', [(1, 1), (3, 3), (4, 4), (5, 8), (31, 32), (32, 32)]
 )
 def test_padded_length(length, padded):
-    assert prompts.padded_length(models.config(), length) == padded
+    assert model_config.padded_length(models.config(), length) == padded
 
 
 def test_padded_length_with_different_chunks():
     config = models.config(local_chunk_length=8)
-    assert [prompts.padded_length(config, n) for n in (4, 5, 8, 9)] == [4, 8, 8, 16]
+    assert [model_config.padded_length(config, n) for n in (4, 5, 8, 9)] == [
+        4,
+        8,
+        8,
+        16,
+    ]
 
 
 def test_lengths_that_differ_little_share_their_shapes():
     def shapes(length):
         made = prompts.prompts(
-            models.config(length=2048, axial_shape=(64, 32)),
+            models.config(length=2048, axial_shape=(64, 32), start_token=-1),
             np.ones((1, length), int),
-            None,
             None,
             steps=10,
         )
@@ -51,21 +56,22 @@ def test_lengths_that_differ_little_share_their_shapes():
     assert shapes(1900) == (2048, 2048)
 
 
-@pytest.mark.parametrize('start, steps', [(None, 5), (0, 4)])
+@pytest.mark.parametrize('start, steps', [(-1, 5), (0, 4)])
 def test_longest_that_fits(start, steps):
     prompt = np.ones((1, 28), int)
-    made = prompts.prompts(models.config(), prompt, None, start, steps)
+    config = models.config(start_token=start)
+    made = prompts.prompts(config, prompt, None, steps)
     assert made.capacity == 32
     with pytest.raises(ValueError, match=f'steps={steps + 1} do not fit .*length=32'):
-        prompts.prompts(models.config(), prompt, None, start, steps + 1)
+        prompts.prompts(config, prompt, None, steps + 1)
 
 
 @pytest.mark.parametrize(
     'tokens, mask, changes, message',
     [
-        ([[]], None, {}, 'an empty prompt'),
+        ([[]], None, {'start_token': -1}, 'an empty prompt'),
         (np.zeros((0, 3), int), None, {}, 'an empty prompt'),
-        ([[1, 2], [3, 4]], [[1, 1], [0, 0]], {}, 'an empty prompt'),
+        ([[1, 2], [3, 4]], [[1, 1], [0, 0]], {'start_token': -1}, 'an empty prompt'),
         ([1, 2], None, {}, r'shape \(2,\)'),
         ([[1.0]], None, {}, 'float64'),
         ([[1, 2]], [[True]], {}, r'mask of shape \(1, 1\)'),
@@ -77,4 +83,4 @@ def test_longest_that_fits(start, steps):
 )
 def test_refused(tokens, mask, changes, message):
     with pytest.raises(ValueError, match=message):
-        prompts.prompts(models.config(**changes), tokens, mask, 0, steps=1)
+        prompts.prompts(models.config(**changes), tokens, mask, steps=1)

@@ -27,10 +27,12 @@ def config(**changes) -> model_config.ModelConfig:
         'axial_shape': (4, 8),
         'axial_sizes': (2, 6),
     }
+    if not changes.get('causal', True):
+        changes = {'head': 'masked_lm', **changes}
     return model_config.ModelConfig(**{**fields, **changes})
 
 
-def build(**changes) -> model_lib.ReformerLM:
+def build(**changes) -> model_lib.Reformer:
     """Parameters by name, the same for every config."""
     abstract = jax.eval_shape(lambda: model_lib.build(config(**changes), nnx.Rngs(0)))
 
