@@ -18,7 +18,7 @@ from reformer_jax import metrics
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.')
-_SPLITS = flags.DEFINE_list('splits', ['validation', 'test'], 'Splits to evaluate.')
+_SPLITS = flags.DEFINE_list('splits', [], 'Default: all but the training split.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
 )
@@ -34,16 +34,11 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if config is None:
         config = ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    step = _CHECKPOINT.value
     results = loop.evaluate(
-        config,
-        workdir,
-        splits=_SPLITS.value,
-        step=int(step) if step and step.isdigit() else step,
+        config, workdir, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
     rows = [{'split': split, **values} for split, values in results.items()]
-    columns = ('split', 'step', 'loss', 'bits_per_dim', 'accuracy', 'tokens')
-    print(metrics.table(rows, columns))
+    print(metrics.table(rows, tuple(rows[0])))
 
 
 if __name__ == '__main__':

@@ -22,7 +22,8 @@ from ml_collections import config_flags
 from reformer_jax import checkpoint
 from reformer_jax import data
 from reformer_jax import decoding
-from reformer_jax import loop
+from reformer_jax import initial
+from reformer_jax import preparation
 from reformer_jax import transcript
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
@@ -49,17 +50,16 @@ def main(argv: list[str]) -> None:
     workdir = _WORKDIR.value
     assert workdir is not None
     config = _CONFIG.value or ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    run = loop.prepare(config)
+    run = preparation.prepare(initial.resolve(config, workdir))
     text = _prompt()
     prompt = data.encode(run.config.data, text)
     stop = _stop_token(run.config.data)
-    step = _CHECKPOINT.value
-    with jax.set_mesh(run.mesh), checkpoint.Checkpointer(workdir) as checkpointer:
-        state, at_step = checkpointer.restore(
-            run.state, step=int(step) if step and step.isdigit() else step
+    with jax.set_mesh(run.mesh):
+        model, step = preparation.restore_model(
+            run.config, run.mesh, workdir, _CHECKPOINT.value
         )
         parts = decoding.stream(
-            state.model,
+            model,
             prompt[None],
             key=jax.random.key(_SEED.value),
             steps=_TOKENS.value,
@@ -70,7 +70,9 @@ def main(argv: list[str]) -> None:
             samples=_NUM_SAMPLES.value,
         )
         print(
-            f'step {at_step}; compiling, then {prompt.size:,} tokens', file=sys.stderr
+            f'checkpoint of step {step}: compiling, then reading the '
+            f'{prompt.size:,} tokens of the prompt',
+            file=sys.stderr,
         )
         decode = functools.partial(data.decode, run.config.data)
         transcript.write(text, parts, decode, stop=stop, steps=_TOKENS.value)

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
         workdir = f'runs/{name}'
         print(f'no --workdir: using {workdir}', flush=True)
     loop.train(_CONFIG.value, workdir)
+    if jax.process_index() == 0:
+        print(f'next: python eval.py --workdir={workdir}', flush=True)
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from configs import enwik8
 from reformer_jax import loop
 from reformer_jax import model as model_lib
 from reformer_jax import model_config
+from reformer_jax import preparation
 
 _MIB = 2**20
 _DEPTHS = (2, 8, 32)
@@ -61,12 +62,12 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 def compile_step(
     config: ml_collections.ConfigDict,
-) -> tuple[loop.Run, Any, dict[str, float]]:
+) -> tuple[preparation.Run, Any, dict[str, float]]:
     """The run, its compiled step (state, batch, key) -> (state, sums), and `measure`.
 
     The seconds are those of tracing, lowering and compiling together.
     """
-    run = loop.prepare(config)
+    run = preparation.prepare(config)
     with jax.set_mesh(run.mesh):
         start = time.perf_counter()
         compiled = loop.compile_train_step(run)

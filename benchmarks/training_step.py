@@ -28,8 +28,8 @@ from benchmarks import memory
 from benchmarks import small_lm
 from benchmarks import timing
 from configs import enwik8
-from reformer_jax import loop
 from reformer_jax import model_config
+from reformer_jax import preparation
 from reformer_jax import sharding
 
 _LENGTHS = tuple(2**exponent for exponent in range(11, 18))
@@ -80,7 +80,7 @@ def step(
     """
     run, compiled, info = memory.compile_step(config)
     init = functools.partial(
-        loop.init_state, run.config.model, run.optimizer, run.config.seed
+        preparation.init_state, run.config.model, run.optimizer, run.config.seed
     )
     shape = run.batch['tokens'].shape
     tokens_BL = np.random.default_rng(0).integers(256, size=shape, dtype=np.int32)

@@ -49,6 +49,7 @@ def _paper() -> ml_collections.ConfigDict:
     config.eval_batches = 1
     config.checkpoint_every = 1000
     config.keep_checkpoints = 2
+    config.init_from = ''
     config.accumulate = 1
     config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
@@ -79,6 +80,7 @@ def _paper() -> ml_collections.ConfigDict:
         'heads_at_once': 1,
         'dropout': 0.2,
         'attention_dropout': 0.2,
+        'local_attention_dropout': 0.2,
         'stack': 'reversible',
         'feed_forward_chunk_length': 4096,
         'loss_chunk_length': 4096,
@@ -119,6 +121,7 @@ def _small() -> dict:
             'dropout': 0.1,
             'heads_at_once': 0,
             'attention_dropout': 0.0,
+            'local_attention_dropout': 0.0,
             'feed_forward_chunk_length': 0,
         },
         'optimizer': {
@@ -156,6 +159,7 @@ def _tiny() -> dict:
             'heads_at_once': 0,
             'dropout': 0.0,
             'attention_dropout': 0.0,
+            'local_attention_dropout': 0.0,
             'feed_forward_chunk_length': 0,
             'loss_chunk_length': 0,
             'dtype': 'float32',

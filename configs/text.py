@@ -27,6 +27,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.eval_batches = 50
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
+    config.init_from = ''
     config.accumulate = 1
     config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {

@@ -26,6 +26,12 @@ open_workdir = run_folder.open_workdir
 load_config = run_folder.load_config
 
 
+def exists(workdir: str | os.PathLike[str]) -> bool:
+    """Whether the run in a folder has saved a checkpoint."""
+    folder = run_folder.absolute(workdir) / 'checkpoints'
+    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
 class Checkpointer:
     """Saves and restores the checkpoints of one run folder.
 
@@ -148,8 +154,8 @@ class Checkpointer:
             `jax.ShapeDtypeStruct`s with shardings. The devices need not be as many
             as those of the run that saved.
           iterator: set, in place, to where the saved one stood.
-          step: which checkpoint; 'best' for the one of lowest `best_metric`, None for
-            the latest.
+          step: which checkpoint, as a number or its digits; 'best' for the one of
+            lowest `best_metric`, None for the latest.
 
         Returns:
           The state and its step.
@@ -203,6 +209,8 @@ class Checkpointer:
         chosen = self.best_step() if step == 'best' else step
         if step is None:
             chosen = steps[-1]
+        elif isinstance(step, str) and step.isdecimal():
+            chosen = int(step)
         if not isinstance(chosen, int) or chosen not in steps:
             missing = 'best step' if step == 'best' else f'step {step!r}'
             listed = ', '.join(map(str, steps))

@@ -30,6 +30,8 @@ class RunConfig:
         one is always over the whole split.
       checkpoint_every: steps between checkpoints; 0 for only the final one.
       keep_checkpoints: how many of the latest to keep, besides the best.
+      init_from: folder that training starts from instead of fresh parameters, a Hugging
+        Face model or a run; '' for none. See initial.py.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
       mesh: devices along the axes data, fsdp and model.
       data: arguments of the dataset, see reformer_jax/data.
@@ -50,6 +52,7 @@ class RunConfig:
     data: Mapping[str, Any]
     model: model_config.ModelConfig
     optimizer: optimizer.OptimizerConfig
+    init_from: str = ''
 
 
 def run_config(config: ml_collections.ConfigDict) -> RunConfig:
@@ -89,7 +92,8 @@ def _section(kind: Any, fields: Any, prefix: str) -> Any:
 
 def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises a ValueError if model, data and mesh do not fit each other."""
-    batch_size, length = data.batch_shape(run.data)
+    _check_head(run)
+    (batch_size, length), _ = data.batch_spec(run.data)['tokens']
     vocab_size = data.vocab_size(run.data)
     if vocab_size > run.model.vocab_size:
         raise ValueError(
@@ -107,6 +111,20 @@ def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
         batch_size=batch_size // run.accumulate,
         heads=run.model.heads_at_once or run.model.heads,
     )
+
+
+def _check_head(run: RunConfig) -> None:
+    needed, classes = data.head(run.data), data.classes(run.data)
+    if run.model.head != needed:
+        raise ValueError(
+            f'dataset {run.data["dataset"]!r} is for a model with head={needed!r}, not '
+            f'with model.head={run.model.head!r}: change config.model.head or the data.'
+        )
+    if needed.endswith('classification') and run.model.classes != classes:
+        raise ValueError(
+            f'the data have {classes} classes and the model model.classes='
+            f'{run.model.classes}: set it to {classes}, or to 0 when a run starts.'
+        )
 
 
 def check_tokens(tokens_BL: np.ndarray, vocab_size: int) -> None:

@@ -5,20 +5,17 @@ them on the mesh, jits the step once and loops.
 """
 
 import dataclasses
-import datetime
 import functools
-import json
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -26,68 +23,23 @@ from reformer_jax import checkpoint
 from reformer_jax import compilation
 from reformer_jax import data
 from reformer_jax import experiment
-from reformer_jax import loss
+from reformer_jax import initial
 from reformer_jax import metrics
 from reformer_jax import model as model_lib
+from reformer_jax import objectives
 from reformer_jax import optimizer as optimizer_lib
+from reformer_jax import preparation
+from reformer_jax import run_folder
 from reformer_jax import sharding
 from reformer_jax import stopping
 
-Batch = Mapping[str, jax.Array]
-Sums = dict[str, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that training changes: the number of steps done, model, optimizer state."""
-
-    step: jax.Array
-    model: Any
-    opt_state: Any
-
-
-class Run(NamedTuple):
-    """What training and evaluation both need; holds no arrays."""
-
-    config: experiment.RunConfig
-    mesh: jax.sharding.Mesh
-    optimizer: optax.GradientTransformation
-    state: TrainState  # jax.ShapeDtypeStruct leaves with shardings
-    batch: Any  # jax.ShapeDtypeStruct leaves with shardings
+Batch = objectives.Batch
+Sums = objectives.Sums
+Run = preparation.Run
+TrainState = preparation.TrainState
 
 
 # --- The step ---------------------------------------------------------------------
-
-
-def init_state(
-    config: model_lib.ModelConfig, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    """Fresh parameters and optimizer state."""
-    model = model_lib.build(config, nnx.Rngs(jax.random.key(seed)))
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
-
-
-def sums(
-    model: model_lib.ReformerLM, batch: Batch, key: jax.Array | None, train: bool
-) -> tuple[jax.Array, Sums]:
-    """Weighted sum of the negative log-likelihood, and what means are made of.
-
-    The model sees the tokens shifted right by one and predicts each.
-    """
-    tokens_BL, weights_BL = batch['tokens'], batch['weights']
-    nll_BL, correct_BL = loss.cross_entropy(
-        functools.partial(model.logits, key=key, train=train),
-        model.streams(model_lib.shift_right(tokens_BL), key=key, train=train),
-        tokens_BL,
-        chunk_length=model.config.loss_chunk_length,
-    )
-    loss_sum = jnp.sum(nll_BL * weights_BL)
-    return loss_sum, {
-        'loss': loss_sum,
-        'accuracy': jnp.sum(correct_BL * weights_BL),
-        'weight': jnp.sum(weights_BL),
-    }
 
 
 def train_step(
@@ -101,7 +53,7 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """One optimizer step on the mean loss of the batch; returns its sums as well."""
     key = jax.random.fold_in(key, state.step)
-    gradient_of = jax.grad(functools.partial(sums, train=True), has_aux=True)
+    gradient_of = jax.grad(functools.partial(objectives.sums, train=True), has_aux=True)
 
     def add_part(total, inputs):
         index, part = inputs
@@ -128,11 +80,6 @@ def train_step(
     return TrainState(state.step + 1, model, opt_state), total
 
 
-def eval_step(model: model_lib.ReformerLM, batch: Batch) -> Sums:
-    """The sums of a batch without dropout, with the same hashes in every call."""
-    return sums(model, batch, None, train=False)[1]
-
-
 def _parts(batch: Batch, count: int) -> Batch:
     """[B, L] -> [count, B / count, L], each part with rows of every device."""
     return {
@@ -155,21 +102,28 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
       FloatingPointError: the loss is not finite.
     """
     started = time.monotonic()
-    run = prepare(config_dict)
+    config_dict = initial.resolve(config_dict, workdir)
+    run = preparation.prepare(config_dict)
     config = run.config
+    parameters = {}
+    if config.init_from and not checkpoint.exists(workdir):
+        parameters = initial.load_parameters(config, run.mesh)
     iterator = data.build(config.data, 'train')
     data.build(config.data, 'validation')  # an error now, not at the first evaluation
     folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
+    tokenizer = config.data.get('tokenizer', run_folder.NO_TOKENIZER)
+    if tokenizer != run_folder.NO_TOKENIZER:
+        run_folder.keep_tokenizer(folder, tokenizer)
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
         _writer(folder, config.steps) as writer,
         stopping.Stop(started, config.minutes) as stop,
     ):
-        state = _init_or_restore(run, checkpointer, iterator)
+        state = _init_or_restore(run, checkpointer, iterator, parameters)
         first_step = int(state.step)
         _say(_description(run, folder, first_step))
-        evaluate_model = _jit_eval_step(run)
+        evaluate_model = _jit_evaluate(run)
         if first_step < config.steps:
             state = _train_steps(
                 run, state, iterator, evaluate_model, checkpointer, writer, stop
@@ -232,14 +186,22 @@ def _train_steps(
     return state
 
 
-def _init_or_restore(run: Run, checkpointer, iterator) -> TrainState:
+def _init_or_restore(run: Run, checkpointer, iterator, parameters) -> TrainState:
     if checkpointer.latest_step() is not None:
         return checkpointer.restore(run.state, iterator)[0]
     init = functools.partial(
-        init_state, run.config.model, run.optimizer, run.config.seed
+        preparation.init_state, run.config.model, run.optimizer, run.config.seed
     )
     shardings = jax.tree.map(lambda x: x.sharding, run.state)
-    return jax.jit(init, out_shardings=shardings)()
+    state = jax.jit(init, out_shardings=shardings)()
+    if not parameters:
+        return state
+    model, fresh = initial.put(state.model, parameters)
+    _say(
+        f'started from {run.config.init_from}: {len(parameters)} parameters; fresh: '
+        f'{", ".join(fresh) or "none"}'
+    )
+    return dataclasses.replace(state, model=model)
 
 
 def compile_train_step(run: Run):
@@ -283,7 +245,7 @@ def evaluate(
     config: ml_collections.ConfigDict,
     workdir: str,
     *,
-    splits: Iterable[str] = ('validation', 'test'),
+    splits: Sequence[str] = (),
     step: int | str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a run's checkpoint on full passes over the splits.
@@ -295,21 +257,21 @@ def evaluate(
     Args:
       config: the model and the data to evaluate on.
       workdir: the run folder.
-      splits: names of splits.
+      splits: names of splits; () for all that the data have besides training's.
       step: which checkpoint; None for the newest, 'best' for the best on validation.
     """
-    run = prepare(config)
-    checkpoint.load_config(workdir)  # an error unless a run was started there
+    config = initial.resolve(config, workdir)
+    run = preparation.prepare(config)
     results = {}
-    with jax.set_mesh(run.mesh), checkpoint.Checkpointer(workdir) as checkpointer:
-        state, at_step = checkpointer.restore(run.state, step=step)
-        evaluate_model = _jit_eval_step(run)
-        for split in splits:
-            values = evaluate_split(run, evaluate_model, state.model, split, 0)
+    with jax.set_mesh(run.mesh):
+        model, at_step = preparation.restore_model(run.config, run.mesh, workdir, step)
+        evaluate_model = _jit_evaluate(run)
+        for split in splits or data.splits(run.config.data)[1:]:
+            values = evaluate_split(run, evaluate_model, model, split, 0)
             results[split] = {'step': at_step, **values}
     if jax.process_index() == 0:
-        path = _write_evaluation(workdir, at_step, config.to_dict(), results)
-        _say(f'wrote {path}')
+        record = {'results': results, 'config': config.to_dict()}
+        _say(f'wrote {run_folder.write_evaluation(workdir, at_step, record)}')
     return results
 
 
@@ -317,58 +279,30 @@ def evaluate_split(
     run: Run, evaluate_model, model: Any, split: str, batches: int
 ) -> dict[str, float]:
     """Means over the first `batches` batches of a split, or all of them if 0."""
-    totals: list[Sums] = []
+    outcomes, real_rows = [], []
     for index, batch in enumerate(data.build(run.config.data, split)):
         if batches and index == batches:
             break
         experiment.check_tokens(batch['tokens'], run.config.model.vocab_size)
-        totals.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
-    host = jax.device_get(totals)
-    total = {name: sum(float(s[name]) for s in host) for name in host[0]}
-    return metrics.means(total) | {'tokens': total['weight']}
+        outcomes.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
+        if 'mask' in batch:
+            real_rows.append(batch['mask'].any(axis=1))
+    sums, predictions = zip(*jax.device_get(outcomes), strict=True)
+    total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+    values = metrics.means(total)
+    if predictions[0] is None:
+        return values | {'tokens': total['weight']}
+    predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
+    scores = data.score(run.config.data, split, predicted)
+    return values | scores | {'examples': total['weight']}
 
 
-def _jit_eval_step(run: Run):
+def _jit_evaluate(run: Run):
     return jax.jit(
-        eval_step,
+        objectives.evaluate,
         out_shardings=NamedSharding(run.mesh, P()),
         compiler_options=compilation.options(),
     )
-
-
-def _write_evaluation(workdir, step, config, results) -> pathlib.Path:
-    folder = pathlib.Path(workdir) / 'evaluations'
-    folder.mkdir(exist_ok=True)
-    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
-    path = folder / f'step_{step}_{now}.json'
-    with open(path, 'x', encoding='utf-8') as file:
-        json.dump({'results': results, 'config': config}, file, indent=1)
-    return path
-
-
-# --- From config to shapes --------------------------------------------------------
-
-
-def prepare(config_dict: ml_collections.ConfigDict) -> Run:
-    """Checks the config and lays the run out on the devices; computes no array."""
-    config = experiment.run_config(config_dict)
-    mesh = sharding.make_mesh(config.mesh)
-    experiment.check(config, mesh)
-    optimizer = optimizer_lib.build(config.optimizer, config.steps)
-    init = functools.partial(init_state, config.model, optimizer, config.seed)
-    shapes = jax.eval_shape(init)
-    state = jax.tree.map(_with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
-    rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
-    shape = data.batch_shape(config.data)
-    batch = {
-        'tokens': jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows),
-        'weights': jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows),
-    }
-    return Run(config, mesh, optimizer, state, batch)
-
-
-def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _writer(folder: pathlib.Path, steps: int) -> Any:

@@ -279,11 +279,21 @@ def means(total: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+# What a summary of a classifier's evaluation shows, where there is such a value.
+_SCORES = ('accuracy', 'f1', 'exact_match', 'precision', 'recall', 'pearson')
+
+
 def summary(split: str, step: int, values: Mapping[str, float]) -> str:
-    """One line on an evaluation."""
+    """One line on an evaluation, of a language model by `tokens` or of `examples`."""
+    if 'tokens' in values:
+        return (
+            f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
+            f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
+        )
+    scores = [f'{name} {values[name]:.4f}' for name in _SCORES if name in values]
     return (
-        f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
-        f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
+        f'{split} after {step} steps: loss {values["loss"]:.4f}, '
+        f'{", ".join(scores)}, {values["examples"]:.0f} examples'
     )
 
 

@@ -1,6 +1,8 @@
 """Learning-rate schedules and optax optimizers."""
 
 import dataclasses
+import functools
+import re
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from reformer_jax import sharding
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')
+
+_TRAINED, _FROZEN = 'trained', 'frozen'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,9 @@ class OptimizerConfig:
       eps: Adam's.
       weight_decay: adamw's, on matrices only.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+      frozen: regular expression; parameters in whose names it is found stay as they
+        are, '' for none. Names are those of checkpoints: embedding, position_tables.0,
+        layers.<place in the pattern>.attention.query_key, norm.scale, head.output ...
     """
 
     name: str = 'adam'
@@ -41,6 +48,7 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    frozen: str = ''
 
     def __post_init__(self):
         for name, allowed in (('name', NAMES), ('decay', DECAYS)):
@@ -62,6 +70,12 @@ class OptimizerConfig:
             raise ValueError(
                 f'optimizer.clip_norm={self.clip_norm} is negative: 0 does not clip.'
             )
+        try:
+            re.compile(self.frozen)
+        except re.error as error:
+            raise ValueError(
+                f'optimizer.frozen={self.frozen!r} is no regular expression ({error}).'
+            ) from error
 
 
 def defaults() -> dict[str, Any]:
@@ -109,8 +123,34 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     else:
         optimizer = optax.adam(rate, config.b1, config.b2, config.eps)
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        clip = optax.clip_by_global_norm(config.clip_norm)
+        optimizer = optax.chain(clip, optimizer)
+    if config.frozen:
+        parts = {_TRAINED: optimizer, _FROZEN: optax.set_to_zero()}
+        label = functools.partial(_labels, config)
+        optimizer = optax.partition(parts, label)
     return optimizer
+
+
+def check_frozen(config: OptimizerConfig, model: Any) -> None:
+    """Raises a ValueError if `frozen` freezes nothing or everything."""
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    names = [sharding.leaf_name(path) for path, _ in leaves]
+    count = sum(re.search(config.frozen, name) is not None for name in names)
+    if config.frozen and count in (0, len(names)):
+        what = 'every parameter' if count else 'no parameter'
+        raise ValueError(
+            f'optimizer.frozen={config.frozen!r} is found in {what}. There are: '
+            f'{", ".join(names)}.'
+        )
+
+
+def _labels(config: OptimizerConfig, tree: Any) -> Any:
+    def label(path: Any, _: Any) -> str:
+        frozen = re.search(config.frozen, sharding.leaf_name(path))
+        return _FROZEN if frozen else _TRAINED
+
+    return jax.tree_util.tree_map_with_path(label, tree)
 
 
 def is_matrix(tree: Any) -> Any:

@@ -6,6 +6,8 @@ A run folder (`workdir`) holds
     runs.jsonl                        one line per start: when, what command and code
     checkpoints/<step>/               see checkpoint.py
     metrics.jsonl, tensorboard/       see metrics.py
+    evaluations/                      one file per call of eval.py
+    tokenizer.model                   the SentencePiece model of the data, if any
 """
 
 import datetime
@@ -36,6 +38,9 @@ CHANGEABLE = (
 
 ABSENT = '(absent)'
 _LISTED = 8  # differences an error message names before it only counts them
+# data.tokenizer of texts read as bytes, which need no file.
+NO_TOKENIZER = 'bytes'
+_TOKENIZER = 'tokenizer.model'
 _TEMPORARY = '.config.json.tmp'
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
@@ -86,7 +91,7 @@ def open_workdir(
 
 
 def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The newest config of the run in `workdir`.
+    """The newest config of the run in `workdir`, with its own copy of the tokenizer.
 
     Raises:
       FileNotFoundError: there is no run in `workdir`.
@@ -98,7 +103,51 @@ def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f'no config.json in {path}: no run was started there. Give --workdir the '
             'folder that train.py was started with.'
         )
-    return _read_json(files[-1])
+    config = _read_json(files[-1])
+    tokenizer = find_tokenizer(path)
+    if tokenizer is not None:
+        config['data']['tokenizer'] = tokenizer
+    return config
+
+
+def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
+    """The SentencePiece model in a run folder or in a Hugging Face one, if any."""
+    files = (absolute(folder) / name for name in (_TOKENIZER, 'spiece.model'))
+    return next((str(file) for file in files if file.is_file()), None)
+
+
+def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
+    """Copies a tokenizer into the run folder, which then uses its own.
+
+    Raises:
+      ValueError: the folder has another one.
+    """
+    if jax.process_index() != 0:
+        return
+    kept = absolute(workdir) / _TOKENIZER
+    content = pathlib.Path(source).read_bytes()
+    if not kept.is_file():
+        temporary = kept.with_name(f'.{_TOKENIZER}.tmp')
+        temporary.write_bytes(content)
+        os.rename(temporary, kept)
+    elif kept.read_bytes() != content:
+        raise ValueError(
+            f'the tokenizer {source} differs from the one that the run started with, '
+            f'{kept}. Use that one, or another --workdir.'
+        )
+
+
+def write_evaluation(
+    workdir: str | os.PathLike[str], step: int, record: Mapping[str, Any]
+) -> pathlib.Path:
+    """Writes a new file `<workdir>/evaluations/step_<step>_<time>.json`."""
+    folder = absolute(workdir) / 'evaluations'
+    folder.mkdir(exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
+    path = folder / f'step_{step}_{now}.json'
+    with open(path, 'x', encoding='utf-8') as file:
+        json.dump(record, file, indent=1)
+    return path
 
 
 def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -197,6 +246,10 @@ def _check_same_run(
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
         for name in [*old, *(name for name in new if name not in old)]
         if name.split('.')[0] not in CHANGEABLE
+        and not (
+            name == 'data.tokenizer'
+            and NO_TOKENIZER not in (old.get(name), new.get(name))
+        )
         and json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
     ]
     if differing:

@@ -1,7 +1,7 @@
 """Cached decoding of a run against teacher forcing, on its test split.
 
   python reports/decoding.py runs/enwik8_tiny
-  python reports/decoding.py runs/duplication_tiny --sequences 100
+  python reports/decoding.py runs/duplication_tiny --sequences 500 --rounds 8
 
 Prints bits per token of the same sequences, read at once (as in evaluation) and token
 by token through the caches, which differ by rounding with the strict rule and by the
@@ -27,15 +27,15 @@ from reformer_jax import compilation
 from reformer_jax import data
 from reformer_jax import decoding
 from reformer_jax import incremental
-from reformer_jax import loop
 from reformer_jax import metrics
 from reformer_jax import model as model_lib
+from reformer_jax import preparation
 
 
-def token_by_token(model: model_lib.ReformerLM, tokens_BL: np.ndarray) -> np.ndarray:
+def token_by_token(model: model_lib.Reformer, tokens_BL: np.ndarray) -> np.ndarray:
     """Log-probabilities [B, L] of tokens, each read alone."""
     batch, length = tokens_BL.shape
-    shifted_BL = model_lib.shift_right(jnp.asarray(tokens_BL))
+    shifted_BL = model_lib.shift_right(model.config, jnp.asarray(tokens_BL))
 
     def logp(logits_BV, tokens_B):
         return jax.nn.log_softmax(logits_BV)[jnp.arange(batch), tokens_B]
@@ -59,9 +59,7 @@ def token_by_token(model: model_lib.ReformerLM, tokens_BL: np.ndarray) -> np.nda
     return np.asarray(compiled(model, shifted_BL.T, jnp.asarray(tokens_BL).T)).T
 
 
-def compare(
-    model: model_lib.ReformerLM, batch: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def compare(model: model_lib.Reformer, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """Bits per token both ways, and how far apart they are at single tokens."""
     weights = batch['weights'] > 0
     at_once = decoding.score(model, batch['tokens'])[weights] / -np.log(2)
@@ -76,7 +74,7 @@ def compare(
     }
 
 
-def copied(model: model_lib.ReformerLM, tokens_BL: np.ndarray) -> int:
+def copied(model: model_lib.Reformer, tokens_BL: np.ndarray) -> int:
     """How many words of sequences 0 w 0 w greedy decoding repeats exactly."""
     half = tokens_BL.shape[1] // 2
     made = decoding.generate(
@@ -103,18 +101,18 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description='Cached decoding of a run.')
     parser.add_argument('workdir', help='run folder')
     parser.add_argument('--sequences', type=int, default=32, help='of the test split')
+    parser.add_argument('--rounds', type=int, help="instead of the run's")
     options = parser.parse_args(arguments)
     config = ml_collections.ConfigDict(checkpoint.load_config(options.workdir))
-    run = loop.prepare(config)
-    with (
-        jax.set_mesh(run.mesh),
-        checkpoint.Checkpointer(options.workdir) as checkpointer,
-    ):
-        state, step = checkpointer.restore(run.state)
+    if options.rounds:
+        config.model.rounds = options.rounds
+    run = preparation.prepare(config)
+    with jax.set_mesh(run.mesh):
+        model, step = preparation.restore_model(run.config, run.mesh, options.workdir)
         batch = sequences(config, options.sequences)
-        row = {'step': step, **compare(state.model, batch)}
+        row = {'step': step, **compare(model, batch)}
         if config.data.dataset == 'duplication':
-            count = copied(state.model, batch['tokens'])
+            count = copied(model, batch['tokens'])
             row['copied'] = f'{count} of {len(batch["tokens"])}'
     print(metrics.table([row], tuple(row)))
 

@@ -19,8 +19,8 @@ from benchmarks import timing
 from benchmarks import training_step
 from reformer_jax import experiment
 from reformer_jax import hashing
-from reformer_jax import loop
 from reformer_jax import model as model_lib
+from reformer_jax import preparation
 from reports import decoding as decoding_report
 from reports import figure5
 
@@ -187,7 +187,7 @@ def test_peers_train_a_model_of_our_size(name):
         model, _ = peers.build_peer(name, 256, 8)
         loss = peers.build_step(name, 256, 8)()
     assert math.isfinite(loss)
-    state = loop.prepare(training_step.config(256)).state
+    state = preparation.prepare(training_step.config(256)).state
     ours = model_lib.parameter_count(state.model)
     theirs = sum(parameter.numel() for parameter in model.parameters())
     assert 0.8 < theirs / ours < 1.2

@@ -12,6 +12,10 @@ _VARIANTS = {
     'enwik8': ['', 'small', 'tiny', 'million'],
     'duplication': ['', 'tiny'],
     'text': ['', 'tiny'],
+    'masked_text': ['', 'tiny'],
+    'classification': ['', 'imdb', 'sst2'],
+    'named_entities': ['', 'conll2003'],
+    'question_answering': ['', 'squad'],
 }
 _EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
 
@@ -27,13 +31,18 @@ def test_every_config_is_listed_here():
 
 @pytest.mark.parametrize(('name', 'variant'), _EACH)
 def test_config_is_valid(name, variant):
-    run = experiment.run_config(_config(name, variant))
+    config = _config(name, variant)
+    if config.model.head.endswith('classification'):
+        assert config.model.classes == 0  # found in the data when a run starts
+        config.model.classes = 2
+    run = experiment.run_config(config)
     assert run.model.length >= 64
 
 
 @pytest.mark.parametrize('name', _VARIANTS)
 def test_unknown_variant_is_named_with_the_known(name):
-    with pytest.raises(ValueError, match=r"unknown variant 'tinny'.*tiny"):
+    known = _VARIANTS[name][-1]
+    with pytest.raises(ValueError, match=rf"unknown variant 'tinny'.*{known}"):
         _config(name, 'tinny')
 
 

@@ -15,7 +15,9 @@ from configs import text
 from reformer_jax import checkpoint
 from reformer_jax import loop
 from reformer_jax import metrics
+from reformer_jax import objectives
 from reformer_jax import optimizer as optimizer_lib
+from reformer_jax import preparation
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +58,9 @@ def _config(text_file, **changes) -> ml_collections.ConfigDict:
 
 
 def _arrays(workdir) -> dict[str, np.ndarray]:
-    run = loop.prepare(ml_collections.ConfigDict(checkpoint.load_config(workdir)))
+    run = preparation.prepare(
+        ml_collections.ConfigDict(checkpoint.load_config(workdir))
+    )
     with checkpoint.Checkpointer(workdir) as checkpointer:
         state, _ = checkpointer.restore(run.state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -140,8 +144,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
     config.model.update(
         {'dropout': 0.0, 'attention_dropout': 0.0, 'pattern': ('local',)}
     )
-    run = loop.prepare(config)
-    state = loop.init_state(run.config.model, run.optimizer, 0)
+    run = preparation.prepare(config)
+    state = preparation.init_state(run.config.model, run.optimizer, 0)
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     weights = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 64)).astype(jnp.float32)
     batch = {'tokens': tokens, 'weights': weights}
@@ -163,12 +167,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
 
 
 def test_padding_positions_do_not_count(text_file):
-    run = loop.prepare(_config(text_file))
-    model = loop.init_state(run.config.model, run.optimizer, 0).model
+    run = preparation.prepare(_config(text_file))
+    model = preparation.init_state(run.config.model, run.optimizer, 0).model
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     half = jnp.where(jnp.arange(64) < 32, 1.0, 0.0) * jnp.ones((4, 1))
-    total = loop.eval_step(model, {'tokens': tokens, 'weights': half})
-    nothing = loop.eval_step(model, {'tokens': tokens, 'weights': 0 * half})
+    total, _ = objectives.evaluate(model, {'tokens': tokens, 'weights': half})
+    nothing, _ = objectives.evaluate(model, {'tokens': tokens, 'weights': 0 * half})
     assert total['weight'] == 128
     assert nothing['loss'] == nothing['accuracy'] == 0
 
@@ -207,7 +211,12 @@ def test_another_config_does_not_touch_the_run(finished, text_file, tmp_path):
     ('field', 'value', 'message'),
     [
         ('model.axial_shape', (4, 8), r'32 positions for length=64: enlarge'),
-        ('model.lsh_chunk_length', 24, r'length 64 is no multiple of chunk_length=24'),
+        ('model.lsh_chunk_length', 0, r'lsh_chunk_length=0 must be at least 1'),
+        ('init_from', 'no/such/model', r"init_from='no/such/model' is no folder"),
+        ('model.head', 'none', r"is for a model with head='lm', not .*head='none'"),
+        ('optimizer.frozen', 'embeding', r"frozen='embeding' is found in no parameter"),
+        ('optimizer.frozen', '.', r"frozen='.' is found in every parameter"),
+        ('optimizer.frozen', '(', r"frozen='\(' is no regular expression"),
         ('model.buckets', (7,), r'7 is not an even number'),
         ('model.vocab_size', 100, r'token ids up to 257.*at least 258'),
         ('model.length', 32, r'64 tokens is longer than the model'),
@@ -241,7 +250,7 @@ def test_an_unknown_field_is_named(text_file, section):
     with config.unlocked():
         (config[section] if section else config).wdith = 1
     with pytest.raises(ValueError, match='wdith'):
-        loop.prepare(config)
+        preparation.prepare(config)
 
 
 def test_token_ids_out_of_range_are_an_error(tmp_path):

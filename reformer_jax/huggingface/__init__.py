@@ -1,0 +1,226 @@
+"""Reads and writes the folders of Hugging Face transformers' Reformer models.
+
+A folder holds config.json (fields.py) and model.safetensors (tensors.py). All five
+classes: ReformerModel (head 'none'), ReformerModelWithLMHead, ReformerForMaskedLM,
+ReformerForSequenceClassification, ReformerForQuestionAnswering. The bias of the
+language modelling head is applied, which transformers 5 forgets.
+
+  python -m reformer_jax.huggingface import FOLDER WORKDIR
+  python -m reformer_jax.huggingface export WORKDIR FOLDER
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from reformer_jax import model as model_lib
+from reformer_jax import model_config
+from reformer_jax.huggingface import fields as fields_lib
+from reformer_jax.huggingface import tensors as tensors_lib
+
+CONFIG = 'config.json'
+SAFETENSORS = 'model.safetensors'
+PYTORCH = 'pytorch_model.bin'
+_TEMPORARY = '.tmp'
+_LISTED = 8  # names that an error lists
+
+# Shape of a tensor and the tensor itself, by its name.
+Reader = tuple[Mapping[str, tuple[int, ...]], Callable[[str], np.ndarray]]
+
+
+def load(
+    directory: str | os.PathLike[str], *, pytorch: bool = False
+) -> tuple[model_config.ModelConfig, model_lib.Reformer]:
+    """Reads a model that transformers saved; float32 whatever the file's dtype.
+
+    Args:
+      directory: with config.json and model.safetensors.
+      pytorch: also read a pytorch_model.bin, where there is nothing better, with torch
+        and its restricted unpickler (weights_only).
+
+    Returns:
+      The config and the model, on the default device.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: the config is of another model, or a file is damaged or does not have
+        exactly the model's tensors.
+    """
+    folder = pathlib.Path(directory).expanduser()
+    config = load_config(folder)
+    file = _weights(folder, pytorch)
+    wanted = list(tensors_lib.tensors(config))
+    abstract, structure = jax.tree.flatten(tensors_lib.abstract_model(config))
+    leaves: list[Any] = []
+    with _reader(file) as (shapes, read):
+        _check(wanted, shapes, file)
+        by_leaf: dict[int, list[tensors_lib.Tensor]] = {}
+        for tensor in wanted:
+            by_leaf.setdefault(tensor.leaf, []).append(tensor)
+        for number, leaf in enumerate(abstract):
+            parameter = np.empty(leaf.shape, np.float32)
+            for tensor in by_leaf[number]:
+                tensors_lib.to_parameter(tensor, read(tensor.name), parameter)
+            leaves.append(jnp.asarray(parameter))
+    return config, jax.tree.unflatten(structure, leaves)
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: model_config.ModelConfig,
+    model: model_lib.Reformer,
+    *,
+    like: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model as transformers does; what load read gives the same files.
+
+    Args:
+      directory: created when absent; must not hold a model.
+      config: of the model, see fields.from_model_config for what transformers has.
+      model: its parameters are written as float32.
+      like: fields of a config.json (load_fields) whose further fields are kept.
+
+    Raises:
+      FileExistsError: the folder holds a model.
+      ValueError: transformers has no such model.
+    """
+    folder = pathlib.Path(directory).expanduser()
+    fields = fields_lib.from_model_config(config, like)
+    for name in (CONFIG, SAFETENSORS):
+        if (folder / name).exists():
+            raise FileExistsError(
+                f'{folder / name} exists and is left as it is: give a new folder.'
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = jax.tree.leaves(model)
+    arrays = {
+        tensor.name: tensors_lib.to_file(tensor, leaves[tensor.leaf])
+        for tensor in tensors_lib.tensors(config)
+    }
+    temporary = folder / (SAFETENSORS + _TEMPORARY)
+    safetensors.numpy.save_file(arrays, temporary, metadata={'format': 'pt'})
+    os.rename(temporary, folder / SAFETENSORS)
+    # Last, so that a folder with it is complete.
+    temporary = folder / (CONFIG + _TEMPORARY)
+    text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
+    temporary.write_text(text, encoding='utf-8')
+    os.rename(temporary, folder / CONFIG)
+
+
+def load_config(directory: str | os.PathLike[str]) -> model_config.ModelConfig:
+    """The config alone; errors as of `load`."""
+    source = str(pathlib.Path(directory).expanduser() / CONFIG)
+    return fields_lib.to_model_config(load_fields(directory), source)
+
+
+def load_fields(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a folder's config.json.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is no JSON object.
+    """
+    file = pathlib.Path(directory).expanduser() / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(
+            f'no {CONFIG} in {file.parent}: give the folder of a Reformer that '
+            'transformers saved (save_pretrained).'
+        )
+    try:
+        fields = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file} is not JSON ({error}): copy it again.') from error
+    if not isinstance(fields, dict):
+        raise ValueError(f'{file} holds no JSON object: copy it again.')
+    return fields
+
+
+def is_model(directory: str | os.PathLike[str]) -> bool:
+    """Whether a folder looks like one of transformers'."""
+    return (pathlib.Path(directory).expanduser() / CONFIG).is_file() and (
+        'model_type' in load_fields(directory)
+    )
+
+
+def _weights(folder: pathlib.Path, pytorch: bool) -> pathlib.Path:
+    if (folder / SAFETENSORS).is_file():
+        return folder / SAFETENSORS
+    if not (folder / PYTORCH).is_file():
+        raise FileNotFoundError(
+            f'no {SAFETENSORS} in {folder}: copy it there, or save the model again in '
+            'one piece (max_shard_size).'
+        )
+    if not pytorch:
+        raise ValueError(
+            f'{folder} has only {PYTORCH}, a pickle, which is not loaded unless asked '
+            'for: import it once with --pytorch (pytorch=True), which takes torch.'
+        )
+    return folder / PYTORCH
+
+
+@contextlib.contextmanager
+def _reader(file: pathlib.Path) -> Iterator[Reader]:
+    try:
+        if file.name == PYTORCH:
+            yield _read_pytorch(file)
+            return
+        with safetensors.safe_open(file, framework='numpy') as opened:
+            names = opened.keys()
+            shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}
+            yield shapes, opened.get_tensor
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f'{file} is truncated or damaged ({error}): copy it again.'
+        ) from error
+
+
+def _read_pytorch(file: pathlib.Path) -> Reader:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f'{file} can only be read with torch, which is not installed: install it, '
+            f'or save the model as {SAFETENSORS}.'
+        ) from error
+    try:
+        state = torch.load(file, map_location='cpu', weights_only=True, mmap=True)
+    except Exception as error:  # whatever the unpickler says
+        raise ValueError(f'{file} cannot be read by torch ({error}).') from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return shapes, lambda name: state[name].float().numpy()
+
+
+def _check(
+    wanted: list[tensors_lib.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    file: pathlib.Path,
+) -> None:
+    """Raises a ValueError unless the file has the model's tensors and no others."""
+    expected = {tensor.name: tuple(tensor.shape) for tensor in wanted}
+    problems = [f'{name} is missing' for name in expected if name not in shapes]
+    problems += [
+        f'{name} is unknown'
+        for name in shapes
+        if name not in expected and not tensors_lib.is_ignored(name)
+    ]
+    problems += [
+        f'{name} has shape {list(shapes[name])} instead of {list(shape)}'
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
+    ]
+    if problems:
+        more = [f'and {len(problems) - _LISTED} more'][: len(problems) > _LISTED]
+        listed = '\n'.join(f'  {line}' for line in [*problems[:_LISTED], *more])
+        raise ValueError(
+            f'{file} does not fit the {CONFIG} beside it:\n{listed}\n'
+            'The two files are of different models: copy both again.'
+        )

@@ -1,0 +1,187 @@
+"""Between Hugging Face folders and run folders.
+
+python -m reformer_jax.huggingface import FOLDER WORKDIR
+    a run folder with the model as its checkpoint of step 0, to sample from, evaluate
+    and start from (--config.init_from takes FOLDER itself as well)
+python -m reformer_jax.huggingface export WORKDIR FOLDER
+    a run's model for transformers, with the config.json of what it was started from
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import ml_collections
+
+from reformer_jax import checkpoint
+from reformer_jax import experiment
+from reformer_jax import huggingface
+from reformer_jax import model_config
+from reformer_jax import optimizer
+from reformer_jax import preparation
+from reformer_jax import run_folder
+from reformer_jax import sharding
+
+# In an imported run folder: the config.json that the model came with.
+_ORIGINAL = 'huggingface.json'
+
+_DATASETS: dict[str, dict[str, Any]] = {
+    'classification': {
+        'dataset': 'classification',
+        'text_columns': ('text',),
+        'label_column': 'label',
+        'kind': 'single',
+    },
+    'question_answering': {
+        'dataset': 'question_answering',
+        'question_column': 'question',
+        'context_column': 'context',
+        'answers_column': 'answers',
+    },
+}
+
+
+def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
+    """Makes a run folder of a model that transformers saved.
+
+    Raises:
+      FileExistsError: there is something in `workdir`.
+      FileNotFoundError, ValueError: as huggingface.load.
+    """
+    config, model = huggingface.load(folder, pytorch=pytorch)
+    if checkpoint.exists(workdir):
+        raise FileExistsError(f'{workdir} is a run already: give a new folder.')
+    tokenizer = run_folder.find_tokenizer(folder)
+    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER)
+    path = checkpoint.open_workdir(workdir, fields)
+    if tokenizer:
+        run_folder.keep_tokenizer(path, tokenizer)
+    shutil.copyfile(
+        pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
+    )
+    run = experiment.run_config(ml_collections.ConfigDict(fields))
+    state = preparation.init_state(config, preparation.optimizer(run), run.seed)
+    with checkpoint.Checkpointer(path, keep=1) as checkpointer:
+        checkpointer.save(0, dataclasses.replace(state, model=model))
+
+
+def export_run(
+    workdir: str,
+    folder: str,
+    *,
+    step: str | None = None,
+    rule_trax: bool = False,
+) -> None:
+    """Writes a run's model for transformers.
+
+    Args:
+      workdir: the run folder.
+      folder: a new folder.
+      step: which checkpoint, see Checkpointer.restore.
+      rule_trax: whether a model of another rule is exported as one of rule 'trax',
+        which transformers computes: the same parameters, other look-around.
+
+    Raises:
+      FileExistsError: the folder holds a model.
+      ValueError: transformers has no such model.
+    """
+    fields = checkpoint.load_config(workdir)
+    run = experiment.run_config(ml_collections.ConfigDict(fields))
+    model, _ = preparation.restore_model(run, sharding.make_mesh(), workdir, step)
+    config = run.model
+    if rule_trax:
+        config = dataclasses.replace(config, rule='trax', within_bucket=False)
+    huggingface.save(folder, config, model, like=_original(workdir, run.init_from))
+    tokenizer = run_folder.find_tokenizer(workdir)
+    if tokenizer:
+        target = pathlib.Path(folder).expanduser() / 'spiece.model'
+        shutil.copyfile(tokenizer, target)
+
+
+def _original(workdir: str, source: str) -> dict[str, Any] | None:
+    """The config.json that a run's model, or what it started from, came with."""
+    file = run_folder.absolute(workdir) / _ORIGINAL
+    if file.is_file():
+        return json.loads(file.read_text(encoding='utf-8'))
+    if source and huggingface.is_model(source):
+        return huggingface.load_fields(source)
+    return None
+
+
+def _run_fields(config: model_config.ModelConfig, tokenizer: str) -> dict[str, Any]:
+    """The config of an imported run: its model, and data of the kind it is for."""
+    data: dict[str, Any] = {
+        'tokenizer': tokenizer,
+        'length': config.length,
+        'batch_size': 1,
+        'seed': 0,
+    }
+    if config.head in _DATASETS:
+        data |= {**_DATASETS[config.head], 'source': ''}
+        if config.head == 'classification':
+            data['labels'] = tuple(f'LABEL_{n}' for n in range(config.classes))
+    else:
+        masked = 0.15 if config.head == 'masked_lm' else 0.0
+        data |= {'dataset': 'text', 'path': '', 'masked_fraction': masked}
+    return {
+        'seed': 0,
+        'steps': 1,
+        'minutes': 0.0,
+        'log_every': 1,
+        'eval_every': 0,
+        'eval_batches': 0,
+        'checkpoint_every': 0,
+        'keep_checkpoints': 1,
+        'init_from': '',
+        'accumulate': 1,
+        'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
+        'data': data,
+        'model': dataclasses.asdict(config),
+        'optimizer': {**optimizer.defaults(), 'name': 'adafactor'},
+    }
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog='python -m reformer_jax.huggingface',
+        description='Hugging Face Reformers as run folders, and back.',
+    )
+    commands = parser.add_subparsers(dest='command', required=True)
+    importing = commands.add_parser('import', help='a folder of transformers')
+    importing.add_argument('folder')
+    importing.add_argument('workdir', help='the new run folder')
+    importing.add_argument(
+        '--pytorch', action='store_true', help='also read a pytorch_model.bin'
+    )
+    exporting = commands.add_parser('export', help="a run's model")
+    exporting.add_argument('workdir', help='the run folder')
+    exporting.add_argument('folder', help='the new folder')
+    exporting.add_argument('--checkpoint', help="step, or 'best'; default: the newest")
+    exporting.add_argument(
+        '--rule_trax',
+        action='store_true',
+        help="export a model of another rule as one of rule 'trax'",
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == 'import':
+            import_folder(given.folder, given.workdir, pytorch=given.pytorch)
+        else:
+            export_run(
+                given.workdir,
+                given.folder,
+                step=given.checkpoint,
+                rule_trax=given.rule_trax,
+            )
+    except (FileExistsError, FileNotFoundError, ValueError) as error:
+        parser.exit(1, f'{error}\n')
+    written = given.workdir if given.command == 'import' else given.folder
+    print(f'wrote {written}')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

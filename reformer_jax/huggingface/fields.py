@@ -1,0 +1,242 @@
+"""config.json of Hugging Face's Reformer and ModelConfig, either way.
+
+Their model is rule 'trax' with separate output weights and without a start token.
+Field names and defaults are those of transformers 5.23.0, models/reformer/
+configuration_reformer.py.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from reformer_jax import model_config
+
+MODEL_TYPE = 'reformer'
+
+# Class of transformers -> head.
+_HEADS = {
+    'ReformerModelWithLMHead': 'lm',
+    'ReformerForMaskedLM': 'masked_lm',
+    'ReformerForSequenceClassification': 'classification',
+    'ReformerForQuestionAnswering': 'question_answering',
+    'ReformerModel': 'none',
+}
+
+# hidden_act -> activation.
+_ACTIVATIONS = {
+    'relu': 'relu',
+    'gelu': 'gelu_erf',
+    'gelu_new': 'gelu',
+    'gelu_pytorch_tanh': 'gelu',
+    'silu': 'swish',
+    'swish': 'swish',
+}
+
+# Theirs -> ours where the value is the same; the defaults of transformers.
+_SAME: dict[str, tuple[str, Any]] = {
+    'vocab_size': ('vocab_size', 320),
+    'hidden_size': ('d_model', 256),
+    'feed_forward_size': ('d_ff', 512),
+    'num_attention_heads': ('heads', 12),
+    'attention_head_size': ('head_size', 64),
+    'is_decoder': ('causal', False),
+    'local_attn_chunk_length': ('local_chunk_length', 64),
+    'local_num_chunks_before': ('local_chunks_before', 1),
+    'local_num_chunks_after': ('local_chunks_after', 0),
+    'lsh_attn_chunk_length': ('lsh_chunk_length', 64),
+    'lsh_num_chunks_before': ('lsh_chunks_before', 1),
+    'lsh_num_chunks_after': ('lsh_chunks_after', 0),
+    'num_hashes': ('rounds', 1),
+    'layer_norm_eps': ('norm_epsilon', 1e-12),
+    'hidden_dropout_prob': ('dropout', 0.05),
+    'lsh_attention_probs_dropout_prob': ('attention_dropout', 0.0),
+    'local_attention_probs_dropout_prob': ('local_attention_dropout', 0.05),
+    'chunk_size_feed_forward': ('feed_forward_chunk_length', 0),
+    'chunk_size_lm_head': ('loss_chunk_length', 0),
+}
+_DEFAULTS = {theirs: default for theirs, (_, default) in _SAME.items()} | {
+    'attn_layers': ('local', 'lsh') * 3,
+    'axial_pos_embds': True,
+    'axial_pos_shape': (64, 64),
+    'axial_pos_embds_dim': (64, 192),
+    'hidden_act': 'relu',
+    'max_position_embeddings': 4096,
+    'num_buckets': None,
+}
+
+# Of ours, which config.json has no field for: kept under this key.
+_OWN = 'reformer_jax'
+
+
+def to_model_config(
+    fields: Mapping[str, Any], source: str = 'config.json'
+) -> model_config.ModelConfig:
+    """The model that a config.json describes.
+
+    Args:
+      fields: the content of the file.
+      source: its name, for errors.
+
+    Raises:
+      ValueError: it is of another model, or has a value that this code cannot do.
+    """
+    if fields.get('model_type') != MODEL_TYPE:
+        raise ValueError(
+            f'{source} is of a model of type {fields.get("model_type")!r}, not of a '
+            f'Reformer (model_type {MODEL_TYPE!r}): give the folder of one.'
+        )
+    found = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
+    kinds = _attention_kinds(fields, found['attn_layers'], source)
+    head = _choice('architectures', _architecture(fields, source), _HEADS, source)
+    activation = _choice('hidden_act', found['hidden_act'], _ACTIVATIONS, source)
+    ours = {name: found[theirs] for theirs, (name, _) in _SAME.items()}
+    ours |= {
+        'layers': len(kinds),
+        'pattern': _shortest_pattern(kinds),
+        'buckets': () if found['num_buckets'] is None else found['num_buckets'],
+        'rule': 'trax',
+        'dense_length': 0,
+        'activation': activation,
+        'head': head,
+        'start_token': -1,
+        'length': found['max_position_embeddings'],
+        'positions': 'learned',
+    }
+    if found['axial_pos_embds']:
+        shape = tuple(found['axial_pos_shape'])
+        ours |= {
+            'positions': 'axial',
+            'axial_shape': shape,
+            'axial_sizes': tuple(found['axial_pos_embds_dim']),
+            'length': min(ours['length'], math.prod(shape)),
+        }
+    if head == 'classification':
+        ours['classes'] = _classes(fields)
+    try:
+        return model_config.ModelConfig(**(ours | dict(fields.get(_OWN, {}))))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{source} describes an impossible model: {error}') from error
+
+
+def from_model_config(
+    config: model_config.ModelConfig, like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Args:
+      config: of rule 'trax' and a head that transformers has.
+      like: fields of another config.json whose further fields are kept, such as labels
+        and special tokens; if it describes this very model, all are.
+
+    Raises:
+      ValueError: transformers has no such model.
+    """
+    _check_exists_there(config)
+    if like is not None and _describes(like, config):
+        return dict(like)
+    buckets = list(config.buckets)
+    theirs: dict[str, Any] = {
+        'architectures': [_key_of(_HEADS, config.head)],
+        'model_type': MODEL_TYPE,
+        **{theirs: getattr(config, ours) for theirs, (ours, _) in _SAME.items()},
+        'attn_layers': list(config.pattern) * config.repeats,
+        'num_hidden_layers': config.layers,
+        'num_buckets': (buckets if len(buckets) > 1 else buckets[0])
+        if buckets
+        else None,
+        'hidden_act': _key_of(_ACTIVATIONS, config.activation),
+        'max_position_embeddings': config.length,
+        'axial_pos_embds': config.positions == 'axial',
+        'tie_word_embeddings': False,
+        'pad_token_id': 0,
+        'dtype': 'float32',
+    }
+    if config.positions == 'axial':
+        theirs['axial_pos_shape'] = list(config.axial_shape)
+        theirs['axial_pos_embds_dim'] = list(config.axial_sizes)
+    if config.head == 'classification':
+        names = {str(n): f'LABEL_{n}' for n in range(config.classes)}
+        theirs['id2label'] = names
+        theirs['label2id'] = {name: int(n) for n, name in names.items()}
+    if config.start_token >= 0:
+        theirs[_OWN] = {'start_token': config.start_token}
+    return dict(like or {}) | theirs
+
+
+def _describes(fields: Mapping[str, Any], config: model_config.ModelConfig) -> bool:
+    try:
+        return to_model_config(fields) == config
+    except ValueError:
+        return False
+
+
+def _architecture(fields: Mapping[str, Any], source: str) -> str:
+    named = fields.get('architectures') or []
+    if len(named) != 1:
+        raise ValueError(
+            f'{source} names {len(named)} architectures: it needs one, '
+            f'"architectures": ["..."] with one of {", ".join(_HEADS)}.'
+        )
+    return named[0]
+
+
+def _attention_kinds(fields, kinds, source: str) -> list[str]:
+    """The attention of each layer; like transformers, the first num_hidden_layers."""
+    count = fields.get('num_hidden_layers', len(kinds))
+    if not 1 <= count <= len(kinds) or not set(kinds) <= {'local', 'lsh'}:
+        raise ValueError(
+            f'{source} has num_hidden_layers={count} and attn_layers={list(kinds)}: it '
+            "needs 'local' or 'lsh' for each layer."
+        )
+    return list(kinds[:count])
+
+
+def _shortest_pattern(kinds: list[str]) -> tuple[str, ...]:
+    return next(
+        tuple(kinds[:size])
+        for size in range(1, len(kinds) + 1)
+        if kinds[:size] * (len(kinds) // size) == kinds
+    )
+
+
+def _classes(fields: Mapping[str, Any]) -> int:
+    if fields.get('id2label'):
+        return len(fields['id2label'])
+    return fields.get('num_labels', 2)
+
+
+def _choice(name: str, value: Any, choices: Mapping[str, str], source: str) -> str:
+    if value not in choices:
+        raise ValueError(
+            f'{source} has {name} {value!r}, which is none of {", ".join(choices)}.'
+        )
+    return choices[value]
+
+
+def _key_of(choices: Mapping[str, str], value: str) -> str:
+    return next(key for key, found in choices.items() if found == value)
+
+
+def _check_exists_there(config: model_config.ModelConfig) -> None:
+    axial = config.positions == 'axial' and len(config.axial_shape) == 2
+    problems = {
+        f"rule={config.rule!r}, and it computes 'trax' (the parameters are the same: "
+        "save dataclasses.replace(config, rule='trax') if that will do)": (
+            config.rule != 'trax'
+        ),
+        f'pattern={config.pattern}: full attention': 'full' in config.pattern,
+        f'head={config.head!r}': config.head not in _HEADS.values(),
+        f'pooling={config.pooling!r}': (
+            config.head == 'classification' and config.pooling != 'first'
+        ),
+        f'positions={config.positions!r}, axial_shape={config.axial_shape}': (
+            not axial and config.positions != 'learned'
+        ),
+        f'combine={config.combine!r}': config.combine != 'concatenate',
+        'tie_output=True': config.tie_output,
+    }
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise ValueError(
+            f'Hugging Face has no Reformer with model.{"; model.".join(found)}.'
+        )

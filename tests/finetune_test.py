@@ -1,0 +1,232 @@
+"""From pretraining to a task: init_from, frozen parts, tokenizers kept, evaluation."""
+
+import json
+import pathlib
+import random
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import classification
+from configs import masked_text
+from reformer_jax import checkpoint
+from reformer_jax import data
+from reformer_jax import experiment
+from reformer_jax import huggingface
+from reformer_jax import initial
+from reformer_jax import loop
+from reformer_jax import preparation
+from reformer_jax import sharding
+from reformer_jax.data import tokenizers
+
+_GOLDEN = pathlib.Path(__file__).parent / 'golden'
+_TOPICS = {
+    'sea': 'salt wave fish coral reef tide whale foam shell kelp'.split(),
+    'sky': 'cloud bird wind star moon rain hawk storm comet dawn'.split(),
+}
+_SHAPE = {
+    'length': 64,
+    'd_model': 32,
+    'd_ff': 64,
+    'layers': 2,
+    'heads': 2,
+    'head_size': 16,
+    'local_chunk_length': 16,
+    'lsh_chunk_length': 16,
+    'axial_shape': (8, 8),
+    'axial_sizes': (8, 24),
+    'dropout': 0.0,
+}
+
+
+def _sentence(topic, rng):
+    words = rng.choices(_TOPICS[topic], k=5) + rng.choices(['the', 'a', 'and'], k=3)
+    rng.shuffle(words)
+    return ' '.join(words)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A text, and a table of its sentences: two of three are of the sea."""
+    folder = tmp_path_factory.mktemp('data')
+    rng = random.Random(0)
+    topics = [rng.choice(['sea', 'sea', 'sky']) for _ in range(2000)]
+    rows = [{'text': _sentence(topic, rng), 'label': topic} for topic in topics]
+    table = folder / 'rows.jsonl'
+    table.write_text('\n'.join(map(json.dumps, rows)), 'utf-8')
+    text = folder / 'text.txt'
+    text.write_text('\n'.join(row['text'] for row in rows), 'utf-8')
+    return text, table
+
+
+def _masked_config(text):
+    config = masked_text.get_config('tiny')
+    config.data.update({'path': str(text), 'length': 64, 'batch_size': 16})
+    config.model.update(_SHAPE)
+    config.update({'steps': 500, 'log_every': 100, 'eval_every': 0, 'seed': 1})
+    config.optimizer.update({'warmup_steps': 20, 'learning_rate': 5e-3})
+    return config
+
+
+@pytest.fixture(scope='module')
+def pretrained(files, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'masked'
+    return str(workdir), loop.train(_masked_config(files[0]), str(workdir))
+
+
+def _fine_tuning(table, source, **changes):
+    config = classification.get_config()
+    config.init_from = source
+    config.data.update({'source': str(table), 'length': 64, 'batch_size': 16})
+    config.model.dropout = 0.0
+    config.update({'steps': 150, 'log_every': 50, 'eval_every': 50, 'seed': 2})
+    config.optimizer.update({'warmup_steps': 10, **changes})
+    return config
+
+
+def _parameters(workdir):
+    config = experiment.run_config(
+        ml_collections.ConfigDict(checkpoint.load_config(workdir))
+    )
+    mesh = sharding.make_mesh()
+    model, _ = preparation.restore_model(config, mesh, workdir)
+    leaves = jax.tree_util.tree_leaves_with_path(model)
+    return {sharding.leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_pretraining_learns_more_than_how_often_letters_are(files, pretrained):
+    counts = np.bincount(np.frombuffer(files[0].read_bytes(), np.uint8))
+    shares = counts[counts > 0] / counts.sum()
+    entropy = -(shares * np.log2(shares)).sum()
+    assert pretrained[1]['bits_per_dim'] < entropy - 0.4
+
+
+def test_fine_tuning_with_frozen_parts(files, pretrained, tmp_path, capsys):
+    source, workdir = pretrained[0], str(tmp_path / 'run')
+    frozen = 'embedding|position_tables|norm'
+    config = _fine_tuning(files[1], source, frozen=frozen)
+    final = loop.train(config, workdir)
+    assert final['accuracy'] > 0.95 and final['f1'] > 0.95  # majority: two of three
+    assert 'fresh: head.hidden, head.hidden_bias' in capsys.readouterr().out
+
+    saved = checkpoint.load_config(workdir)
+    assert saved['data']['labels'] == ['sea', 'sky']
+    assert saved['model']['classes'] == 2 and saved['model']['d_model'] == 32
+    before, after = _parameters(source), _parameters(workdir)
+    for name, values in after.items():
+        if name.startswith('head.'):
+            continue
+        if any(part in name for part in frozen.split('|')):
+            np.testing.assert_array_equal(values, before[name], err_msg=name)
+        else:
+            assert np.any(values != before[name]), name
+
+    results = loop.evaluate(
+        ml_collections.ConfigDict(checkpoint.load_config(workdir)), workdir
+    )
+    assert set(results) == {'validation', 'test'}
+    assert results['validation']['accuracy'] == pytest.approx(final['accuracy'])
+    assert results['test']['f1'] > 0.9
+
+
+def test_a_started_run_needs_its_source_no_more(files, pretrained, tmp_path):
+    source, workdir = str(tmp_path / 'source'), str(tmp_path / 'run')
+    shutil.copytree(pretrained[0], source)
+    config = _fine_tuning(files[1], source)
+    config.steps = 4
+    loop.train(config, workdir)
+    before = _parameters(workdir)
+    shutil.rmtree(source)
+    loop.train(config, workdir)
+    for name, values in _parameters(workdir).items():
+        np.testing.assert_array_equal(values, before[name])
+    config.steps = 6
+    loop.train(config, workdir)
+    assert np.any(_parameters(workdir)['head.output'] != before['head.output'])
+
+
+def test_parameters_of_hugging_face_models():
+    """All but the head of another kind; and the head of the same kind too."""
+    mesh = sharding.make_mesh()
+    for case, head in (
+        ('masked_lm_padded', 'question_answering'),
+        ('question_answering', 'question_answering'),
+    ):
+        config = _run_config(_GOLDEN / case, head)
+        parameters = initial.load_parameters(config, mesh)
+        state = preparation.init_state(config.model, preparation.optimizer(config), 0)
+        model, fresh = initial.put(state.model, parameters)
+        theirs = jax.tree.leaves(huggingface.load(_GOLDEN / case)[1])
+        ours = jax.tree.leaves(model)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert bool(fresh) == (case != f'{head}')
+
+
+def _run_config(source, head):
+    config = masked_text.get_config('tiny')
+    config.init_from = str(source)
+    resolved = initial.resolve(config, 'no/such/run')
+    resolved.model.head = head
+    return experiment.run_config(resolved)
+
+
+def test_another_architecture_is_an_error(tmp_path):
+    config = _run_config(_GOLDEN / 'masked_lm_padded', 'masked_lm')
+    parameters = initial.load_parameters(config, sharding.make_mesh())
+    parameters.pop('embedding')
+    state = preparation.init_state(config.model, preparation.optimizer(config), 0)
+    with pytest.raises(ValueError, match=r'needs the parameter embedding .* has none'):
+        initial.put(state.model, parameters)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'init_from': str(_GOLDEN / 'causal_local_lsh')},
+            'first token has seen no',
+        ),
+        ({'init_from': '/no/such/folder'}, r"init_from='/no/such/folder' is no folder"),
+        ({'init_from': str(_GOLDEN)}, 'no config.json in'),
+        ({'data.source': 'no.jsonl'}, 'no.jsonl'),
+        ({'data.labels': ('sea',)}, "'sky'"),
+        ({'model.classes': 3}, 'the data have 2 classes and the model model.classes=3'),
+        ({'model.head': 'masked_lm'}, "head='classification', not with .*'masked_lm'"),
+        ({'data.tokenizer': 'no.model'}, 'no.model'),
+    ],
+    ids=str,
+)
+def test_bad_input_is_an_error_before_anything(files, tmp_path, changes, message):
+    config = _fine_tuning(files[1], '')
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        loop.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_tokenizer_is_kept_with_the_run(files, tmp_path):
+    model = tmp_path / 'spiece.model'
+    tokenizers.train(files[0].read_text().splitlines(), model, vocab_size=300)
+    config = _masked_config(files[0])
+    config.data.tokenizer = str(model)
+    config.model.vocab_size = 301
+    config.steps = 2
+    workdir = str(tmp_path / 'run')
+    loop.train(config, workdir)
+    model.rename(tmp_path / 'moved.model')
+    saved = checkpoint.load_config(workdir)
+    text = b'the salt wave'
+    assert data.decode(saved['data'], data.encode(saved['data'], text)).strip() == text
+    config.data.tokenizer = str(tmp_path / 'moved.model')
+    loop.train(config, workdir)  # the same tokenizer elsewhere
+    # What starts from the run has its tokenizer.
+    resolved = initial.resolve(_fine_tuning(files[1], workdir), str(tmp_path / 'new'))
+    assert resolved.data.tokenizer == saved['data']['tokenizer']
+    config.data.tokenizer = str(tmp_path / 'moved.model')
+    config.model.vocab_size = 200
+    with pytest.raises(ValueError, match=r'token ids up to 300.*vocab_size=200'):
+        loop.train(config, str(tmp_path / 'other'))
