@@ -9,8 +9,6 @@ the others follow it. For the duplication task prompt and output are numbers:
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import ml_collections
@@ -53,7 +51,9 @@ def main(argv: list[str]) -> None:
     run = preparation.prepare(initial.resolve(config, workdir))
     text = _prompt()
     prompt = data.encode(run.config.data, text)
-    stop = _stop_token(run.config.data)
+    stop = None
+    if _STOP.value is not None:
+        stop = data.encode_one(run.config.data, _bytes(_STOP.value))
     with jax.set_mesh(run.mesh):
         model, step = preparation.restore_model(
             run.config, run.mesh, workdir, _CHECKPOINT.value
@@ -82,7 +82,7 @@ def _prompt() -> bytes:
     if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
         raise app.UsageError('give --prompt or --prompt_file, not both')
     if _PROMPT.value is not None:
-        return _PROMPT.value.encode('utf-8', 'surrogateescape')
+        return _bytes(_PROMPT.value)
     if _PROMPT_FILE.value is not None:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
     if sys.stdin.isatty():
@@ -90,16 +90,8 @@ def _prompt() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _stop_token(data_config: Mapping[str, Any]) -> int | None:
-    if _STOP.value is None:
-        return None
-    tokens = data.encode(data_config, _STOP.value.encode('utf-8', 'surrogateescape'))
-    if tokens.size != 1:
-        raise ValueError(
-            f'--stop={_STOP.value!r} is {tokens.size} tokens: only a single token can '
-            'end a sample.'
-        )
-    return int(tokens[0])
+def _bytes(argument: str) -> bytes:
+    return argument.encode('utf-8', 'surrogateescape')
 
 
 if __name__ == '__main__':

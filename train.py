@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
         name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', filename)).strip('_')
         workdir = f'runs/{name}'
         print(f'no --workdir: using {workdir}', flush=True)
-    loop.train(_CONFIG.value, workdir)
-    if jax.process_index() == 0:
+    finished = loop.train(_CONFIG.value, workdir)
+    if finished and jax.process_index() == 0:
         print(f'next: python eval.py --workdir={workdir}', flush=True)
 
 

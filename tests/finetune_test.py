@@ -12,6 +12,8 @@ import pytest
 
 from configs import classification
 from configs import masked_text
+from configs import named_entities
+from configs import question_answering
 from reformer_jax import checkpoint
 from reformer_jax import data
 from reformer_jax import experiment
@@ -130,6 +132,53 @@ def test_fine_tuning_with_frozen_parts(files, pretrained, tmp_path, capsys):
     assert set(results) == {'validation', 'test'}
     assert results['validation']['accuracy'] == pytest.approx(final['accuracy'])
     assert results['test']['f1'] > 0.9
+
+
+def _words(rng):
+    """A sentence with one name of two words, and where it stands."""
+    words = rng.choices(_TOPICS['sea'], k=6)
+    place = rng.randrange(5)
+    words[place : place + 2] = ['Ann', rng.choice(['Lee', 'Ray'])]
+    return words, place
+
+
+def test_named_entities(pretrained, tmp_path):
+    rng = random.Random(0)
+    rows = []
+    for _ in range(600):
+        words, place = _words(rng)
+        tags = ['O'] * 6
+        tags[place : place + 2] = ['B-PER', 'I-PER']
+        rows.append({'tokens': words, 'tags': tags})
+    config = named_entities.get_config()
+    final = _train_on(rows, config, pretrained, tmp_path)
+    assert final['f1'] > 0.9 and final['accuracy'] > 0.9
+
+
+def test_question_answering(pretrained, tmp_path):
+    rng = random.Random(0)
+    rows = []
+    for _ in range(600):
+        words, place = _words(rng)
+        answer = ' '.join(words[place : place + 2])
+        rows.append(
+            {'question': 'who?', 'context': ' '.join(words), 'answers': [answer]}
+        )
+    config = question_answering.get_config()
+    final = _train_on(rows, config, pretrained, tmp_path)
+    assert final['exact_match'] > 0.9 and final['f1'] > 0.9
+
+
+def _train_on(rows, config, pretrained, tmp_path):
+    table = tmp_path / 'rows.jsonl'
+    table.write_text('\n'.join(map(json.dumps, rows)), 'utf-8')
+    settings = _fine_tuning(table, pretrained[0])
+    config.init_from = pretrained[0]
+    config.data.update({'source': str(table), 'length': 64, 'batch_size': 16})
+    config.model.dropout = 0.0
+    config.update({'steps': 200, 'log_every': 100, 'eval_every': 0})
+    config.optimizer.update(settings.optimizer)
+    return loop.train(config, str(tmp_path / 'run'))
 
 
 def test_a_started_run_needs_its_source_no_more(files, pretrained, tmp_path):

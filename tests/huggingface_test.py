@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 import small_models as models
 
+from benchmarks import huggingface_load
 from reformer_jax import checkpoint
 from reformer_jax import huggingface
 from reformer_jax import model as model_lib
@@ -21,39 +22,6 @@ from reformer_jax.huggingface import tensors
 
 _GOLDEN = pathlib.Path(__file__).parent / 'golden'
 _CASES = sorted(folder.name for folder in _GOLDEN.iterdir())
-
-# The published models, as far as their fields differ from the defaults.
-_ENWIK8 = {
-    'architectures': ['ReformerModelWithLMHead'],
-    'model_type': 'reformer',
-    'vocab_size': 258,
-    'hidden_size': 1024,
-    'num_attention_heads': 8,
-    'attention_head_size': 128,
-    'feed_forward_size': 4096,
-    'attn_layers': ['local', 'local', 'lsh', 'local'] * 3,
-    'lsh_attn_chunk_length': 256,
-    'local_attn_chunk_length': 128,
-    'num_hashes': 4,
-    'num_buckets': 512,
-    'axial_pos_shape': [128, 512],
-    'axial_pos_embds_dim': [256, 768],
-    'max_position_embeddings': 65536,
-    'hidden_dropout_prob': 0.2,
-    'lsh_attention_probs_dropout_prob': 0.1,
-    'local_attention_probs_dropout_prob': 0.2,
-    'is_decoder': True,
-    'intermediate_size': 3072,  # of no use there either
-}
-_CRIME_AND_PUNISHMENT = {
-    'architectures': ['ReformerModelWithLMHead'],
-    'model_type': 'reformer',
-    'num_attention_heads': 2,
-    'num_buckets': [64, 128],
-    'axial_pos_shape': [512, 1024],
-    'max_position_embeddings': 524288,
-    'is_decoder': True,
-}
 
 
 @pytest.fixture
@@ -138,11 +106,14 @@ def test_what_differs_is_written_over_the_fields_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('fields', 'parameters', 'length'),
-    [(_ENWIK8, 149_182_722, 65_536), (_CRIME_AND_PUNISHMENT, 2_748_224, 524_288)],
-    ids=['enwik8', 'crime-and-punishment'],
+    ('name', 'parameters', 'length'),
+    [
+        ('reformer-enwik8', 149_182_722, 65_536),
+        ('reformer-crime-and-punishment', 2_748_224, 524_288),
+    ],
 )
-def test_the_published_models(fields, parameters, length):
+def test_the_published_models(name, parameters, length):
+    fields = huggingface_load.PUBLISHED[name] | {'intermediate_size': 3072}
     config = fields_lib.to_model_config(fields)
     model = tensors.abstract_model(config)
     assert model_lib.parameter_count(model) == parameters

@@ -231,6 +231,23 @@ def test_rounds_at_call_time():
     assert np.any(_logits(model, tokens, rounds=4) != _logits(model, tokens))
 
 
+def test_rounds_at_call_time_in_training():
+    """Gradients are those of a model with so many rounds."""
+
+    def gradient(model, rounds):
+        def loss(model):
+            logits = model(_tokens(), key=_key(), train=True, rounds=rounds)
+            return jnp.sum(jnp.sin(logits))
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
+
+    four = gradient(models.build(rounds=4), None)
+    for ours, wanted in zip(gradient(models.build(), 4), four, strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+    two = gradient(models.build(), None)
+    assert any(np.any(a != b) for a, b in zip(two, four, strict=True))
+
+
 def test_dropout_only_in_training():
     """And evaluation is the same in every call, hashes included."""
     model, tokens = models.build(dropout=0.5, attention_dropout=0.5), _tokens()

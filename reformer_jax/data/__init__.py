@@ -171,6 +171,21 @@ def encode(config: Mapping[str, Any], text: bytes) -> np.ndarray:
     return module.encode(text, **fields)
 
 
+def encode_one(config: Mapping[str, Any], text: bytes) -> int:
+    """Returns the id of a text that is one token.
+
+    Raises:
+      ValueError: it is none or several; as `encode`.
+    """
+    tokens = encode(config, text)
+    if tokens.size != 1:
+        raise ValueError(
+            f'{text.decode("utf-8", "replace")!r} is {tokens.size} tokens: give a text '
+            'that is a single one.'
+        )
+    return int(tokens[0])
+
+
 def decode(config: Mapping[str, Any], tokens: np.ndarray) -> bytes:
     """Returns the text of token ids [n]; what two parts give, joined, is what both do.
 

@@ -10,6 +10,7 @@ language modelling head is applied, which transformers 5 forgets.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -176,11 +177,17 @@ def _reader(file: pathlib.Path) -> Iterator[Reader]:
         with safetensors.safe_open(file, framework='numpy') as opened:
             names = opened.keys()
             shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}
-            yield shapes, opened.get_tensor
+        yield shapes, functools.partial(_read_tensor, file)
     except safetensors.SafetensorError as error:
         raise ValueError(
             f'{file} is truncated or damaged ({error}): copy it again.'
         ) from error
+
+
+def _read_tensor(file: pathlib.Path, name: str) -> np.ndarray:
+    # The file is mapped: opened once for all, its pages would count as ours.
+    with safetensors.safe_open(file, framework='numpy') as opened:
+        return opened.get_tensor(name)
 
 
 def _read_pytorch(file: pathlib.Path) -> Reader:
