@@ -122,15 +122,8 @@ def local_attention(
     checks.check_shapes(q_BLHK, k_BLHK, v_BLHK)
     checks.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
     if length <= chunk_length:
-        return full_attention(
-            q_BLHK,
-            k_BLHK,
-            v_BLHK,
-            causal=causal,
-            mask=mask,
-            dropout_rate=dropout_rate,
-            key=key,
-        )
+        exact = functools.partial(full_attention, causal=causal, mask=mask)
+        return exact(q_BLHK, k_BLHK, v_BLHK, dropout_rate=dropout_rate, key=key)
     window = chunk_length * (chunks_before + 1 + chunks_after)
     chunks = length // chunk_length
     group = _divisor_at_most(chunks, _logits_per_step() // (chunk_length * window))

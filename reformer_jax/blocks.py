@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from reformer_jax import feed_forward
 from reformer_jax import head_groups
 from reformer_jax import layers
 from reformer_jax import model_config
@@ -19,7 +20,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, kind: str, rngs: nnx.Rngs):
         self.attention = _attention(config, kind, rngs)
-        self.feed_forward = layers.FeedForward(
+        self.feed_forward = feed_forward.FeedForward(
             config.d_model,
             config.d_ff,
             activation=config.activation,

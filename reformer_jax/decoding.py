@@ -250,8 +250,8 @@ def _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds):
         progress, tokens_BT = extend(
             model, progress, keys_B, drawing, stop, jnp.int32(steps)
         )
-        yield np.asarray(tokens_BT)[:, : int(progress.done) - done]
-        done = int(progress.done)
+        before, done = done, int(progress.done)
+        yield np.asarray(tokens_BT)[:, : done - before]
 
 
 class _Progress(NamedTuple):

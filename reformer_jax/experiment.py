@@ -98,7 +98,12 @@ def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     if vocab_size > run.model.vocab_size:
         raise ValueError(
             f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
-            f'{run.model.vocab_size}: set it to at least {vocab_size}.'
+            f'{run.model.vocab_size}: '
+            + (
+                f'use the tokenizer that {run.init_from} was trained with.'
+                if run.init_from
+                else f'set it to at least {vocab_size}.'
+            )
         )
     if batch_size % run.accumulate:
         raise ValueError(

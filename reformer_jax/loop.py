@@ -50,6 +50,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulate: int,
+    frozen: str = '',
 ) -> tuple[TrainState, Sums]:
     """One optimizer step on the mean loss of the batch; returns its sums as well."""
     key = jax.random.fold_in(key, state.step)
@@ -73,6 +74,7 @@ def train_step(
             (jnp.arange(accumulate), parts),
         )
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
+    gradient = optimizer_lib.without_frozen(frozen, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
     total['grad_norm'] = optax.tree.norm(gradient)
     total['learning_rate'] = schedule(state.step)
@@ -110,9 +112,9 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
         parameters = initial.load_parameters(config, run.mesh)
     iterator = data.build(config.data, 'train')
     data.build(config.data, 'validation')  # an error now, not at the first evaluation
+    tokenizer = _check_tokenizer(config, workdir)
     folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
-    tokenizer = config.data.get('tokenizer', run_folder.NO_TOKENIZER)
-    if tokenizer != run_folder.NO_TOKENIZER:
+    if tokenizer:
         run_folder.keep_tokenizer(folder, tokenizer)
     with (
         jax.set_mesh(run.mesh),
@@ -201,6 +203,7 @@ def _init_or_restore(run: Run, checkpointer, iterator, parameters) -> TrainState
         f'started from {run.config.init_from}: {len(parameters)} parameters; fresh: '
         f'{", ".join(fresh) or "none"}'
     )
+    parameters.clear()  # the caller's as well: their memory is needed
     return dataclasses.replace(state, model=model)
 
 
@@ -212,6 +215,7 @@ def compile_train_step(run: Run):
         optimizer=run.optimizer,
         schedule=optimizer_lib.schedule(config.optimizer, config.steps),
         accumulate=config.accumulate,
+        frozen=config.optimizer.frozen,
     )
     shardings = jax.tree.map(lambda x: x.sharding, run.state)
     everywhere = NamedSharding(run.mesh, P())
@@ -262,6 +266,7 @@ def evaluate(
     """
     config = initial.resolve(config, workdir)
     run = preparation.prepare(config)
+    _check_tokenizer(run.config, workdir)
     results = {}
     with jax.set_mesh(run.mesh):
         model, at_step = preparation.restore_model(run.config, run.mesh, workdir, step)
@@ -273,6 +278,15 @@ def evaluate(
         record = {'results': results, 'config': config.to_dict()}
         _say(f'wrote {run_folder.write_evaluation(workdir, at_step, record)}')
     return results
+
+
+def _check_tokenizer(config: experiment.RunConfig, workdir: str) -> str | None:
+    """The file of the tokenizer, if any, which must be the run's own."""
+    tokenizer = config.data.get('tokenizer', run_folder.NO_TOKENIZER)
+    if tokenizer == run_folder.NO_TOKENIZER:
+        return None
+    run_folder.check_tokenizer(workdir, tokenizer)
+    return tokenizer
 
 
 def evaluate_split(

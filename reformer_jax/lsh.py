@@ -193,7 +193,7 @@ def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
         def attend_step(first):
             return _forward_step(plan, row, dropout_CW, hash_round, first)
 
-        in_order = lax.map(attend_step, _first_chunks(plan, length))
+        in_order = lax.map(attend_step, windows.first_chunks(plan, length))
         ranks_L = row.ranks_RL[hash_round]
         new = jax.tree.map(lambda x_SGC: windows.at(_flat(x_SGC, 3), ranks_L), in_order)
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
@@ -207,7 +207,7 @@ def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
     out_LK, lse_L, alone_L = lax.scan(attend_round, nothing, jnp.arange(rounds))[0]
     if plan.circular:
         total_L = windows.probability_of_itself(plan, row.ranks_RL)
-        out_LK = jnp.where(alone_L[:, None], out_LK * total_L[:, None], out_LK)
+        out_LK *= jnp.where(alone_L, total_L, 1.0)[:, None]
         lse_L = jnp.where(alone_L, jnp.log(rounds / total_L), lse_L)
     return out_LK, lse_L, alone_L
 
@@ -301,7 +301,7 @@ def _backward_row(
 
         nothing = jnp.zeros((chunks + around, plan.chunk_length, head_size))
         key_gradients, dq_SGCK = lax.scan(
-            backward_step, (nothing, nothing), _first_chunks(plan, length)
+            backward_step, (nothing, nothing), windows.first_chunks(plan, length)
         )
         in_order = _flat(dq_SGCK, 3), *(_flat(x, 2) for x in key_gradients)
         ranks_L = row.ranks_RL[hash_round]
@@ -388,11 +388,6 @@ def _add_ends(
             for x_LK, x_ECK in zip(others, key_gradients, strict=True)
         ]
     return dq_LK, *others
-
-
-def _first_chunks(plan: windows.Plan, length: int) -> jax.Array:
-    """The first chunk of each step of a round."""
-    return jnp.arange(0, length // plan.chunk_length, plan.chunks_per_step)
 
 
 def _flat(x: jax.Array, axes: int) -> jax.Array:

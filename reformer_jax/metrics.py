@@ -269,9 +269,14 @@ def progress_line(
 
 
 def means(total: Mapping[str, float]) -> dict[str, float]:
-    """Loss (nats), bits_per_dim and accuracy from their sums and the sum of weights."""
+    """Loss (nats), bits_per_dim and accuracy from their sums and the sum of weights.
+
+    Only the loss where there is no accuracy (NaN): a squared error is no nats.
+    """
     weight = max(total['weight'], 1.0)
     nats = total['loss'] / weight
+    if math.isnan(total['accuracy']):
+        return {'loss': nats}
     return {
         'loss': nats,
         'bits_per_dim': bits_per_dim(nats),

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from reformer_jax import checks
+from reformer_jax import feed_forward
 from reformer_jax import hashing
-from reformer_jax import layers
 
 ATTENTIONS = ('lsh', 'local', 'full')
 POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')
@@ -240,7 +240,7 @@ def _check_sizes(config: ModelConfig) -> None:
 
 def _check_choices(config: ModelConfig) -> None:
     choices = {
-        'activation': tuple(layers.ACTIVATIONS),
+        'activation': tuple(feed_forward.ACTIVATIONS),
         'positions': POSITIONS,
         'rule': checks.RULES,
         'stack': STACKS,

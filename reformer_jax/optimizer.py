@@ -145,6 +145,16 @@ def check_frozen(config: OptimizerConfig, model: Any) -> None:
         )
 
 
+def without_frozen(frozen: str, gradient: Any) -> Any:
+    """The gradient with zeros for frozen parameters, which its norm then leaves out."""
+
+    def keep(path: Any, leaf: jax.Array) -> jax.Array:
+        is_frozen = frozen and re.search(frozen, sharding.leaf_name(path))
+        return jnp.zeros_like(leaf) if is_frozen else leaf
+
+    return jax.tree_util.tree_map_with_path(keep, gradient)
+
+
 def _labels(config: OptimizerConfig, tree: Any) -> Any:
     def label(path: Any, _: Any) -> str:
         frozen = re.search(config.frozen, sharding.leaf_name(path))

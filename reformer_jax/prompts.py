@@ -94,6 +94,10 @@ def rows(
             'the model is bidirectional (model.causal=False) and gives no probability '
             'of a next token: use a causal one.'
         )
+    if config.head != 'lm':
+        raise ValueError(
+            f"the model has head={config.head!r}, not 'lm': it predicts no tokens."
+        )
     try:
         tokens = np.asarray(tokens)
     except ValueError as error:  # rows of different lengths

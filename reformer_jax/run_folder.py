@@ -104,6 +104,11 @@ def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             'folder that train.py was started with.'
         )
     config = _read_json(files[-1])
+    if 'model_type' in config:
+        raise ValueError(
+            f'{path} is a folder of Hugging Face transformers, not a run: import it '
+            'first, python -m reformer_jax.huggingface import FOLDER WORKDIR.'
+        )
     tokenizer = find_tokenizer(path)
     if tokenizer is not None:
         config['data']['tokenizer'] = tokenizer
@@ -116,25 +121,23 @@ def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
     return next((str(file) for file in files if file.is_file()), None)
 
 
-def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
-    """Copies a tokenizer into the run folder, which then uses its own.
-
-    Raises:
-      ValueError: the folder has another one.
-    """
-    if jax.process_index() != 0:
-        return
+def check_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
+    """Raises a ValueError if the run folder has another tokenizer than `source`."""
     kept = absolute(workdir) / _TOKENIZER
-    content = pathlib.Path(source).read_bytes()
-    if not kept.is_file():
-        temporary = kept.with_name(f'.{_TOKENIZER}.tmp')
-        temporary.write_bytes(content)
-        os.rename(temporary, kept)
-    elif kept.read_bytes() != content:
+    if kept.is_file() and kept.read_bytes() != absolute(source).read_bytes():
         raise ValueError(
             f'the tokenizer {source} differs from the one that the run started with, '
             f'{kept}. Use that one, or another --workdir.'
         )
+
+
+def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
+    """Copies a tokenizer into a run folder that has none; process 0 does."""
+    kept = absolute(workdir) / _TOKENIZER
+    if jax.process_index() == 0 and not kept.is_file():
+        temporary = kept.with_name(f'.{_TOKENIZER}.tmp')
+        temporary.write_bytes(absolute(source).read_bytes())
+        os.rename(temporary, kept)
 
 
 def write_evaluation(

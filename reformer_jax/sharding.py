@@ -27,9 +27,9 @@ _RULES = (
     (r'feed_forward\.(output)$', P('model', 'fsdp')),
     (r'feed_forward\.hidden_bias$', P('model')),
     (r'^embedding$', P('model', 'fsdp')),
-    (r'^tie_projection$', P('fsdp', None)),
-    (r'^output$', P('fsdp', 'model')),
-    (r'^output_bias$', P('model')),
+    (r'^head\.(tie_projection|hidden)$', P('fsdp', None)),
+    (r'^head\.output$', P('fsdp', 'model')),
+    (r'^head\.output_bias$', P('model')),
 )
 
 

@@ -134,6 +134,11 @@ def _self_meetings(plan: Plan, ranks_RL: jax.Array) -> jax.Array:
     return met_RL
 
 
+def first_chunks(plan: Plan, length: int) -> jax.Array:
+    """The first chunk of each step of a round."""
+    return jnp.arange(0, length // plan.chunk_length, plan.chunks_per_step)
+
+
 def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
     """The step that begins with chunk `first` of a round; keys_first is [G, W, C]."""
     chunks = row.q_LK.shape[0] // plan.chunk_length

@@ -56,14 +56,14 @@ def assert_near(actual, wanted, tolerance=1e-5):
 
 
 def _numbers_met(buckets, real, rule, chunk_length, before, after, within_bucket):
-    """How often each query meets each key, [L, L], by the rules of lsh_attention."""
+    """How often a query meets a key, [R, L, L], by the rules of lsh_attention."""
     rounds, length = buckets.shape
-    met = np.zeros((length, length), int)
+    met = np.zeros((rounds, length, length), int)
     if rule == 'strict':
-        for ids in buckets:
+        for met_in_round, ids in zip(met, buckets, strict=True):
             for query in range(length):
                 bucket = [k for k in range(query) if real[k] and ids[k] == ids[query]]
-                met[query, bucket[-chunk_length:]] = 1
+                met_in_round[query, bucket[-chunk_length:]] = 1
         return met
     chunks = []  # of all rounds, one after the other
     for ids in buckets:
@@ -71,14 +71,15 @@ def _numbers_met(buckets, real, rule, chunk_length, before, after, within_bucket
         chunks += [order[i : i + chunk_length] for i in range(0, length, chunk_length)]
     per_round = length // chunk_length
     for here, queries in enumerate(chunks):
-        ids = buckets[here // per_round]
+        ids, met_in_round = buckets[here // per_round], met[here // per_round]
         for there in range(here - before, here + after + 1):
             if rule == 'reformer' and there // per_round != here // per_round:
                 continue
             for key in chunks[there % len(chunks)]:
                 for query in queries:
-                    met[query, key] += not within_bucket or ids[query] == ids[key]
-    return met if rule == 'trax' else np.minimum(met, 1)
+                    same = ids[query] == ids[key]
+                    met_in_round[query, key] += not within_bucket or same
+    return met
 
 
 def numbers_seen(
@@ -92,12 +93,17 @@ def numbers_seen(
     rule='reformer',
     within_bucket=False,
 ):
-    """_numbers_met, [B, H, L, L], without itself, the future and padding."""
+    """What queries see but for the future and padding, and what themselves weigh.
+
+    _numbers_met over the rounds, [B, H, L, L], without themselves; and the weight of a
+    query's own value if it sees nothing, [B, H, L].
+    """
     batch, heads, _, length = buckets.shape
     mask = np.ones((batch, length), bool) if mask is None else mask
     seen = np.zeros((batch, heads, length, length), int)
+    itself = np.ones((batch, heads, length), np.float32)
     for b, h in np.ndindex(batch, heads):
-        seen[b, h] = _numbers_met(
+        met = _numbers_met(
             np.asarray(buckets[b, h]),
             mask[b],
             rule,
@@ -106,18 +112,36 @@ def numbers_seen(
             chunks_after,
             within_bucket,
         )
+        seen[b, h] = met.sum(0) if rule == 'trax' else np.minimum(met.sum(0), 1)
+        if rule == 'trax':
+            itself[b, h] = [_probability_of_itself(met[:, n, n]) for n in range(length)]
     seen = seen * ~np.eye(length, dtype=bool) * mask[:, None, None, :]
-    return np.tril(seen) if causal else seen
+    return (np.tril(seen) if causal else seen), itself
 
 
-def slow_shared_qk(qk, v, seen):
+def _probability_of_itself(times):
+    """What transformers' probabilities of a query's own key add up to, in float32.
+
+    The key's logit is -1e5, and it is met `times` [R] in each round's window.
+    """
+    logit, times = np.float32(-1e5), np.float32(times)
+    in_round = logit + np.log(times)
+    p = np.exp(logit - in_round) * times
+    if times.size == 1:
+        return p[0]
+    highest = in_round.max()
+    total = highest + np.log(np.exp(in_round - highest).sum())
+    return (p * np.exp(in_round - total)).sum()
+
+
+def slow_shared_qk(qk, v, seen, itself):
     """Shared-QK attention, one query at a time; itself only when it sees nothing."""
     qk, v = np.asarray(qk), np.asarray(v)
     out = np.zeros_like(v)
     for b, h, i in np.ndindex(seen.shape[:3]):
         keys = np.flatnonzero(seen[b, h, i])
         if not keys.size:
-            out[b, i, h] = v[b, i, h]
+            out[b, i, h] = v[b, i, h] * itself[b, h, i]
             continue
         unit = qk[b, keys, h]
         mean_square = np.mean(unit**2, axis=-1, keepdims=True)
@@ -127,7 +151,7 @@ def slow_shared_qk(qk, v, seen):
     return out
 
 
-def dense_shared_qk(qk, v, seen, dropout=1.0):
+def dense_shared_qk(qk, v, seen, itself, dropout=1.0):
     """The same for autodiff: logits + log of how often each key is seen."""
     unit = qk / jnp.linalg.norm(qk, axis=-1, keepdims=True)
     logits = jnp.einsum('bqhk,bshk->bhqs', qk, unit)
@@ -135,6 +159,7 @@ def dense_shared_qk(qk, v, seen, dropout=1.0):
     logits = logits + np.where(alone, 0.0, np.log(np.maximum(seen, 1)))
     logits = jnp.where(alone | (seen > 0), logits, -jnp.inf)
     p = jax.nn.softmax(logits, axis=-1) * dropout
+    p = p * jnp.where(alone.any(-1), itself, 1.0)[..., None]
     return jnp.einsum('bhqs,bshk->bqhk', p, v)
 
 

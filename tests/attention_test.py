@@ -68,7 +68,7 @@ def test_a_padded_sequence_is_the_sequence_alone(rule, real):
     if real % 4:  # alone, its length must still be a multiple of the chunk
         buckets = hashing.hash_vectors(qk, rotations, buckets=4)[..., :real]
         seen = oracles.numbers_seen(buckets, chunk_length=4, rule=rule)
-        alone = oracles.slow_shared_qk(qk[:, :real], v[:, :real], seen)
+        alone = oracles.slow_shared_qk(qk[:, :real], v[:, :real], *seen)
     else:
         alone = oracles.jit(attend)(qk[:, :real], v[:, :real], rotations)
     np.testing.assert_allclose(padded[:, :real], alone, rtol=1e-5, atol=1e-5)
@@ -212,7 +212,7 @@ def test_full_is_dense(logits_per_step, shared, causal, masked, length, steps):
         seen = np.broadcast_to(
             allowed * ~np.eye(length, dtype=bool), (2, 2, length, length)
         )
-        dense = functools.partial(oracles.dense_shared_qk, seen=seen)
+        dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=1.0)
         out, gradients = oracles.value_and_gradients(
             lambda q, v: full(q, q, v), inputs, direction
         )

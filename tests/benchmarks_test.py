@@ -23,6 +23,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import preparation
 from reports import decoding as decoding_report
 from reports import figure5
+from reports import misspelled
 
 
 def test_runs_take_turns():
@@ -191,3 +192,22 @@ def test_peers_train_a_model_of_our_size(name):
     ours = model_lib.parameter_count(state.model)
     theirs = sum(parameter.numel() for parameter in model.parameters())
     assert 0.8 < theirs / ours < 1.2
+
+
+def test_misspelled_passages(tmp_path, capsys):
+    lines = [f'the {word} of several longer words here ' * 5 for word in 'abcdefgh']
+    text, table = tmp_path / 'text.txt', tmp_path / 'rows.jsonl'
+    text.write_text('\n'.join([*lines, lines[0], 'too short']), 'utf-8')
+    misspelled.main([str(text), str(table)])
+    assert '8 of 8 passages' in capsys.readouterr().out
+    rows = [json.loads(line) for line in table.read_text('utf-8').splitlines()]
+    labels = [row['label'] for row in rows]
+    assert labels == ['written', 'misspelled'] * 4
+    for row in rows:
+        words = row['text'].split(' ')
+        letters = [''.join(sorted(word)) for word in words]
+        originals = [line.split(' ')[: len(words)] for line in lines]
+        fitting = [o for o in originals if [''.join(sorted(w)) for w in o] == letters]
+        assert len(fitting) == 1
+        assert (words == fitting[0]) == (row['label'] == 'written')
+        assert len(row['text'].encode()) <= 250

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+import small_models as models
 
 from configs import classification
 from configs import masked_text
@@ -23,8 +24,14 @@ from reformer_jax import loop
 from reformer_jax import preparation
 from reformer_jax import sharding
 from reformer_jax.data import tokenizers
+from reformer_jax.huggingface import __main__ as command_line
+from reformer_jax.huggingface import fields
 
 _GOLDEN = pathlib.Path(__file__).parent / 'golden'
+_CAUSAL = {
+    'init_from': str(_GOLDEN / 'causal_local_lsh'),
+    'data.tokenizer': 'bytes',
+}
 _TOPICS = {
     'sea': 'salt wave fish coral reef tide whale foam shell kelp'.split(),
     'sky': 'cloud bird wind star moon rain hawk storm comet dawn'.split(),
@@ -176,7 +183,7 @@ def _train_on(rows, config, pretrained, tmp_path):
     config.init_from = pretrained[0]
     config.data.update({'source': str(table), 'length': 64, 'batch_size': 16})
     config.model.dropout = 0.0
-    config.update({'steps': 200, 'log_every': 100, 'eval_every': 0})
+    config.update({'steps': 300, 'log_every': 100, 'eval_every': 0})
     config.optimizer.update(settings.optimizer)
     return loop.train(config, str(tmp_path / 'run'))
 
@@ -197,6 +204,11 @@ def test_a_started_run_needs_its_source_no_more(files, pretrained, tmp_path):
     assert np.any(_parameters(workdir)['head.output'] != before['head.output'])
 
 
+def test_a_hugging_face_folder_is_no_run():
+    with pytest.raises(ValueError, match='is a folder of Hugging Face .* import it'):
+        checkpoint.load_config(_GOLDEN / 'masked_lm_padded')
+
+
 def test_parameters_of_hugging_face_models():
     """All but the head of another kind; and the head of the same kind too."""
     mesh = sharding.make_mesh()
@@ -214,12 +226,70 @@ def test_parameters_of_hugging_face_models():
         assert bool(fresh) == (case != f'{head}')
 
 
-def _run_config(source, head):
+def _run_config(source, head, **data_fields):
     config = masked_text.get_config('tiny')
     config.init_from = str(source)
+    config.data.update({'tokenizer': 'bytes', **data_fields})
     resolved = initial.resolve(config, 'no/such/run')
     resolved.model.head = head
     return experiment.run_config(resolved)
+
+
+def test_a_source_without_its_tokenizer_is_an_error():
+    """Byte ids would fit its vocabulary of 64 no less than garbage does."""
+    with pytest.raises(ValueError, match=r'64 tokens and no spiece.model: copy it th'):
+        _run_config(_GOLDEN / 'masked_lm_padded', 'masked_lm', tokenizer='')
+
+
+def test_a_vocabulary_grows_by_the_mask(tmp_path, capsys):
+    """What transformers has no token for; only if the data are of that vocabulary."""
+    model = models.build(rule='trax', causal=False, vocab_size=258)
+    huggingface.save(tmp_path / 'model', model.config, model)
+    config = _run_config(tmp_path / 'model', 'masked_lm', tokenizer='')
+    assert config.model.vocab_size == 259 and config.data['tokenizer'] == 'bytes'
+    assert 'd_model=8 (not 128)' in capsys.readouterr().out
+    parameters = initial.load_parameters(config, sharding.make_mesh())
+    state = preparation.init_state(config.model, preparation.optimizer(config), 0)
+    grown, fresh = initial.put(state.model, parameters)
+    assert not fresh
+    np.testing.assert_array_equal(grown.embedding[:258], model.embedding)
+    np.testing.assert_array_equal(grown.embedding[258], state.model.embedding[258])
+    np.testing.assert_array_equal(grown.head.output[:, :258], model.head.output)
+    np.testing.assert_array_equal(grown.head.output_bias[:258], model.head.output_bias)
+
+
+def test_the_head_of_a_hugging_face_classifier(files, tmp_path):
+    """With its pooling, classes and their order."""
+    classes = ('sky', 'x', 'sea')
+    model = models.build(
+        rule='trax', causal=False, vocab_size=258, head='classification', classes=3
+    )
+    like = fields.label_fields(classes)
+    huggingface.save(tmp_path / 'model', model.config, model, like=like)
+    config = _fine_tuning(files[1], str(tmp_path / 'model'))
+    config.data.length = 32
+    resolved = initial.resolve(config, str(tmp_path / 'run'))
+    assert resolved.data.labels == classes
+    assert (resolved.model.pooling, resolved.model.classes) == ('first', 3)
+    assert config.model.pooling == 'mean'
+    config.steps = 2
+    loop.train(config, str(tmp_path / 'run'))
+    command_line.main(['export', str(tmp_path / 'run'), str(tmp_path / 'exported')])
+    assert huggingface.labels(tmp_path / 'exported') == classes
+    assert huggingface.load_config(tmp_path / 'exported').classes == 3
+
+
+def test_labels_are_those_of_the_run(files, pretrained, tmp_path):
+    """Not those of the data that it is evaluated on, where classes may be missing."""
+    config = _fine_tuning(files[1], pretrained[0])
+    config.steps = 2
+    loop.train(config, str(tmp_path / 'run'))
+    rows = [{'text': 'a bird', 'label': 'sky'}, {'text': 'a fish', 'label': 'sand'}]
+    table = tmp_path / 'other.jsonl'
+    table.write_text('\n'.join(map(json.dumps, rows * 20)), 'utf-8')
+    config.data.source = str(table)
+    with pytest.raises(ValueError, match="label 'sand': the labels are sea, sky"):
+        loop.evaluate(config, str(tmp_path / 'run'))
 
 
 def test_another_architecture_is_an_error(tmp_path):
@@ -234,10 +304,7 @@ def test_another_architecture_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (
-            {'init_from': str(_GOLDEN / 'causal_local_lsh')},
-            'first token has seen no',
-        ),
+        (_CAUSAL, 'first token has seen no'),
         ({'init_from': '/no/such/folder'}, r"init_from='/no/such/folder' is no folder"),
         ({'init_from': str(_GOLDEN)}, 'no config.json in'),
         ({'data.source': 'no.jsonl'}, 'no.jsonl'),
@@ -275,6 +342,14 @@ def test_the_tokenizer_is_kept_with_the_run(files, tmp_path):
     # What starts from the run has its tokenizer.
     resolved = initial.resolve(_fine_tuning(files[1], workdir), str(tmp_path / 'new'))
     assert resolved.data.tokenizer == saved['data']['tokenizer']
+    other = tmp_path / 'other.model'
+    tokenizers.train(files[0].read_text().splitlines(), other, vocab_size=290)
+    config.data.tokenizer = str(other)
+    with pytest.raises(ValueError, match='differs from the one that the run started'):
+        loop.train(config, workdir)
+    config.data.tokenizer = 'bytes'
+    with pytest.raises(ValueError, match='another config:\n  data.tokenizer'):
+        loop.train(config, workdir)
     config.data.tokenizer = str(tmp_path / 'moved.model')
     config.model.vocab_size = 200
     with pytest.raises(ValueError, match=r'token ids up to 300.*vocab_size=200'):

@@ -81,7 +81,7 @@ def test_a_model_saved_anew_is_the_same_model(case, tmp_path):
             'buckets': (2, 4),
             'activation': 'gelu',
         },
-        {'head': 'none', 'buckets': (), 'layers': 6},
+        {'head': 'none', 'layers': 6},
         {'activation': 'gelu_erf', 'local_attention_dropout': 0.3, 'dropout': 0.1},
     ],
     ids=str,
@@ -93,6 +93,14 @@ def test_models_of_our_own(changes, tmp_path):
     assert config == model.config
     for a, b in zip(jax.tree.leaves(copy), jax.tree.leaves(model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_automatic_buckets_are_written_out(tmp_path):
+    """transformers would choose by the first sequence it meets, and keep that."""
+    model = models.build(rule='trax', buckets=())
+    huggingface.save(tmp_path, model.config, model)
+    assert huggingface.load_fields(tmp_path)['num_buckets'] == 16
+    assert huggingface.load_config(tmp_path).buckets == (16,)
 
 
 def test_what_differs_is_written_over_the_fields_kept(tmp_path):
@@ -122,6 +130,11 @@ def test_the_published_models(name, parameters, length):
     assert fields_lib.to_model_config(again) == config
     kept = set(fields) - {'intermediate_size'}
     assert {name: again[name] for name in kept} == {name: fields[name] for name in kept}
+
+
+def test_a_table_of_positions_that_is_shorter_than_the_longest_sequence(folder):
+    _set(folder, max_position_embeddings=500)
+    assert huggingface.load_config(folder).length == 128
 
 
 def test_constants_of_older_versions_are_ignored(folder):
@@ -161,6 +174,9 @@ _BIAS = 'lm_head.bias'
         ({'hidden_act': 'mish'}, "hidden_act 'mish', which is none of relu"),
         ({'attn_layers': ['local', 'full'] * 2}, 'attn_layers=.*full'),
         ({'num_hidden_layers': 9}, 'num_hidden_layers=9'),
+        ({'num_hidden_layers': None}, 'config.json has a value of a wrong type'),
+        ({'attn_layers': None}, 'config.json has a value of a wrong type'),
+        ({'axial_pos_shape': None}, 'config.json has a value of a wrong type'),
         ({'vocab_size': 0}, 'vocab_size=0 must be at least 1'),
         ({'reformer_jax': {'width': 3}}, 'config.json describes .*width'),
         (
@@ -257,6 +273,8 @@ def test_a_pickle_is_not_loaded_unless_asked_for(folder):
         ({'axial_shape': (2, 4, 4), 'axial_sizes': (2, 2, 4)}, r'axial_shape=\(2, 4'),
         ({'combine': 'average'}, r"combine='average'"),
         ({'tie_output': True}, r'tie_output=True'),
+        ({'dense_length': 16}, r'dense_length=16: exact attention beyond one chunk'),
+        ({'dense_length': -1}, r'dense_length=-1: exact attention beyond one chunk'),
     ],
     ids=str,
 )
@@ -276,6 +294,30 @@ def test_a_model_is_never_overwritten(folder):
 
 
 # --- Command line -----------------------------------------------------------------
+
+
+def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, capsys):
+    run, new = tmp_path / 'run', tmp_path / 'new'
+    model = models.build(rule='reformer', vocab_size=258, dense_length=-1)
+    trax = dataclasses.replace(model.config, rule='trax', dense_length=0)
+    huggingface.save(tmp_path / 'model', trax, model)
+    (tmp_path / 'model' / 'spiece.model').write_bytes(b'x')
+    with pytest.raises(SystemExit):  # no tokenizer that can be read: nothing is made
+        command_line.main(['import', str(tmp_path / 'model'), str(run)])
+    (tmp_path / 'model' / 'spiece.model').unlink()
+    command_line.main(['import', str(tmp_path / 'model'), str(run)])
+    (run / 'tokenizer.model').write_bytes(b'ours')
+    new.mkdir()
+    (new / 'spiece.model').write_bytes(b'theirs')
+    with pytest.raises(SystemExit):
+        command_line.main(['export', str(run), str(new)])
+    assert (new / 'spiece.model').read_bytes() == b'theirs'
+    assert len(list(new.iterdir())) == 1
+    (new / 'spiece.model').unlink()
+    command_line.main(['export', str(run), str(new)])
+    assert (new / 'spiece.model').read_bytes() == b'ours'
+    assert 'trained with token 0 before every text' in capsys.readouterr().out
+    assert huggingface.load_fields(new)['bos_token_id'] == 0
 
 
 @pytest.mark.parametrize('case', ['causal_local_lsh', 'sequence_classification'])

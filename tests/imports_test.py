@@ -27,6 +27,7 @@ _ROWS = (
     ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
     ('attention', 'optimizer'),
     ('layers', 'caches'),
+    ('feed_forward',),
     ('model_config', 'lsh_caches'),
     ('blocks', 'heads', 'experiment', 'prompts'),
     ('model',),
@@ -52,7 +53,14 @@ _PURE = (
     'lsh_caches',
     'sampling',
 )
-_WITH_PARAMETERS = ('layers', 'blocks', 'heads', 'model', 'preparation')
+_WITH_PARAMETERS = (
+    'layers',
+    'feed_forward',
+    'blocks',
+    'heads',
+    'model',
+    'preparation',
+)
 _WITH_CONFIGS = ('experiment', 'preparation', 'initial', 'loop')
 _NNX_TRANSFORMS = {
     'jit',

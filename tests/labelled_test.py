@@ -1,6 +1,7 @@
 """Tests of the labelled datasets: batches, order, labels, scores, errors."""
 
 import json
+import math
 
 import labelled_rows
 import ml_collections
@@ -336,3 +337,44 @@ def test_scores_at_their_limits():
         'accuracy': 1,
         'f1': 0,
     }
+
+
+@pytest.mark.parametrize('label', [None, '', ' ', ['x'], {'a': 1}, 0.5, math.nan])
+def test_what_is_no_label_is_refused(tmp_path, label):
+    rows = [{'text': 'a', 'label': 'x'}, {'text': 'b', 'label': label}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    with pytest.raises(ValueError, match="column 'label' has rows without a label"):
+        data.classes(labelled_rows.classification(source))
+
+
+def test_a_split_of_hidden_labels_is_none(tmp_path):
+    rows = [{'text': 'a', 'label': 0}, {'text': 'b', 'label': 1}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    config = labelled_rows.classification(source)
+    assert data.splits(config) == SPLITS
+    hidden = [{'text': 'a', 'label': -1}, {'text': 'b', 'label': -1}]
+    labelled_rows.write_json(tmp_path / 'other' / 'train.jsonl', rows)
+    labelled_rows.write_json(tmp_path / 'other' / 'validation.jsonl', rows)
+    labelled_rows.write_json(tmp_path / 'other' / 'test.jsonl', hidden)
+    config = labelled_rows.classification(str(tmp_path / 'other'))
+    assert data.splits(config) == ('train', 'validation')
+
+
+def test_rows_without_a_token_are_refused(tmp_path):
+    """They would be taken for the padding of a batch."""
+    rows = [{'words': ['a'], 'tags': ['O']}, {'words': [''], 'tags': ['O']}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    config = labelled_rows.named_entities(source)
+    with pytest.raises(ValueError, match=r"line 2 of .*\[''\] has no token for"):
+        data.build(config, 'validation')
+
+
+def test_one_token(tmp_path, model):
+    assert data.encode_one(labelled_rows.classification(''), b'\n') == 12
+    config = labelled_rows.classification('', tokenizer=model)
+    for text in (b'.', b'W', b'\n'):
+        token = data.encode_one(config, text)
+        assert data.decode(config, np.array([token])) == text
+    for text in (b'', b'Where do words end'):
+        with pytest.raises(ValueError, match='tokens: give a text that is a single'):
+            data.encode_one(config, text)

@@ -70,7 +70,7 @@ def test_lsh_is_the_slow_loop(
         'mask': mask,
     }
     out = oracles.jit(oracles.lsh(**options))(qk, v, buckets)
-    slow = oracles.slow_shared_qk(qk, v, oracles.numbers_seen(buckets, **options))
+    slow = oracles.slow_shared_qk(qk, v, *oracles.numbers_seen(buckets, **options))
     real = np.ones((2, length), bool) if mask is None else mask
     np.testing.assert_allclose(out[real], slow[real], rtol=1e-5, atol=1e-5)
 
@@ -118,9 +118,8 @@ def test_lsh_gradients_are_those_of_dense_autodiff(
     }
     attend = functools.partial(oracles.lsh(**options), buckets_BHRL=buckets)
     _, (dqk, dv) = oracles.value_and_gradients(attend, (qk, v), direction)
-    dense = functools.partial(
-        oracles.dense_shared_qk, seen=oracles.numbers_seen(buckets, **options)
-    )
+    seen, itself = oracles.numbers_seen(buckets, **options)
+    dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=itself)
     _, (dqk_dense, dv_dense) = oracles.value_and_gradients(dense, (qk, v), direction)
     oracles.assert_near(dqk, dqk_dense)
     oracles.assert_near(dv, dv_dense)
@@ -142,7 +141,9 @@ def test_lsh_gradients_are_those_of_dense_autodiff(
 def test_one_bucket_and_one_chunk_is_full_attention(rule, causal, before, rounds):
     qk, v, direction = oracles.inputs(24)
     mask = oracles.mask(24)
-    direction *= mask[:, :, None, None]
+    # With the trax rule the first real token, alone, is rounded: see below.
+    compared = mask & ((np.cumsum(mask, axis=1) > 1) | (rule != 'trax'))
+    direction *= compared[:, :, None, None]
     attend = oracles.lsh(
         mask,
         buckets_BHRL=np.zeros((2, 2, rounds, 24), np.int32),
@@ -159,7 +160,7 @@ def test_one_bucket_and_one_chunk_is_full_attention(rule, causal, before, rounds
     wanted, wanted_gradients = oracles.value_and_gradients(
         lambda qk, v: full(qk, qk, v), (qk, v), direction
     )
-    oracles.assert_near(out[mask], wanted[mask])
+    oracles.assert_near(out[compared], wanted[compared])
     for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
         oracles.assert_near(gradient, wanted_gradient)
 
@@ -183,16 +184,20 @@ def test_dense_implementation_is_full_attention(length, implementation):
 @pytest.mark.parametrize('rounds', [1, 4])
 @pytest.mark.parametrize('rule', checks.RULES)
 def test_a_token_alone_attends_to_itself(rule, rounds):
+    """Wholly; with the trax rule as far as float32 tells -1e5 + log(n) from -1e5."""
     qk, v, direction = oracles.inputs(16)
-    attend = functools.partial(
-        oracles.lsh(chunk_length=4, causal=True, rule=rule),
-        buckets_BHRL=oracles.buckets(16, rounds=rounds),
-    )
+    buckets = oracles.buckets(16, rounds=rounds)
+    options = {'chunk_length': 4, 'causal': True, 'rule': rule}
+    attend = functools.partial(oracles.lsh(**options), buckets_BHRL=buckets)
     first = direction * (np.arange(16) == 0)[:, None, None]
     out, (dqk, dv) = oracles.value_and_gradients(attend, (qk, v), first)
-    np.testing.assert_allclose(out[:, 0], v[:, 0], rtol=1e-6)
+    _, itself = oracles.numbers_seen(buckets, **options)
+    share = itself[:, :, 0, None]
+    assert np.all(share == 1) or rule == 'trax'
+    np.testing.assert_allclose(out[:, 0], v[:, 0] * share, rtol=1e-6)
     np.testing.assert_array_equal(dqk, 0.0)
-    np.testing.assert_allclose(dv, first, rtol=1e-6)
+    np.testing.assert_allclose(dv[:, 0], first[:, 0] * share, rtol=1e-6)
+    np.testing.assert_array_equal(dv[:, 1:], 0.0)
 
 
 def test_alone_in_one_round_gives_way_to_company_in_another():
@@ -250,8 +255,10 @@ def test_lsh_gradients_with_dropout_are_those_of_dense_autodiff(
     np.testing.assert_allclose(factors, [0, 1.333], atol=1e-6)
     dropout = np.moveaxis(dropout, 2, 1)
 
-    seen = oracles.numbers_seen(buckets, **options)
-    dense = functools.partial(oracles.dense_shared_qk, seen=seen, dropout=dropout)
+    seen, itself = oracles.numbers_seen(buckets, **options)
+    dense = functools.partial(
+        oracles.dense_shared_qk, seen=seen, itself=itself, dropout=dropout
+    )
     wanted, wanted_gradients = oracles.value_and_gradients(dense, (qk, v), direction)
     out, gradients = oracles.value_and_gradients(
         functools.partial(attend, dropout_rate=0.25), (qk, v), direction

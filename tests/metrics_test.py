@@ -271,3 +271,16 @@ def test_a_silent_writer_has_the_methods_of_a_writer(capsys):
         writer.write(1, 'train', {'loss': 1.0})
         writer.progress(1, {'loss': 1.0}, 2.0)
     assert not capsys.readouterr().out
+
+
+def test_a_squared_error_has_no_bits_and_no_accuracy():
+    total = {'loss': 6.0, 'accuracy': math.nan, 'weight': 3.0}
+    assert metrics.means(total) == {'loss': 2.0}
+
+
+def test_summary_of_scores():
+    values = {'loss': 0.5, 'bits_per_dim': 0.7, 'accuracy': 0.9, 'f1': 0.8}
+    line = metrics.summary('test', 7, values | {'examples': 40.0})
+    assert line == (
+        'test after 7 steps: loss 0.5000, accuracy 0.9000, f1 0.8000, 40 examples'
+    )

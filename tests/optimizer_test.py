@@ -86,7 +86,7 @@ def test_weight_decay_mask():
     assert {name for name, flag in decays.items() if not flag} == {
         'norm.scale',
         'norm.bias',
-        'output_bias',
+        'head.output_bias',
         *(
             f'layers.{layer}.{name}'
             for layer in (0, 1)
@@ -100,7 +100,7 @@ def test_weight_decay_mask():
             )
         ),
     }
-    assert {'embedding', 'output', 'layers.0.attention.query'} <= set(decays)
+    assert {'embedding', 'head.output', 'layers.0.attention.query'} <= set(decays)
 
 
 def test_weight_decay_is_applied_by_the_mask():
@@ -182,3 +182,29 @@ def test_every_optimizer_descends(name):
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         optimizer.OptimizerConfig(**fields)
+
+
+def test_frozen_parameters_have_no_part_in_the_norm():
+    gradient = {'norm': {'scale': jnp.ones(3)}, 'head': {'output': jnp.full(2, 5.0)}}
+    left = optimizer.without_frozen('^norm', gradient)
+    np.testing.assert_array_equal(left['norm']['scale'], 0)
+    np.testing.assert_array_equal(left['head']['output'], 5)
+    same = optimizer.without_frozen('', gradient)
+    np.testing.assert_array_equal(same['norm']['scale'], 1)
+
+
+def test_frozen_parameters_stay_and_do_not_count_for_clipping():
+    config = optimizer.OptimizerConfig(
+        name='adamw', weight_decay=0.1, clip_norm=1.0, frozen='embedding'
+    )
+    assert config.frozen
+    params = {'embedding': jnp.ones(4), 'output': jnp.ones(4)}
+    huge = {'embedding': jnp.full(4, 1e6), 'output': jnp.full(4, 0.1)}
+    frozen = optimizer.build(config, 10)
+    updates, state = frozen.update(huge, frozen.init(params), params)
+    np.testing.assert_array_equal(updates['embedding'], 0)
+    small = {'embedding': jnp.zeros(4), 'output': jnp.full(4, 0.1)}
+    again, _ = frozen.update(small, frozen.init(params), params)
+    np.testing.assert_array_equal(updates['output'], again['output'])
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.size == 4]
+    assert len(moments) == 2  # of the trained parameter only

@@ -40,6 +40,13 @@ def test_padded_length_with_different_chunks():
     ]
 
 
+def test_padded_length_of_hugging_face():
+    """A multiple of all chunks beyond the shortest (_pad_to_mult_of_chunk_length)."""
+    config = models.config(rule='trax', local_chunk_length=8, lsh_chunk_length=12)
+    padded = [model_config.padded_length(config, n) for n in (7, 8, 9, 12, 24, 25)]
+    assert padded == [7, 8, 24, 24, 24, 48]
+
+
 def test_lengths_that_differ_little_share_their_shapes():
     def shapes(length):
         made = prompts.prompts(
@@ -79,6 +86,7 @@ def test_longest_that_fits(start, steps):
         ([[1, -1]], None, {}, r'token -1 is outside \[0, 11\)'),
         ([[1] * 33], None, {}, 'a prompt of 34 tokens with its start token'),
         ([[1]], None, {'causal': False}, 'bidirectional'),
+        ([[1]], None, {'head': 'none'}, "head='none', not 'lm'"),
     ],
 )
 def test_refused(tokens, mask, changes, message):

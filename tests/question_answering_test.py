@@ -117,7 +117,7 @@ def test_answers_are_compared_as_squad_does():
         ({'answers': {'x': 1}}, 'line 2 of .*the answers must be .*, not None'),
         (
             {'answers': {'text': ['ab'], 'answer_start': [0, 1]}},
-            'line 2 of .*: 1 answers, but 2 starts',
+            r'line 2 of .*: answer_start \[0, 1\] must be a list of 1 whole numbers',
         ),
         ({'question': ' '}, "line 2 of .*: question ' ' is no text, or an empty one"),
         ({'context': None}, 'line 2 of .*: context None is no text'),

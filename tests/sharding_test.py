@@ -105,8 +105,8 @@ def _check_placement(state, mesh):
         heads = 4 // model
         expected = {
             'embedding': (32 // model, 16 // fsdp),
-            'output': (32 // fsdp, 32 // model),
-            'output_bias': (32 // model,),
+            'head.output': (32 // fsdp, 32 // model),
+            'head.output_bias': (32 // model,),
             'layers.0.attention.query': (1, 16 // fsdp, heads, 8),
             'layers.0.attention.value': (1, 16 // fsdp, heads, 8),
             'layers.1.attention.query_key': (1, 16 // fsdp, heads, 8),
@@ -256,17 +256,21 @@ def test_an_axis_that_does_not_divide_is_left_out():
     specs = sharding.parameter_specs(
         {
             'embedding': jnp.zeros((6, 6)),
-            'output': jnp.zeros((6, 5)),
-            'tie_projection': jnp.zeros((4, 3)),
-            'output_bias': jnp.zeros(6),
+            'head': {
+                'output': jnp.zeros((6, 5)),
+                'tie_projection': jnp.zeros((4, 3)),
+                'hidden': jnp.zeros((6, 3)),
+                'output_bias': jnp.zeros(6),
+            },
             'norm': {'scale': jnp.zeros(6)},
         },
         mesh,
     )
-    assert {name: spec.spec for name, spec in specs.items() if name != 'norm'} == {
-        'embedding': P('model', 'fsdp'),
+    assert specs['embedding'].spec == P('model', 'fsdp')
+    assert {name: spec.spec for name, spec in specs['head'].items()} == {
         'output': P('fsdp', None),
         'tie_projection': P(None, None),
+        'hidden': P('fsdp', None),
         'output_bias': P('model'),
     }
     assert specs['norm']['scale'].spec == P()
@@ -290,7 +294,7 @@ def test_leaf_names():
         'layers.1.attention.query_key',
         'layers.1.feed_forward.output_bias',
         'norm.bias',
-        'output',
+        'head.output',
     } <= set(model)
     in_state = names(state)
     for name in model:  # parameter, first and second moment

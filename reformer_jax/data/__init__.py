@@ -112,14 +112,19 @@ def classes(config: Mapping[str, Any]) -> int:
 def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the splits there are: 'train', 'validation' and most often 'test'.
 
+    A split whose labels are hidden (GLUE's test) is none.
+
     Raises:
       ValueError: for an unknown dataset; an unknown, missing or bad field.
       FileNotFoundError: if the data are not there and cannot be fetched.
     """
-    _, fields = _select(config)
+    module, fields = _select(config)
     if config['dataset'] not in _LABELLED:
         return batching.SPLITS
-    return tables.splits(fields['source'], fields.get('data_dir'))
+    found = tables.splits(fields['source'], fields.get('data_dir'))
+    if module is not classification:
+        return found
+    return tuple(s for s in found if not classification.is_hidden(s, **fields))
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,12 +183,13 @@ def encode_one(config: Mapping[str, Any], text: bytes) -> int:
       ValueError: it is none or several; as `encode`.
     """
     tokens = encode(config, text)
-    if tokens.size != 1:
+    # A tokenizer of subwords may put a token for the beginning in front.
+    if not tokens.size or decode(config, tokens[-1:]).strip(b' ') != text.strip(b' '):
         raise ValueError(
             f'{text.decode("utf-8", "replace")!r} is {tokens.size} tokens: give a text '
             'that is a single one.'
         )
-    return int(tokens[0])
+    return int(tokens[-1])
 
 
 def decode(config: Mapping[str, Any], tokens: np.ndarray) -> bytes:

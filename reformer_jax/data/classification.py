@@ -17,6 +17,8 @@ from reformer_jax.data import tokenizers
 
 KINDS = ('single', 'multi', 'regression')
 
+_HIDDEN = '-1'
+
 vocab_size = text.vocab_size
 encode = text.encode
 decode = text.decode
@@ -157,6 +159,14 @@ def score(split: str, predictions: np.ndarray, **fields: Any) -> dict[str, float
     return {'single': scores.single, 'multi': scores.multi}[kind](predictions, targets)
 
 
+def is_hidden(split: str, **fields: Any) -> bool:
+    """Whether a split has -1 for every label, as GLUE's test splits."""
+    source, column, data_dir = _origin(fields)
+    rows = tables.read(source, split, data_dir=data_dir)
+    found = tables.column(rows, column, source)
+    return all(str(label) == _HIDDEN for label in found)
+
+
 def _origin(fields: dict[str, Any]) -> tuple[str, str, str | None]:
     return fields['source'], fields['label_column'], fields.get('data_dir') or None
 
@@ -262,6 +272,12 @@ def _texts(
                 'one; remove the row, or choose other text_columns'
             )
         tokens = [loaded.encode(part) for part in parts]
+        if not any(part.size for part in tokens):
+            where = tables.where(source, split, row, data_dir)
+            raise ValueError(
+                f'{where}: {parts!r} has no token for tokenizer {tokenizer!r}: remove '
+                'the row'
+            )
         joined = tokens if len(parts) == 1 else [tokens[0], separator, tokens[1]]
         found.append(np.concatenate(joined)[:length])
     return found

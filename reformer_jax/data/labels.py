@@ -6,6 +6,9 @@ from typing import Any
 # More classes than any task has: a wrong column, such as one of identifiers.
 _LIMIT = 10_000
 
+# The name of what is no label: null, a list, an empty cell.
+_NO_LABEL = ''
+
 
 def split_list(value: Any, where: str) -> list[Any]:
     """Returns the items of a list, or of a string that has spaces between them.
@@ -48,6 +51,11 @@ def find(rows: Sequence[Sequence[Any]], column: str) -> tuple[str, ...]:
       ValueError: if there are negative numbers, no labels at all or too many.
     """
     names = {_name(label) for row in rows for label in row}
+    if _NO_LABEL in names:
+        raise ValueError(
+            f'column {column!r} has rows without a label, or with one that is no name '
+            'and no whole number: remove them, or choose the column of the labels'
+        )
     numbers = sorted(int(name) for name in names if _is_number(name))
     whole = len(numbers) == len(names) > 0
     if whole and numbers[0] < 0:
@@ -101,7 +109,7 @@ def classes(
 def _name(label: Any) -> str:
     if isinstance(label, bool) or isinstance(label, float) and label.is_integer():
         label = int(label)  # what CSV and JSON writers make of classes
-    return str(label).strip()
+    return str(label).strip() if isinstance(label, str | int) else _NO_LABEL
 
 
 def _is_number(name: str) -> bool:

@@ -284,8 +284,14 @@ def _answers(value: Any, where: str) -> tuple[list[str], list[int]]:
             f'{where}: no answer; each row needs one, as in SQuAD v1.1: remove it'
         )
     starts = starts or [0] * len(value)
-    if len(starts) != len(value):
-        raise ValueError(f'{where}: {len(value)} answers, but {len(starts)} starts')
+    numbers = isinstance(starts, list) and all(
+        isinstance(start, int) and start >= 0 for start in starts
+    )
+    if not numbers or len(starts) != len(value):
+        raise ValueError(
+            f'{where}: answer_start {starts!r} must be a list of {len(value)} whole '
+            'numbers from 0, one for each answer'
+        )
     return value, starts
 
 

@@ -254,7 +254,14 @@ def _sentences(
         if not words or not all(isinstance(word, str) for word in words):
             where = tables.where(source, split, row, data_dir)
             raise ValueError(f'{where}: {words!r} are no words: remove the row')
-        sentences.append(_sentence(words, loaded, length))
+        sentence = _sentence(words, loaded, length)
+        if not sentence.tokens.size:
+            where = tables.where(source, split, row, data_dir)
+            raise ValueError(
+                f'{where}: {words!r} has no token for tokenizer {tokenizer!r}: remove '
+                'the row'
+            )
+        sentences.append(sentence)
     return sentences
 
 

@@ -25,6 +25,7 @@ import safetensors.numpy
 
 from reformer_jax import model as model_lib
 from reformer_jax import model_config
+from reformer_jax import run_folder
 from reformer_jax.huggingface import fields as fields_lib
 from reformer_jax.huggingface import tensors as tensors_lib
 
@@ -32,7 +33,6 @@ CONFIG = 'config.json'
 SAFETENSORS = 'model.safetensors'
 PYTORCH = 'pytorch_model.bin'
 _TEMPORARY = '.tmp'
-_LISTED = 8  # names that an error lists
 
 # Shape of a tensor and the tensor itself, by its name.
 Reader = tuple[Mapping[str, tuple[int, ...]], Callable[[str], np.ndarray]]
@@ -145,6 +145,14 @@ def load_fields(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return fields
 
 
+def labels(directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the classes in order; () where config.json has only numbers."""
+    fields = load_fields(directory)
+    names = fields.get('id2label') or {}
+    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    return () if found == fields_lib.numbered(len(found)) else found
+
+
 def is_model(directory: str | os.PathLike[str]) -> bool:
     """Whether a folder looks like one of transformers'."""
     return (pathlib.Path(directory).expanduser() / CONFIG).is_file() and (
@@ -225,9 +233,8 @@ def _check(
         if name in shapes and shapes[name] != shape
     ]
     if problems:
-        more = [f'and {len(problems) - _LISTED} more'][: len(problems) > _LISTED]
-        listed = '\n'.join(f'  {line}' for line in [*problems[:_LISTED], *more])
         raise ValueError(
-            f'{file} does not fit the {CONFIG} beside it:\n{listed}\n'
+            f'{file} does not fit the {CONFIG} beside it:\n'
+            f'{run_folder.listed(problems)}\n'
             'The two files are of different models: copy both again.'
         )

@@ -1,8 +1,9 @@
 """Between Hugging Face folders and run folders.
 
 python -m reformer_jax.huggingface import FOLDER WORKDIR
-    a run folder with the model as its checkpoint of step 0, to sample from, evaluate
-    and start from (--config.init_from takes FOLDER itself as well)
+    a run folder with the model as its checkpoint of step 0, to sample from; a
+    classifier is evaluated with eval.py --config=configs/classification.py
+    --config.data.source=... (--config.init_from takes FOLDER itself as well)
 python -m reformer_jax.huggingface export WORKDIR FOLDER
     a run's model for transformers, with the config.json of what it was started from
 """
@@ -25,9 +26,12 @@ from reformer_jax import optimizer
 from reformer_jax import preparation
 from reformer_jax import run_folder
 from reformer_jax import sharding
+from reformer_jax.data import tokenizers
+from reformer_jax.huggingface import fields as fields_lib
 
 # In an imported run folder: the config.json that the model came with.
 _ORIGINAL = 'huggingface.json'
+_SENTENCEPIECE = 'spiece.model'
 
 _DATASETS: dict[str, dict[str, Any]] = {
     'classification': {
@@ -56,7 +60,16 @@ def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
     if checkpoint.exists(workdir):
         raise FileExistsError(f'{workdir} is a run already: give a new folder.')
     tokenizer = run_folder.find_tokenizer(folder)
-    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER)
+    size = tokenizers.load(tokenizer or run_folder.NO_TOKENIZER).vocab_size
+    if tokenizer and size > config.vocab_size:
+        raise ValueError(
+            f'{tokenizer} has {size} tokens, the model only vocab_size='
+            f'{config.vocab_size}: it is the tokenizer of another model.'
+        )
+    if not tokenizer:
+        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
+    names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
+    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
     path = checkpoint.open_workdir(workdir, fields)
     if tokenizer:
         run_folder.keep_tokenizer(path, tokenizer)
@@ -82,8 +95,9 @@ def export_run(
       workdir: the run folder.
       folder: a new folder.
       step: which checkpoint, see Checkpointer.restore.
-      rule_trax: whether a model of another rule is exported as one of rule 'trax',
-        which transformers computes: the same parameters, other look-around.
+      rule_trax: whether a model of another rule, or with exact attention in LSH layers,
+        is exported as what transformers computes: the same parameters, rule 'trax',
+        LSH beyond one chunk.
 
     Raises:
       FileExistsError: the folder holds a model.
@@ -94,25 +108,42 @@ def export_run(
     model, _ = preparation.restore_model(run, sharding.make_mesh(), workdir, step)
     config = run.model
     if rule_trax:
-        config = dataclasses.replace(config, rule='trax', within_bucket=False)
-    huggingface.save(folder, config, model, like=_original(workdir, run.init_from))
+        config = dataclasses.replace(
+            config, rule='trax', within_bucket=False, dense_length=0
+        )
     tokenizer = run_folder.find_tokenizer(workdir)
+    target = pathlib.Path(folder).expanduser() / _SENTENCEPIECE
+    if tokenizer and target.exists():
+        raise FileExistsError(
+            f'{target} exists and is left as it is: give a new folder.'
+        )
+    like = _original(workdir, run.init_from) or {}
+    if config.head == 'classification' and run.data.get('labels'):
+        like |= fields_lib.label_fields(run.data['labels'])
+    huggingface.save(folder, config, model, like=like)
     if tokenizer:
-        target = pathlib.Path(folder).expanduser() / 'spiece.model'
         shutil.copyfile(tokenizer, target)
+    if config.start_token >= 0:
+        print(
+            f'the model was trained with token {config.start_token} before every '
+            'text, which transformers does not put there: do so yourself'
+        )
 
 
 def _original(workdir: str, source: str) -> dict[str, Any] | None:
     """The config.json that a run's model, or what it started from, came with."""
-    file = run_folder.absolute(workdir) / _ORIGINAL
-    if file.is_file():
-        return json.loads(file.read_text(encoding='utf-8'))
     if source and huggingface.is_model(source):
         return huggingface.load_fields(source)
+    for folder in filter(None, (workdir, source)):
+        file = run_folder.absolute(folder) / _ORIGINAL
+        if file.is_file():
+            return json.loads(file.read_text(encoding='utf-8'))
     return None
 
 
-def _run_fields(config: model_config.ModelConfig, tokenizer: str) -> dict[str, Any]:
+def _run_fields(
+    config: model_config.ModelConfig, tokenizer: str, labels: tuple[str, ...]
+) -> dict[str, Any]:
     """The config of an imported run: its model, and data of the kind it is for."""
     data: dict[str, Any] = {
         'tokenizer': tokenizer,
@@ -123,7 +154,7 @@ def _run_fields(config: model_config.ModelConfig, tokenizer: str) -> dict[str, A
     if config.head in _DATASETS:
         data |= {**_DATASETS[config.head], 'source': ''}
         if config.head == 'classification':
-            data['labels'] = tuple(f'LABEL_{n}' for n in range(config.classes))
+            data['labels'] = labels
     else:
         masked = 0.15 if config.head == 'masked_lm' else 0.0
         data |= {'dataset': 'text', 'path': '', 'masked_fraction': masked}
@@ -164,7 +195,7 @@ def main(arguments: list[str]) -> None:
     exporting.add_argument(
         '--rule_trax',
         action='store_true',
-        help="export a model of another rule as one of rule 'trax'",
+        help="as what transformers computes, rule 'trax', whatever the run's rule",
     )
     given = parser.parse_args(arguments)
     try:

@@ -6,9 +6,11 @@ configuration_reformer.py.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reformer_jax import attention
+from reformer_jax import hashing
 from reformer_jax import model_config
 
 MODEL_TYPE = 'reformer'
@@ -85,6 +87,13 @@ def to_model_config(
             f'{source} is of a model of type {fields.get("model_type")!r}, not of a '
             f'Reformer (model_type {MODEL_TYPE!r}): give the folder of one.'
         )
+    try:
+        return _to_model_config(fields, source)
+    except TypeError as error:  # null or a number where there should be a list
+        raise ValueError(f'{source} has a value of a wrong type: {error}') from error
+
+
+def _to_model_config(fields, source: str) -> model_config.ModelConfig:
     found = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
     kinds = _attention_kinds(fields, found['attn_layers'], source)
     head = _choice('architectures', _architecture(fields, source), _HEADS, source)
@@ -124,7 +133,8 @@ def from_model_config(
     """The config.json of a model.
 
     Args:
-      config: of rule 'trax' and a head that transformers has.
+      config: of rule 'trax' and a head that transformers has. A start token is noted
+        as bos_token_id, but transformers does not put it before a text by itself.
       like: fields of another config.json whose further fields are kept, such as labels
         and special tokens; if it describes this very model, all are.
 
@@ -134,16 +144,14 @@ def from_model_config(
     _check_exists_there(config)
     if like is not None and _describes(like, config):
         return dict(like)
-    buckets = list(config.buckets)
+    buckets = hashing.bucket_factors(model_config.hash_buckets(config))
     theirs: dict[str, Any] = {
         'architectures': [_key_of(_HEADS, config.head)],
         'model_type': MODEL_TYPE,
         **{theirs: getattr(config, ours) for theirs, (ours, _) in _SAME.items()},
         'attn_layers': list(config.pattern) * config.repeats,
         'num_hidden_layers': config.layers,
-        'num_buckets': (buckets if len(buckets) > 1 else buckets[0])
-        if buckets
-        else None,
+        'num_buckets': list(buckets) if len(buckets) > 1 else buckets[0],
         'hidden_act': _key_of(_ACTIVATIONS, config.activation),
         'max_position_embeddings': config.length,
         'axial_pos_embds': config.positions == 'axial',
@@ -155,12 +163,25 @@ def from_model_config(
         theirs['axial_pos_shape'] = list(config.axial_shape)
         theirs['axial_pos_embds_dim'] = list(config.axial_sizes)
     if config.head == 'classification':
-        names = {str(n): f'LABEL_{n}' for n in range(config.classes)}
-        theirs['id2label'] = names
-        theirs['label2id'] = {name: int(n) for n, name in names.items()}
+        known = like and len(like.get('id2label') or ()) == config.classes
+        if not known:
+            theirs |= label_fields(numbered(config.classes))
     if config.start_token >= 0:
+        theirs['bos_token_id'] = config.start_token
         theirs[_OWN] = {'start_token': config.start_token}
     return dict(like or {}) | theirs
+
+
+def label_fields(names: Sequence[str]) -> dict[str, Any]:
+    """The fields that name the classes, in order."""
+    numbers = {name: number for number, name in enumerate(names)}
+    named = {str(number): name for name, number in numbers.items()}
+    return {'id2label': named, 'label2id': numbers}
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """What transformers calls classes that have no names."""
+    return tuple(f'LABEL_{number}' for number in range(count))
 
 
 def _describes(fields: Mapping[str, Any], config: model_config.ModelConfig) -> bool:
@@ -219,10 +240,20 @@ def _key_of(choices: Mapping[str, str], value: str) -> str:
 
 def _check_exists_there(config: model_config.ModelConfig) -> None:
     axial = config.positions == 'axial' and len(config.axial_shape) == 2
+    window = config.lsh_chunk_length * (
+        1 + config.lsh_chunks_before + config.lsh_chunks_after
+    )
+    dense = config.dense_length
+    if dense < 0:
+        dense = attention.dense_crossover(config.rounds, window)
     problems = {
         f"rule={config.rule!r}, and it computes 'trax' (the parameters are the same: "
         "save dataclasses.replace(config, rule='trax') if that will do)": (
             config.rule != 'trax'
+        ),
+        f'dense_length={config.dense_length}: exact attention beyond one chunk (save '
+        'dataclasses.replace(config, dense_length=0) if LSH will do)': (
+            'lsh' in config.pattern and dense > config.lsh_chunk_length
         ),
         f'pattern={config.pattern}: full attention': 'full' in config.pattern,
         f'head={config.head!r}': config.head not in _HEADS.values(),
