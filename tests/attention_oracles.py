@@ -114,12 +114,12 @@ def numbers_seen(
         )
         seen[b, h] = met.sum(0) if rule == 'trax' else np.minimum(met.sum(0), 1)
         if rule == 'trax':
-            itself[b, h] = [_probability_of_itself(met[:, n, n]) for n in range(length)]
+            itself[b, h] = [probability_of_itself(met[:, n, n]) for n in range(length)]
     seen = seen * ~np.eye(length, dtype=bool) * mask[:, None, None, :]
     return (np.tril(seen) if causal else seen), itself
 
 
-def _probability_of_itself(times):
+def probability_of_itself(times):
     """What transformers' probabilities of a query's own key add up to, in float32.
 
     The key's logit is -1e5, and it is met `times` [R] in each round's window.

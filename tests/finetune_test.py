@@ -1,5 +1,6 @@
 """From pretraining to a task: init_from, frozen parts, tokenizers kept, evaluation."""
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -224,6 +225,14 @@ def test_parameters_of_hugging_face_models():
         ours = jax.tree.leaves(model)
         np.testing.assert_array_equal(ours[0], theirs[0])
         assert bool(fresh) == (case != f'{head}')
+
+
+def test_a_head_of_another_kind_is_not_taken_though_it_would_fit():
+    config = _run_config(_GOLDEN / 'masked_lm_padded', 'masked_lm')
+    model = dataclasses.replace(config.model, head='token_classification', classes=64)
+    config = dataclasses.replace(config, model=model)
+    parameters = initial.load_parameters(config, sharding.make_mesh())
+    assert 'embedding' in parameters and 'head.output' not in parameters
 
 
 def _run_config(source, head, **data_fields):

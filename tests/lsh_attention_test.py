@@ -11,6 +11,7 @@ import pytest
 from reformer_jax import attention
 from reformer_jax import checks
 from reformer_jax import hashing
+from reformer_jax import windows
 
 # ---------------------------------------------------------------- LSH: the rules
 
@@ -198,6 +199,27 @@ def test_a_token_alone_attends_to_itself(rule, rounds):
     np.testing.assert_array_equal(dqk, 0.0)
     np.testing.assert_allclose(dv[:, 0], first[:, 0] * share, rtol=1e-6)
     np.testing.assert_array_equal(dv[:, 1:], 0.0)
+
+
+def test_rounding_of_a_token_that_meets_itself_twice():
+    """First in a round, last in the one before: there the roundings add up."""
+    order = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [0, 1, 2, 3], [1, 2, 3, 0]])
+    plan = windows.Plan(
+        chunk_length=2,
+        chunks_before=1,
+        chunks_after=0,
+        causal=True,
+        circular=True,
+        band=None,
+        band_in_round=False,
+        chunks_per_step=1,
+        rows_per_step=(1, 1),
+        order_free=False,
+    )
+    ranks = jnp.asarray(np.argsort(order, axis=1), jnp.int32)
+    total = windows.probability_of_itself(plan, ranks)
+    wanted = oracles.probability_of_itself(np.array([2, 1, 2, 1]))
+    np.testing.assert_allclose(total[0], wanted, rtol=1e-6)
 
 
 def test_alone_in_one_round_gives_way_to_company_in_another():

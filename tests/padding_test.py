@@ -75,6 +75,17 @@ def test_padding_leaves_no_trace(case):
             )
 
 
+def test_a_sequence_of_one_chunk_keeps_to_its_buckets():
+    """Exact attention would be another function there, unlike without buckets."""
+    model = models.build(
+        causal=False, pattern=('lsh',), within_bucket=True, lsh_chunk_length=8
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 24)))
+    mask = jnp.broadcast_to(jnp.arange(24) < 7, tokens.shape)
+    together, alone = _encode(model, tokens, mask), _encode(model, tokens[:, :7])
+    np.testing.assert_allclose(together[:, :7], alone, atol=1e-5)
+
+
 @pytest.mark.parametrize('head', ['masked_lm', 'question_answering', 'classification'])
 @pytest.mark.parametrize('pooling', ['first', 'mean', 'last'])
 def test_gradients_and_heads(head, pooling):
@@ -102,6 +113,29 @@ def test_gradients_and_heads(head, pooling):
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
     for a, b in zip(*map(jax.tree.leaves, (padded_gradient, gradient)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize('pooling', ['first', 'mean', 'last'])
+def test_pooling_is_of_the_real_tokens(pooling):
+    model = models.build(
+        causal=False, head='classification', pooling=pooling, classes=3
+    )
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 16)))
+    mask = np.zeros((2, 16), bool)
+    mask[0, 3:9] = mask[1, :16] = True
+
+    def compare(model):
+        hidden = model.encode(tokens, mask)
+        pooled = {
+            'first': [hidden[0, 3], hidden[1, 0]],
+            'mean': [hidden[0, 3:9].mean(0), hidden[1].mean(0)],
+            'last': [hidden[0, 8], hidden[1, 15]],
+        }[pooling]
+        wanted = model.head(jnp.stack(pooled), jax.random.key(0))
+        return model(tokens, mask), wanted
+
+    ours, wanted = jax.jit(compare)(model)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 
 def test_any_length_trains():

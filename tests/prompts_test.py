@@ -42,9 +42,16 @@ def test_padded_length_with_different_chunks():
 
 def test_padded_length_of_hugging_face():
     """A multiple of all chunks beyond the shortest (_pad_to_mult_of_chunk_length)."""
-    config = models.config(rule='trax', local_chunk_length=8, lsh_chunk_length=12)
-    padded = [model_config.padded_length(config, n) for n in (7, 8, 9, 12, 24, 25)]
-    assert padded == [7, 8, 24, 24, 24, 48]
+    chunks = {'local_chunk_length': 8, 'lsh_chunk_length': 32}
+    padded = {
+        rule: [
+            model_config.padded_length(models.config(rule=rule, **chunks), length)
+            for length in (7, 8, 9, 24, 32, 33)
+        ]
+        for rule in ('trax', 'reformer')
+    }
+    assert padded['trax'] == [7, 8, 32, 32, 32, 64]
+    assert padded['reformer'] == [7, 8, 16, 24, 32, 64]
 
 
 def test_lengths_that_differ_little_share_their_shapes():
