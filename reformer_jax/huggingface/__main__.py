@@ -123,7 +123,7 @@ def export_run(
     huggingface.save(folder, config, model, like=like)
     if tokenizer:
         shutil.copyfile(tokenizer, target)
-    if config.start_token >= 0:
+    if config.head == 'lm' and config.start_token >= 0:
         print(
             f'the model was trained with token {config.start_token} before every '
             'text, which transformers does not put there: do so yourself'

@@ -167,7 +167,8 @@ def from_model_config(
         if not known:
             theirs |= label_fields(numbered(config.classes))
     if config.start_token >= 0:
-        theirs['bos_token_id'] = config.start_token
+        if config.head == 'lm':
+            theirs['bos_token_id'] = config.start_token
         theirs[_OWN] = {'start_token': config.start_token}
     return dict(like or {}) | theirs
 
