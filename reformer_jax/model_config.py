@@ -16,6 +16,9 @@ COMBINES = ('concatenate', 'average')
 DTYPES = ('float32', 'bfloat16')
 POOLINGS = ('first', 'mean', 'last')
 
+# Queries in a block of exact attention.
+_QUERIES = 128
+
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
 HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
@@ -166,16 +169,18 @@ def check_length(config: ModelConfig, length: int) -> None:
 def padded_length(config: ModelConfig, length: int) -> int:
     """The shortest length from `length` on that every layer can cut into chunks.
 
-    With the trax rule as Hugging Face pads: beyond the shortest chunk a multiple of
-    all, since there the padding decides who looks around the ends at whom.
+    Exact attention alone takes any length, but its blocks of queries divide it, so that
+    a prime one would go query by query. With the trax rule as Hugging Face pads: beyond
+    the shortest chunk a multiple of all, since there the padding decides who looks
+    around the ends at whom.
     """
     chunks = [
         getattr(config, f'{kind}_chunk_length')
         for kind in ('local', 'lsh')
         if kind in config.pattern
-    ]
+    ] or [_QUERIES]
     whole = math.lcm(*chunks)
-    if config.rule == 'trax' and length > min(chunks, default=length):
+    if config.rule == 'trax' and length > min(chunks):
         return -(-length // whole) * whole
 
     def fits(padded):

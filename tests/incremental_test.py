@@ -151,7 +151,7 @@ def test_numpy_lengths_and_eager_calls():
     'changes, capacity, message',
     [
         ({}, 15, 'capacity=15 must be at least the 16 tokens'),
-        ({}, 33, 'at most model.length=32'),
+        ({}, 33, 'at most the 32 of the model'),
         ({'causal': False}, 32, 'bidirectional'),
     ],
 )

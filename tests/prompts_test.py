@@ -40,6 +40,12 @@ def test_padded_length_with_different_chunks():
     ]
 
 
+def test_padded_length_of_exact_attention():
+    config = models.config(pattern=('full',))
+    padded = [model_config.padded_length(config, n) for n in (7, 127, 128, 131)]
+    assert padded == [7, 127, 128, 256]
+
+
 def test_padded_length_of_hugging_face():
     """A multiple of all chunks beyond the shortest (_pad_to_mult_of_chunk_length)."""
     chunks = {'local_chunk_length': 8, 'lsh_chunk_length': 32}
