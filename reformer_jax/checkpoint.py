@@ -176,6 +176,41 @@ class Checkpointer:
         arrays = self._manager.restore(step, args=ocp.args.Composite(**items)).state
         return structure.unflatten([arrays[name] for name in template]), step
 
+    def restore_part(
+        self, template: Any, step: int | str | None = None
+    ) -> tuple[Any, int]:
+        """Restores some arrays of a checkpoint, such as {'model': ...} of a state.
+
+        Args:
+          template: a pytree as of `restore`, whose names are among the saved ones.
+          step: as of `restore`.
+
+        Returns:
+          The arrays in the template's tree, and the step.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: an array is not there, or has another shape or type.
+        """
+        step = self._choose(step)
+        named, structure = _named(template)
+        abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
+        self._check_fits(step, abstract, whole=False)
+        # The handler that saves takes whole states only.
+        with ocp.CheckpointManager(
+            self._directory,
+            item_handlers={'state': ocp.PyTreeCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(create=False),
+        ) as manager:
+            restoring = ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
+            )
+            args = ocp.args.Composite(state=restoring)
+            arrays = manager.restore(step, args=args).state
+        return structure.unflatten([arrays[name] for name in named]), step
+
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; waits for a save in progress."""
         return max(self._steps(), default=None)
@@ -221,7 +256,9 @@ class Checkpointer:
             )
         return chosen
 
-    def _check_fits(self, step: int, asked: dict[str, jax.ShapeDtypeStruct]) -> None:
+    def _check_fits(
+        self, step: int, asked: dict[str, jax.ShapeDtypeStruct], whole: bool = True
+    ) -> None:
         """Compares with the checkpoint's metadata, before any array is read."""
         metadata = self._manager.item_metadata(step).get('state')
         if metadata is None:
@@ -231,7 +268,9 @@ class Checkpointer:
                 'another step.'
             )
         saved = metadata.tree
-        names = list(asked) + [name for name in saved if name not in asked]
+        names = list(asked)
+        if whole:
+            names += [name for name in saved if name not in asked]
         pairs = [(n, _shape(saved.get(n)), _shape(asked.get(n))) for n in names]
         differing = [
             f'{name}: {old} in the checkpoint, {new} asked for'

@@ -81,7 +81,7 @@ def restore_model(
     workdir: str,
     step: int | str | None = None,
 ) -> tuple[model_lib.Reformer, int]:
-    """The model of a run's checkpoint and its step; see Checkpointer.restore.
+    """The model alone of a run's checkpoint, and its step; see Checkpointer.restore.
 
     Raises:
       FileNotFoundError: no run was started in `workdir`, or it has no such checkpoint.
@@ -89,8 +89,9 @@ def restore_model(
     """
     checkpoint.load_config(workdir)
     with checkpoint.Checkpointer(workdir) as checkpointer:
-        state, at_step = checkpointer.restore(abstract_state(config, mesh), step=step)
-    return state.model, at_step
+        template = {'model': abstract_state(config, mesh).model}
+        restored, at_step = checkpointer.restore_part(template, step)
+    return restored['model'], at_step
 
 
 def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):

@@ -333,3 +333,23 @@ def test_a_template_without_sharding_is_refused(tmp_path, small):
 def test_keep_none_of_the_last_is_refused(tmp_path):
     with pytest.raises(ValueError, match='keep=0 .* at least 1'):
         checkpoint.Checkpointer(tmp_path, keep=0)
+
+
+def test_a_part_is_restored_alone(tmp_path):
+    state = make_state(seed=3)
+    with checkpoint.Checkpointer(tmp_path, keep=2) as checkpointer:
+        checkpointer.save(4, state)
+        checkpointer.save(5, make_state(seed=5))
+    params = abstract(state).params
+    with checkpoint.Checkpointer(tmp_path) as checkpointer:
+        part, step = checkpointer.restore_part({'params': params}, '4')
+        assert step == 4
+        assert_same(part['params'], copied(state.params))
+        assert checkpointer.restore_part({'params': params})[1] == 5
+        wider = abstract(make_state(width=2 * WIDTH)).params
+        with pytest.raises(ValueError, match=r'params/layers/up/kernel.*asked for'):
+            checkpointer.restore_part({'params': wider})
+        with pytest.raises(ValueError, match=r'weights/embed/embedding: \(absent\)'):
+            checkpointer.restore_part({'weights': params})
+        with pytest.raises(FileNotFoundError, match="step '6'"):
+            checkpointer.restore_part({'params': params}, '6')

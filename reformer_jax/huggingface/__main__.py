@@ -3,7 +3,7 @@
 python -m reformer_jax.huggingface import FOLDER WORKDIR
     a run folder with the model as its checkpoint of step 0, to sample from; a
     classifier is evaluated with eval.py --config=configs/classification.py
-    --config.data.source=... (--config.init_from takes FOLDER itself as well)
+    --config.init_from=FOLDER --config.data.source=... --workdir=WORKDIR
 python -m reformer_jax.huggingface export WORKDIR FOLDER
     a run's model for transformers, with the config.json of what it was started from
 """
