@@ -91,29 +91,45 @@ def endless_order(
 
 
 def iterate_rows(
-    count: int,
+    tokens: Sequence[np.ndarray],
+    complete: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
     split: str,
-    assemble: Callable[[np.ndarray], dict[str, np.ndarray]],
     *,
     batch_size: int,
+    length: int,
+    pad_id: int,
     seed: int,
 ) -> grain.DatasetIterator:
-    """Iterates over the rows of a table.
+    """Iterates over the rows of a table, each a sequence of tokens and its labels.
 
     Training is endless, each epoch all rows once in a fresh order; validation and test
     are one pass in order.
 
     Args:
-      count: rows of the split.
+      tokens: of each row of the split, int32 [<= length].
+      complete: pure function from the indices of at most `batch_size` rows and their
+        mask, bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
+        get weight 0.
       split: 'train', 'validation' or 'test'.
-      assemble: pure function from the indices of at most `batch_size` rows to the
-        batch; it pads missing rows with weight 0.
       batch_size: B.
+      length: L.
+      pad_id: the token behind the rows.
       seed: of the training order, in [0, 2**32).
 
     Returns:
       Iterator with get_state/set_state, as of `iterate`.
     """
+    count = len(tokens)
+
+    def assemble(rows: np.ndarray) -> dict[str, np.ndarray]:
+        padded, mask = pad(
+            [tokens[row] for row in rows],
+            batch_size=batch_size,
+            length=length,
+            value=pad_id,
+        )
+        return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
+
     if split != 'train':
         rows = grain.MapDataset.range(count)
         return iterate(rows, assemble, batch_size=batch_size, endless=False)

@@ -104,35 +104,24 @@ def build(
     columns = _text_columns(text_columns)
     targets = _targets(split, source, label_column, kind, labels, data_dir or None)
     texts = _texts(split, source, columns, tokenizer, length, data_dir or None)
-    assemble = functools.partial(
-        _assemble,
-        texts=texts,
-        targets=targets,
+    return batching.iterate_rows(
+        texts,
+        functools.partial(_labels_of_rows, targets),
+        split,
         batch_size=batch_size,
         length=length,
         pad_id=tokenizers.load(tokenizer).pad_id,
-    )
-    return batching.iterate_rows(
-        len(texts), split, assemble, batch_size=batch_size, seed=seed
+        seed=seed,
     )
 
 
-def _assemble(
-    rows: np.ndarray,
-    *,
-    texts: list[np.ndarray],
-    targets: np.ndarray,
-    batch_size: int,
-    length: int,
-    pad_id: int,
+def _labels_of_rows(
+    targets: np.ndarray, rows: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    tokens, mask = batching.pad(
-        [texts[row] for row in rows], batch_size=batch_size, length=length, value=pad_id
-    )
-    labels = np.zeros((batch_size, *targets.shape[1:]), targets.dtype)
+    labels = np.zeros((len(mask), *targets.shape[1:]), targets.dtype)
     labels[: len(rows)] = targets[rows]
-    weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-    return {'tokens': tokens, 'mask': mask, 'labels': labels, 'weights': weights}
+    weights = (np.arange(len(mask)) < len(rows)).astype(np.float32)
+    return {'labels': labels, 'weights': weights}
 
 
 def score(split: str, predictions: np.ndarray, **fields: Any) -> dict[str, float]:

@@ -111,15 +111,14 @@ def build(
     examples = _examples(split, source, columns, tokenizer, length, data_dir or None)
     if split == 'train':
         examples = _with_answers(examples, source, length)
-    assemble = functools.partial(
-        _assemble,
-        examples=examples,
+    return batching.iterate_rows(
+        [example.tokens for example in examples],
+        functools.partial(_spans_of_rows, examples),
+        split,
         batch_size=batch_size,
         length=length,
         pad_id=tokenizers.load(tokenizer).pad_id,
-    )
-    return batching.iterate_rows(
-        len(examples), split, assemble, batch_size=batch_size, seed=seed
+        seed=seed,
     )
 
 
@@ -134,35 +133,18 @@ def _with_answers(examples: list[_Example], source: str, length: int) -> list[_E
     return kept
 
 
-def _assemble(
-    rows: np.ndarray,
-    *,
-    examples: list[_Example],
-    batch_size: int,
-    length: int,
-    pad_id: int,
+def _spans_of_rows(
+    examples: list[_Example], rows: np.ndarray, mask: np.ndarray
 ) -> dict[str, np.ndarray]:
-    chosen = [examples[row] for row in rows]
-    tokens, mask = batching.pad(
-        [example.tokens for example in chosen],
-        batch_size=batch_size,
-        length=length,
-        value=pad_id,
-    )
-    labels = np.zeros((batch_size, 2), np.int32)
+    labels = np.zeros((len(mask), 2), np.int32)
     candidates = mask.copy()
-    weights = np.zeros(batch_size, np.float32)
-    for place, example in enumerate(chosen):
+    weights = np.zeros(len(mask), np.float32)
+    for place, row in enumerate(rows):
+        example = examples[row]
         candidates[place, : example.begin] = False
         if example.span is not None:
             labels[place], weights[place] = example.span, 1
-    return {
-        'tokens': tokens,
-        'mask': mask,
-        'labels': labels,
-        'candidates': candidates,
-        'weights': weights,
-    }
+    return {'labels': labels, 'candidates': candidates, 'weights': weights}
 
 
 def score(

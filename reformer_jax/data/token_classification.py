@@ -107,42 +107,31 @@ def build(
     sentences = _sentences(
         split, source, words_column, tokenizer, length, data_dir or None
     )
-    assemble = functools.partial(
-        _assemble,
-        sentences=sentences,
-        tags=tags,
+    return batching.iterate_rows(
+        [sentence.tokens for sentence in sentences],
+        functools.partial(_labels_of_words, sentences, tags),
+        split,
         batch_size=batch_size,
         length=length,
         pad_id=tokenizers.load(tokenizer).pad_id,
-    )
-    return batching.iterate_rows(
-        len(sentences), split, assemble, batch_size=batch_size, seed=seed
+        seed=seed,
     )
 
 
-def _assemble(
-    rows: np.ndarray,
-    *,
+def _labels_of_words(
     sentences: list[_Sentence],
     tags: list[np.ndarray],
-    batch_size: int,
-    length: int,
-    pad_id: int,
+    rows: np.ndarray,
+    mask: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    tokens, mask = batching.pad(
-        [sentences[row].tokens for row in rows],
-        batch_size=batch_size,
-        length=length,
-        value=pad_id,
-    )
-    labels = np.zeros(tokens.shape, np.int32)
-    weights = np.zeros(tokens.shape, np.float32)
+    labels = np.zeros(mask.shape, np.int32)
+    weights = np.zeros(mask.shape, np.float32)
     for place, row in enumerate(rows):
-        kept = sentences[row].places < length
+        kept = sentences[row].places < mask.shape[1]
         at = sentences[row].places[kept]
         labels[place, at] = tags[row][kept]
         weights[place, at] = 1
-    return {'tokens': tokens, 'mask': mask, 'labels': labels, 'weights': weights}
+    return {'labels': labels, 'weights': weights}
 
 
 def score(
