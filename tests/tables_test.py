@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from reformer_jax import data
+from reformer_jax.data import downloads
 from reformer_jax.data import tables
 from reformer_jax.data import tfds_tables
 
@@ -313,7 +314,7 @@ def test_tfds_names_of_splits(monkeypatch):
 
 def test_tfds_knows_its_datasets_of_text(tmp_path, monkeypatch):
     """Without h5py, tfds on its own finds no GLUE."""
-    monkeypatch.setattr(tfds_tables, '_SECONDS_TO_ANSWER', 0.001)
+    monkeypatch.setattr(downloads, '_SECONDS_TO_ANSWER', 0.001)
     for name in ('glue/sst2', 'yelp_polarity_reviews'):
         # tfds 4.9.10 needs importlib_resources for these, without saying so.
         reason = 'cannot be downloaded|cannot be prepared without importlib_resources'

@@ -4,8 +4,6 @@ Split 90 / 5 / 5 million bytes as usual. Prepared once by tensorflow_datasets as
 array_record files, which needs no TensorFlow; or read from a local copy.
 """
 
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +14,12 @@ import tensorflow_datasets as tfds
 
 from reformer_jax.data import batching
 from reformer_jax.data import byte_text
+from reformer_jax.data import downloads
 
 URL = 'http://mattmahoney.net/dc/enwik8.zip'
 ZIP_BYTES = 36_445_475
 ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
 BLOCK_BYTES = 1_000_000
-_SECONDS_TO_ANSWER = 20
 
 vocab_size = byte_text.vocab_size
 batch_spec = byte_text.batch_spec
@@ -131,26 +129,10 @@ def load(split: str, data_dir: str | None = None) -> np.ndarray:
 def _prepare(builder: Enwik8) -> None:
     """Downloads and prepares the dataset; does nothing where that is done."""
     try:
-        if not builder.is_prepared():
-            _check_answer()
-        builder.download_and_prepare()
-    except (
-        OSError,  # among them every error of requests
-        tfds.download.DownloadError,
-        tfds.core.download.download_manager.NonMatchingChecksumError,
-    ) as error:
+        downloads.prepare(builder, [URL])
+    except downloads.ERRORS as error:
         raise FileNotFoundError(
             f'enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be '
             f'downloaded there ({error}): fetch that file on a machine that can, and '
             'give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)'
         ) from error
-
-
-def _check_answer() -> None:
-    """Raises an OSError at once where tfds would retry for minutes: no network."""
-    request = urllib.request.Request(URL, method='HEAD')
-    try:
-        urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise

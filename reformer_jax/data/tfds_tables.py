@@ -2,13 +2,12 @@
 
 import functools
 import importlib
-import urllib.error
-import urllib.parse
-import urllib.request
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from reformer_jax.data import downloads
 
 # What some datasets call our splits; GLUE's MNLI has two of each.
 _NAMES = {
@@ -16,7 +15,6 @@ _NAMES = {
     'validation': ('validation', 'validation_matched'),
     'test': ('test', 'test_matched'),
 }
-_SECONDS_TO_ANSWER = 20
 _REMEDY = (
     'prepare it on a machine with network and give its folder with '
     '--config.data.data_dir=FOLDER, or give a local file as config.data.source'
@@ -94,15 +92,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     importlib.import_module('tensorflow_datasets.text')
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-        if not builder.is_prepared():
-            _check_answer(builder)
-            settings = tfds.download.DownloadConfig(try_download_gcs=False)
-            builder.download_and_prepare(download_config=settings)
-    except (
-        OSError,  # among them every error of requests
-        tfds.download.DownloadError,
-        tfds.core.download.download_manager.NonMatchingChecksumError,
-    ) as error:
+        urls = [url for url in builder.url_infos or () if url.startswith('http')]
+        downloads.prepare(builder, urls)
+    except downloads.ERRORS as error:
         raise FileNotFoundError(
             f"'tfds:{name}' is not prepared in {data_dir or 'the folder of tfds'!r} "
             f'and cannot be downloaded ({error}): {_REMEDY}'
@@ -118,22 +110,3 @@ def _builder(name: str, data_dir: str | None) -> Any:
             f'or {_REMEDY}'
         ) from error
     return builder
-
-
-def _check_answer(builder: Any) -> None:
-    """Raises an OSError at once where tfds would retry for minutes: no network."""
-    urls = [url for url in builder.url_infos or () if url.startswith('http')]
-    hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls}
-    failure = None
-    for url in hosts.values():  # one that answers will do: some lists have dead ones
-        try:
-            request = urllib.request.Request(url, method='HEAD')
-            urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER).close()
-            return
-        except urllib.error.HTTPError as error:
-            error.close()
-            return
-        except OSError as error:
-            failure = error
-    if failure is not None:
-        raise failure
