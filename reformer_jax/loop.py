@@ -308,7 +308,7 @@ def evaluate_split(
         return values | {'tokens': total['weight']}
     predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
     scores = data.score(run.config.data, split, predicted)
-    return values | scores | {'examples': total['weight']}
+    return values | scores | {'examples': float(len(predicted))}
 
 
 def _jit_evaluate(run: Run):

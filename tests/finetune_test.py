@@ -161,6 +161,7 @@ def test_named_entities(pretrained, tmp_path):
     config = named_entities.get_config()
     final = _train_on(rows, config, pretrained, tmp_path)
     assert final['f1'] > 0.9 and final['accuracy'] > 0.9
+    assert final['examples'] == 30  # sentences, a twentieth of 600
 
 
 def test_question_answering(pretrained, tmp_path):
@@ -242,6 +243,26 @@ def _run_config(source, head, **data_fields):
     resolved = initial.resolve(config, 'no/such/run')
     resolved.model.head = head
     return experiment.run_config(resolved)
+
+
+def test_the_tokenizer_of_a_hugging_face_model(files, tmp_path):
+    """Its spiece.model: used by what starts from it, kept with what is imported."""
+    folder, run = tmp_path / 'model', str(tmp_path / 'run')
+    model = models.build(rule='trax', vocab_size=300)
+    huggingface.save(folder, model.config, model)
+    spiece = folder / 'spiece.model'
+    tokenizers.train(files[0].read_text().splitlines(), spiece, vocab_size=300)
+    config = masked_text.get_config('tiny')
+    config.init_from = str(folder)
+    assert initial.resolve(config, run).data.tokenizer == str(spiece)
+    command_line.main(['import', str(folder), run])
+    spiece.unlink()
+    imported = checkpoint.load_config(run)['data']
+    assert data.vocab_size(imported) == 300
+    text = b'the salt wave'
+    assert data.decode(imported, data.encode(imported, text)).strip() == text
+    command_line.main(['export', run, str(tmp_path / 'exported')])
+    assert (tmp_path / 'exported' / 'spiece.model').is_file()
 
 
 def test_a_source_without_its_tokenizer_is_an_error():
