@@ -309,9 +309,11 @@ def test_the_head_of_a_hugging_face_classifier(files, tmp_path):
     assert huggingface.load_config(tmp_path / 'exported').classes == 3
 
 
-def test_labels_are_those_of_the_run(files, pretrained, tmp_path):
+@pytest.mark.parametrize('from_scratch', [False, True])
+def test_labels_are_those_of_the_run(files, pretrained, tmp_path, from_scratch):
     """Not those of the data that it is evaluated on, where classes may be missing."""
-    config = _fine_tuning(files[1], pretrained[0])
+    config = _fine_tuning(files[1], '' if from_scratch else pretrained[0])
+    config.model.update(_SHAPE)
     config.steps = 2
     loop.train(config, str(tmp_path / 'run'))
     rows = [{'text': 'a bird', 'label': 'sky'}, {'text': 'a fish', 'label': 'sand'}]
