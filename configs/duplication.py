@@ -8,8 +8,9 @@ cannot shift across their rows, stop at 77 % on the small task; learned ones do 
 
   python train.py --config=configs/duplication.py --workdir=...
   python train.py --config=configs/duplication.py:tiny     2 CPU cores, |w| = 31
-  python eval.py --config=configs/duplication.py:tiny --workdir=runs/duplication_tiny \\
-      --config.model.rounds=8          another column of Table 2
+  python sweep.py --config=configs/duplication.py:tiny --workdir=runs/table2
+      all of Table 2: trained with full and LSH attention, evaluated with each
+  python reports/table2.py runs/table2
 """
 
 import ml_collections
@@ -71,6 +72,20 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant == 'tiny':
         config.update(_tiny())
     return config
+
+
+def sweep(add):
+    """The rows of Table 2: what is trained with."""
+    add({'model.pattern': ('full',)})
+    for rounds in (4, 2, 1):
+        add({'model.rounds': rounds})
+
+
+def evaluations(add):
+    """The columns of Table 2: what each is evaluated with."""
+    add({'model.pattern': ('full',)})
+    for rounds in (8, 4, 2, 1):
+        add({'model.pattern': ('lsh',), 'model.rounds': rounds})
 
 
 def _tiny() -> dict:

@@ -139,7 +139,8 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
         if step > first_step or step == 0:
             writer.write(step, 'validation', validation)
             checkpointer.save(step, state, iterator, validation)
-        _say('final ' + metrics.summary('validation', step, validation))
+    _write_result(run, folder, step, validation)
+    _say('final ' + metrics.summary('validation', step, validation))
     return validation
 
 
@@ -317,6 +318,16 @@ def _jit_evaluate(run: Run):
         out_shardings=NamedSharding(run.mesh, P()),
         compiler_options=compilation.options(),
     )
+
+
+def _write_result(run: Run, folder: pathlib.Path, step: int, validation: Any) -> None:
+    if jax.process_index() == 0:
+        fields = {
+            'step': step,
+            'steps': run.config.steps,
+            'minutes': run.config.minutes,
+        }
+        run_folder.write_result(folder, fields | {'validation': validation})
 
 
 def _writer(folder: pathlib.Path, steps: int) -> Any:

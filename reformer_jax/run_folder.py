@@ -7,6 +7,7 @@ A run folder (`workdir`) holds
     checkpoints/<step>/               see checkpoint.py
     metrics.jsonl, tensorboard/       see metrics.py
     evaluations/                      one file per call of eval.py
+    result.json                       written when a run is complete
     tokenizer.model                   the SentencePiece model of the data, if any
 """
 
@@ -41,6 +42,7 @@ _LISTED = 8  # differences an error message names before it only counts them
 # data.tokenizer of texts read as bytes, which need no file.
 NO_TOKENIZER = 'bytes'
 _TOKENIZER = 'tokenizer.model'
+_RESULT = 'result.json'
 _TEMPORARY = '.config.json.tmp'
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
@@ -75,7 +77,7 @@ def open_workdir(
         saved = _read_json(earlier[-1])
         _check_same_run(path, saved, config)
         if saved != config:
-            _write_new(path / f'config.{len(earlier)}.json', config)
+            _write(path / f'config.{len(earlier)}.json', config)
     else:
         entries = sorted(p.name for p in path.iterdir() if p.name != _TEMPORARY)
         if entries:
@@ -84,7 +86,7 @@ def open_workdir(
                 'config.json: it is not a run folder, and is left as it is. Give '
                 '--workdir a new or an empty folder.'
             )
-        _write_new(path / 'config.json', config)
+        _write(path / 'config.json', config)
     with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
         file.write(json.dumps(_run_record()) + '\n')
     return path
@@ -148,9 +150,30 @@ def write_evaluation(
     folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
     path = folder / f'step_{step}_{now}.json'
-    with open(path, 'x', encoding='utf-8') as file:
-        json.dump(record, file, indent=1)
+    _write(path, record)
     return path
+
+
+def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What `write_evaluation` wrote, oldest first."""
+    files = (absolute(workdir) / 'evaluations').glob('step_*.json')
+    return [_read_json(file) for file in sorted(files, key=lambda f: f.stat().st_mtime)]
+
+
+def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Writes what a run came to; it replaces that of the run before it was prolonged.
+
+    Args:
+      workdir: the run folder.
+      result: step, steps and minutes of the config, and the final metrics.
+    """
+    _write(absolute(workdir) / _RESULT, result)
+
+
+def load_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What `write_result` wrote; None while there is nothing."""
+    file = absolute(workdir) / _RESULT
+    return _read_json(file) if file.is_file() else None
 
 
 def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -219,11 +242,11 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
-def _write_new(file: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Writes all of a new file or nothing of it."""
+def _write(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes all of a file or nothing of it."""
     temporary = file.with_name(_TEMPORARY)
     with open(temporary, 'w', encoding='utf-8') as stream:
-        json.dump(config, stream, indent=2)
+        json.dump(fields, stream, indent=2)
         stream.write('\n')
         stream.flush()
         os.fsync(stream.fileno())
@@ -273,8 +296,21 @@ def _run_record() -> dict[str, Any]:
         'commit': _commit(),
         'device': jax.devices()[0].device_kind,
         'devices': jax.device_count(),
+        'processor': _processor(),
+        'cpu_cores': os.cpu_count(),
         'processes': jax.process_count(),
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux or else Python names it."""
+    cpuinfo = pathlib.Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text('utf-8', 'replace').splitlines():
+            name, _, value = line.partition(':')
+            if name.strip() == 'model name':
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

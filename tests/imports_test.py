@@ -34,7 +34,8 @@ _ROWS = (
     ('incremental', 'sampling', 'objectives', 'preparation'),
     ('beams', 'huggingface'),
     ('decoding', 'initial'),
-    ('loop',),
+    ('loop', 'sweeps'),
+    ('launching',),
 )
 _ROW = {module: row for row, modules in enumerate(_ROWS) for module in modules}
 _PURE = (
@@ -61,7 +62,7 @@ _WITH_PARAMETERS = (
     'model',
     'preparation',
 )
-_WITH_CONFIGS = ('experiment', 'preparation', 'initial', 'loop')
+_WITH_CONFIGS = ('experiment', 'preparation', 'initial', 'loop', 'sweeps')
 _NNX_TRANSFORMS = {
     'jit',
     'grad',

@@ -1,0 +1,348 @@
+"""A sweep: the runs that a config file asks for, each with its folder and commands.
+
+A config file says which in `sweep(add)`, and in `evaluations(add)`, if it has one, how
+each of them is evaluated once it is trained:
+
+    def sweep(add):
+        for rounds in (1, 2, 4):
+            add({'model.rounds': rounds})
+
+Everything is checked before the first run: unknown fields, impossible values, points
+that repeat each other.
+"""
+
+import copy
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from reformer_jax import experiment
+from reformer_jax import initial
+from reformer_jax import metrics
+from reformer_jax import run_folder
+
+_PLAN = 'sweep.json'
+_LONGEST_NAME = 200  # file systems take 255 bytes
+_BASE = 'base'
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One call of train.py or eval.py, and the config that it comes to.
+
+    Attributes:
+      program: 'train.py' or 'eval.py'.
+      overrides: fields that the call sets, by their dotted names.
+      config: what a run folder or an evaluation records of it.
+    """
+
+    program: str
+    overrides: Overrides
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder in that of the sweep.
+      folder: the run folder.
+      train: how it is trained.
+      evaluations: how it is evaluated afterwards.
+    """
+
+    name: str
+    folder: pathlib.Path
+    train: Command
+    evaluations: tuple[Command, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs that one config file asks for.
+
+    Attributes:
+      file: the config file, with its variant, as config_flags takes it.
+      workdir: the folder that has the run folders.
+      given: fields that the command line sets, by their dotted names.
+      points: the runs, in the order of the config file.
+    """
+
+    file: str
+    workdir: pathlib.Path
+    given: Overrides
+    points: tuple[Point, ...]
+
+
+def load(
+    file: str,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    given: Overrides,
+    seeds: int = 1,
+) -> Sweep:
+    """Expands the sweep of a config file.
+
+    Args:
+      file: path of the config file, with its variant.
+      config: what its get_config returned, with `given` set.
+      workdir: folder of the sweep; not touched.
+      given: fields that the command line sets.
+      seeds: runs of each point, with config.seed 0, 1, ...; 1 keeps the config's own.
+
+    Raises:
+      ValueError: the file has no sweep; a point sets an unknown field, one that the
+        command line sets too or an impossible value, or repeats another.
+    """
+    module = _import(file)
+    if not hasattr(module, 'sweep'):
+        raise ValueError(
+            f'{file} has no sweep: define sweep(add) in it, with a call of '
+            'add({field: value}) for each run, or train it once with train.py.'
+        )
+    listed = _listed(module.sweep)
+    if not listed:
+        raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
+    if seeds > 1:
+        listed = [
+            {**overrides, 'seed': seed} for overrides in listed for seed in range(seeds)
+        ]
+    evaluations = _listed(getattr(module, 'evaluations', lambda add: None))
+    folder = run_folder.absolute(workdir)
+    points = tuple(
+        _point(config, folder, given, overrides, evaluations) for overrides in listed
+    )
+    _check_repeats(points)
+    return Sweep(file, folder, given, points)
+
+
+def is_trained(point: Point) -> bool:
+    """Whether a run is complete, as long as its config now says."""
+    result = run_folder.load_result(point.folder)
+    config = point.train.config
+    return result is not None and all(
+        result[name] == config[name] for name in ('steps', 'minutes')
+    )
+
+
+def missing(point: Point) -> list[Command]:
+    """What is still to be called, in order."""
+    if not is_trained(point):
+        return [point.train, *point.evaluations]
+    result = run_folder.load_result(point.folder)
+    assert result is not None
+    done = [
+        record['config']
+        for record in run_folder.load_evaluations(point.folder)
+        if all(split['step'] == result['step'] for split in record['results'].values())
+    ]
+    return [command for command in point.evaluations if command.config not in done]
+
+
+def status(point: Point) -> str:
+    """How far a run is, in words."""
+    left = len(missing(point))
+    if is_trained(point):
+        result = run_folder.load_result(point.folder)
+        assert result is not None
+        told = metrics.summary('validation', result['step'], result['validation'])
+        return told + (f'; {left} evaluations to go' if left else '')
+    try:
+        last = metrics.read(point.folder / 'metrics.jsonl')[-1]
+    except (FileNotFoundError, ValueError, IndexError):
+        return 'not started'
+    return f'unfinished, at step {last["step"]} of {point.train.config["steps"]}'
+
+
+def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
+    """The command line of a command after the program, to be quoted for a shell."""
+    return [
+        f'--config={sweep.file}',
+        f'--workdir={_relative(point.folder)}',
+        *(f'--config.{f}={_text(value)}' for f, value in command.overrides.items()),
+    ]
+
+
+def record(sweep: Sweep) -> None:
+    """Writes down in the sweep's folder what it has, for reports to know the gaps.
+
+    Raises:
+      ValueError: the folder has another sweep.
+    """
+    file = sweep.workdir / _PLAN
+    fields = _as_json(
+        {
+            'config': sweep.file,
+            'given': dict(sweep.given),
+            'points': {p.name: dict(p.train.overrides) for p in sweep.points},
+        }
+    )
+    if file.is_file():
+        earlier = json.loads(file.read_text('utf-8'))
+        if _identity(earlier) != _identity(fields):
+            raise ValueError(
+                f'{sweep.workdir} holds another sweep, of {earlier["config"]} with '
+                f'{earlier["given"]}: give this one, of {sweep.file} with '
+                f'{fields["given"]}, another --workdir.'
+            )
+        fields['points'] = earlier['points'] | fields['points']
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f'.{_PLAN}.tmp')
+    temporary.write_text(json.dumps(fields, indent=1), 'utf-8')
+    temporary.rename(file)
+
+
+def _import(file: str) -> Any:
+    path = pathlib.Path(re.sub(r'\.py:.*$', '.py', file))
+    spec = importlib.util.spec_from_file_location(f'sweep_of_{path.stem}', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+
+    def add(overrides: Overrides) -> None:
+        listed.append(dict(overrides))
+
+    define(add)
+    return listed
+
+
+def _point(config, workdir, given, overrides, evaluations) -> Point:
+    name = _name(overrides)
+    _check_given(name, overrides, given)
+    for evaluation in evaluations:
+        _check_given(f'an evaluation with {_name(evaluation)}', evaluation, given)
+
+    def command(program, changes):
+        checked = _checked(config, changes, name, str(workdir / name))
+        return Command(program, {**given, **changes}, checked)
+
+    return Point(
+        name,
+        workdir / name,
+        command('train.py', overrides),
+        tuple(command('eval.py', {**overrides, **e}) for e in evaluations),
+    )
+
+
+def _check_given(name: str, overrides: Overrides, given: Overrides) -> None:
+    both = sorted(set(overrides) & set(given))
+    if both:
+        raise ValueError(
+            f'{", ".join(both)} is set on the command line and by the sweep (in '
+            f'{name}): leave it to one of them.'
+        )
+
+
+def _checked(config, overrides, name, folder) -> dict[str, Any]:
+    """The config of a point as its run folder records it."""
+    changed = copy.deepcopy(config)
+    for field, value in overrides.items():
+        _set(changed, field, value, name)
+    try:
+        resolved = initial.resolve(changed, folder)
+        experiment.run_config(resolved)
+    except ValueError as error:
+        raise ValueError(f'point {name} of the sweep: {error}') from error
+    return _as_json(resolved.to_dict())
+
+
+def _set(config, field: str, value: Any, name: str) -> None:
+    fields = _fields(config)
+    if field not in fields:
+        close = difflib.get_close_matches(field, fields, n=3)
+        raise ValueError(
+            f'point {name} of the sweep sets {field!r}, which is no field of the config'
+            + (f': did you mean {" or ".join(close)}?' if close else '.')
+        )
+    try:
+        config.update_from_flattened_dict({field: value})
+    except TypeError as error:
+        raise ValueError(
+            f'point {name} of the sweep sets {field}={value!r}, which is of another '
+            f'type than {fields[field]!r} in the config ({error}).'
+        ) from error
+
+
+def _fields(config, prefix: str = '') -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            fields |= _fields(value, f'{prefix}{name}.')
+        else:
+            fields[f'{prefix}{name}'] = value
+    return fields
+
+
+def _check_repeats(points: Iterable[Point]) -> None:
+    configs: dict[str, str] = {}
+    for point in points:
+        config = json.dumps(point.train.config, sort_keys=True)
+        if config in configs:
+            raise ValueError(
+                f'points {configs[config]} and {point.name} of the sweep are the same '
+                'run: leave one out.'
+            )
+        configs[config] = point.name
+    names = [point.name for point in points]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f'two points of the sweep would have the folder {name}: their values '
+                'differ only in characters that a folder name leaves out.'
+            )
+
+
+def _name(overrides: Overrides) -> str:
+    """The folder of a point: its overrides, without what a shell would mind."""
+    parts = [f'{field}={_text(value)}' for field, value in overrides.items()]
+    name = re.sub(r'[^\w.=,+-]+', '-', ','.join(parts)).replace(',-', '-')
+    name = re.sub(r'-*(,|$)', r'\1', name.replace('=-', '='))
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f'a point of the sweep sets so much that its folder would be named '
+            f'{name!r}, of {len(name)} characters; the limit is {_LONGEST_NAME}: move '
+            'what all points have in common to get_config.'
+        )
+    return name or _BASE
+
+
+def _text(value: Any) -> str:
+    """A value as config_flags reads it; a shell would mind single quotes."""
+    if isinstance(value, tuple):
+        return f'({"".join(json.dumps(part) + "," for part in value)})'
+    return value if isinstance(value, str) else repr(value)
+
+
+def _relative(folder: pathlib.Path) -> str:
+    """The folder as a command line has it: relative where it is below this one."""
+    here = pathlib.Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    given = {
+        name: value
+        for name, value in fields['given'].items()
+        if name.split('.')[0] not in run_folder.CHANGEABLE
+    }
+    return fields['config'], given
+
+
+def _as_json(fields: Any) -> Any:
+    return json.loads(json.dumps(fields))

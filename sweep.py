@@ -1,0 +1,66 @@
+"""Runs the sweep of a config file: python sweep.py --config=configs/duplication.py:tiny
+
+Each point is trained, and evaluated as the file says, in a process and a folder of its
+own. What is finished is skipped, what is not goes on where it stopped, so that the same
+command repeated completes a sweep. Fields set on the command line hold for all points:
+  python sweep.py --config=configs/rounds.py:tiny --config.data.path=FILE \\
+      --workdir=runs/rounds --seeds=3
+"""
+
+import re
+import sys
+
+import jax
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from reformer_jax import launching
+from reformer_jax import sweeps
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run folders. Without it runs/sweep_<config>.'
+)
+_SEEDS = flags.DEFINE_integer(
+    'seeds', 1, 'Runs of each point, with config.seed 0, 1, ...', lower_bound=1
+)
+_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Points at a time.', lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only show the points.')
+_PRINT_COMMANDS = flags.DEFINE_bool(
+    'print_commands', False, 'Only print a line for each point, to run elsewhere.'
+)
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+    logging.set_verbosity(logging.WARNING)
+    # Accelerators are for the runs; this process computes nothing.
+    jax.config.update('jax_platforms', 'cpu')
+    flag = flags.FLAGS['config']
+    file = config_flags.get_config_filename(flag)
+    given = config_flags.get_override_values(flag)
+    workdir = _WORKDIR.value
+    if workdir is None:
+        name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', file)).strip('_')
+        workdir = f'runs/sweep_{name}'
+        print(f'no --workdir: using {workdir}', file=sys.stderr)
+    sweep = sweeps.load(file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value)
+    if _PRINT_COMMANDS.value:
+        sweeps.record(sweep)
+        for point in sweep.points:
+            print(launching.command_line(sweep, point))
+    elif _DRY_RUN.value:
+        for point in sweep.points:
+            print(f'{point.name}: {sweeps.status(point)}')
+    else:
+        failed = launching.run(sweep, parallel=_PARALLEL.value)
+        if failed:
+            sys.exit(f'{len(failed)} of {len(sweep.points)} points failed: {failed}')
+
+
+if __name__ == '__main__':
+    app.run(main)
