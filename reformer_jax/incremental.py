@@ -156,7 +156,8 @@ def decode_step(
         )
         new_caches.append(cache)
         y1 += layers.combine(layer.attention, out_B1HK, key, _ALL_HEADS, False)
-        y2 += layer.feed_forward(y1, key)
+        added = layer.feed_forward(y1, key)
+        y1, y2 = (y1 + added,) * 2 if config.streams == 1 else (y1, y2 + added)
     logits_B1V = model.logits((y1, y2))
     return logits_B1V[:, 0], State(state.lengths_B + 1, new_caches, state.rotations)
 

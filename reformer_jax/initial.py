@@ -47,6 +47,7 @@ _ARCHITECTURE = (
     'axial_shape',
     'axial_sizes',
     'norm_epsilon',
+    'streams',
     'combine',
     'start_token',
     'tie_output',

@@ -176,6 +176,7 @@ class Reformer(nnx.Module):
             _rotations_by_block(config, hash_rotations),
             shared,
             0,
+            single=config.streams == 1,
         )
 
     def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
@@ -274,12 +275,13 @@ class Reformer(nnx.Module):
         return tuple((stack.attention, stack.feed_forward) for stack in self.layers)
 
     def _scan(self):
-        match self.config.stack:
-            case 'reversible':
-                return reversible.reversible_scan
-            case 'residual':
-                return reversible.residual_scan
-        return functools.partial(reversible.residual_scan, checkpoint=True)
+        if self.config.stack == 'reversible':
+            return reversible.reversible_scan
+        return functools.partial(
+            reversible.residual_scan,
+            checkpoint=self.config.stack == 'checkpoint',
+            single=self.config.streams == 1,
+        )
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:

@@ -66,6 +66,9 @@ class ModelConfig:
       norm_epsilon: added to the variance in layer norms.
       stack: 'reversible'; 'residual', the same function with saved activations; or
         'checkpoint', the same with recomputation from each repeat's inputs.
+      streams: residual streams, 2, which can be reversible; or the Transformer's 1,
+        as the paper's baseline, with stack 'residual' or 'checkpoint'. (What reads the
+        last streams then gets the same twice: as many parameters.)
       grid_bits: in training streams are multiples of 2**-grid_bits, which makes the
         reversible stack exact (see reversible.py); 0 for plain float32.
       combine: the streams at the end, 'concatenate' or 'average'.
@@ -117,6 +120,7 @@ class ModelConfig:
     local_attention_dropout: float = 0.0
     norm_epsilon: float = 1e-6
     stack: str = 'reversible'
+    streams: int = 2
     grid_bits: int = 14
     combine: str = 'concatenate'
     head: str = 'lm'
@@ -235,6 +239,13 @@ def _check_sizes(config: ModelConfig) -> None:
         raise ValueError(
             f'model.layers={config.layers} is no multiple of the pattern '
             f'{config.pattern} of {len(config.pattern)}: change one of them.'
+        )
+    if config.streams not in (1, 2):
+        raise ValueError(f'model.streams={config.streams} is neither 1 nor 2.')
+    if config.streams == 1 and config.stack == 'reversible':
+        raise ValueError(
+            "model.streams=1 cannot be inverted: set model.stack='residual' or "
+            "'checkpoint', or streams=2."
         )
     if not 0 <= config.grid_bits <= 22:
         raise ValueError(

@@ -93,15 +93,17 @@ def residual_scan(
     shared: Any,
     grid_bits: int,
     checkpoint: bool = False,
+    single: bool = False,
 ) -> Streams:
     """The same values as reversible_scan, by plain autodiff.
 
     With checkpoint, each repeat is recomputed in the backward pass from its saved
-    inputs (jax.checkpoint).
+    inputs (jax.checkpoint). With single, the streams, which are to be equal, are one,
+    the Transformer's: x + attention(x), then x + feed_forward(x).
     """
 
     def repeat(streams, inputs):
-        return _repeat(blocks, grid_bits, key, shared, streams, inputs)[0], None
+        return _repeat(blocks, grid_bits, key, shared, single, streams, inputs)[0], None
 
     if checkpoint:
         repeat = jax.checkpoint(repeat)
@@ -116,14 +118,15 @@ def forward_scan(
     extra: tuple[Any, ...],
     shared: Any,
     grid_bits: int,
+    single: bool = False,
 ) -> tuple[Streams, Any]:
-    """The values of reversible_scan, and what the attentions save.
+    """The values of residual_scan, and what the attentions save.
 
     The second is one entry per block, stacked over repeats and groups of heads.
     """
 
     def repeat(streams, inputs):
-        return _repeat(blocks, grid_bits, key, shared, streams, inputs)
+        return _repeat(blocks, grid_bits, key, shared, single, streams, inputs)
 
     return lax.scan(repeat, _snap(streams, grid_bits), _inputs(params, extra))
 
@@ -206,7 +209,7 @@ def _layer(blocks, place, grid_bits, key, index, extra, shared) -> _Layer:
     )
 
 
-def _repeat(blocks, grid_bits, key, shared, streams, inputs):
+def _repeat(blocks, grid_bits, key, shared, single, streams, inputs):
     """One repeat of the blocks: the streams and what each attention saves."""
     params, extra, index = inputs
     x1, x2 = streams
@@ -216,7 +219,8 @@ def _repeat(blocks, grid_bits, key, shared, streams, inputs):
         attention_params, feed_forward_params = params[place]
         x1, kept = _add_attention(layer, attention_params, x2, x1)
         feed_forward = functools.partial(layer.feed_forward, feed_forward_params)
-        x2 = x2 + _snap(_map(layer, feed_forward, x1), grid_bits)
+        added = _snap(_map(layer, feed_forward, x1), grid_bits)
+        x1, x2 = (x1 + added,) * 2 if single else (x1, x2 + added)
         saved.append(kept)
     return (x1, x2), tuple(saved)
 

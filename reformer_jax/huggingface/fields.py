@@ -264,6 +264,7 @@ def _check_exists_there(config: model_config.ModelConfig) -> None:
         f'positions={config.positions!r}, axial_shape={config.axial_shape}': (
             not axial and config.positions != 'learned'
         ),
+        f'streams={config.streams}': config.streams != 2,
         f'combine={config.combine!r}': config.combine != 'concatenate',
         'tie_output=True': config.tie_output,
     }
