@@ -5,17 +5,26 @@ import pathlib
 
 import pytest
 
+from reformer_jax import data
 from reformer_jax import experiment
 from reformer_jax import model_config
 
+_ABLATIONS = ['', 'imagenet64', 'tiny', 'imagenet64_tiny']
 _VARIANTS = {
     'enwik8': ['', 'small', 'tiny', 'million'],
     'duplication': ['', 'tiny'],
     'text': ['', 'tiny'],
     'masked_text': ['', 'tiny'],
+    'novel': ['', 'tiny'],
     'classification': ['', 'imdb', 'sst2'],
     'named_entities': ['', 'conll2003'],
     'question_answering': ['', 'squad'],
+    'ablation': _ABLATIONS,
+    'shared_qk': _ABLATIONS,
+    'reversible': _ABLATIONS,
+    'rounds': _ABLATIONS,
+    'depth': _ABLATIONS,
+    'length': ['', 'tiny'],
 }
 _EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
 
@@ -37,6 +46,8 @@ def test_config_is_valid(name, variant):
         config.model.classes = 2
     run = experiment.run_config(config)
     assert run.model.length >= 64
+    if run.model.head == 'lm':
+        assert data.batch_spec(run.data)['tokens'][0][1] == run.model.length
 
 
 @pytest.mark.parametrize('name', _VARIANTS)

@@ -5,8 +5,9 @@ All batches have 'tokens', int32 [B, L], and 'weights', float32 [B, L] or [B], w
 are one pass in order, the last batch padded with rows of weight 0. get_state and
 set_state (and orbax) save and restore the place in the stream.
 
-Language modelling ('bytes', 'duplication', 'enwik8', 'text') reads raw text; the other
-datasets read labelled rows (see `tables`) and score predictions.
+Language modelling reads raw text ('bytes', 'duplication', 'enwik8', 'novel', 'text') or
+images ('imagenet64'); the other datasets read labelled rows (see `tables`) and score
+predictions.
 """
 
 import inspect
@@ -22,6 +23,8 @@ from reformer_jax.data import byte_text
 from reformer_jax.data import classification
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
+from reformer_jax.data import imagenet64
+from reformer_jax.data import novel
 from reformer_jax.data import question_answering
 from reformer_jax.data import tables
 from reformer_jax.data import text
@@ -36,6 +39,8 @@ _DATASETS = {
     'bytes': byte_text,
     'duplication': duplication,
     'enwik8': enwik8,
+    'imagenet64': imagenet64,
+    'novel': novel,
     'text': text,
     **_LABELLED,
 }
@@ -119,6 +124,8 @@ def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
       FileNotFoundError: if the data are not there and cannot be fetched.
     """
     module, fields = _select(config)
+    if module is imagenet64:
+        return imagenet64.splits(**fields)
     if config['dataset'] not in _LABELLED:
         return batching.SPLITS
     found = tables.splits(fields['source'], fields.get('data_dir'))

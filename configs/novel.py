@@ -1,0 +1,112 @@
+"""A whole novel as one sequence of 524,288 tokens: "Crime and Punishment" in 16 GiB.
+
+The text-generation notebook of the original Reformer (trax, models/reformer): 6 layers,
+attention local/lsh, one hash round, d_model 256, axial positions (512, 1024); Adam at
+0.01 with a cosine of 1,000 steps, of which the notebook runs 600. Ours: bytes or
+subwords of any text instead of its own 320 subwords, the last 10 % of the text held out
+(there is nothing held out in the notebook), the rule 'reformer' instead of trax's, and
+one sequence a step: for the notebook's, a copy of the novel on each of 8 devices, set
+--config.data.batch_size=8.
+
+  python train.py --config=configs/novel.py --config.data.path=FILE --workdir=...
+      any file, folder, glob, .gz, .zip or .xz; without one the source text of Python's
+      standard library. A text of more than 524,288 bytes is read in windows
+  python -m reformer_jax.data.train_tokenizer --text=FILE --vocab_size=672 \\
+      --output=novel.model
+  python train.py --config=configs/novel.py --config.data.path=FILE --workdir=... \\
+      --config.data.tokenizer=novel.model --config.model.vocab_size=672
+      subwords: with 672 of them "Crime and Punishment" is 518,966 tokens
+  python train.py --config=configs/novel.py:tiny --config.data.path=FILE
+      65,536 tokens a sequence, a few minutes on 2 CPU cores
+"""
+
+import ml_collections
+
+from reformer_jax import model_config
+from reformer_jax import optimizer
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The experiment; variant 'tiny' is for 2 CPU cores."""
+    if variant not in ('', 'tiny'):
+        raise ValueError(f'unknown variant {variant!r}: use novel.py or novel.py:tiny.')
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.minutes = 0.0
+    config.log_every = 10
+    config.eval_every = 50
+    config.eval_batches = 0
+    config.checkpoint_every = 100
+    config.keep_checkpoints = 2
+    config.init_from = ''
+    config.accumulate = 1
+    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
+    config.data = {
+        'dataset': 'novel',
+        'path': '',  # empty: the standard library
+        'tokenizer': '',  # empty: that of init_from, or bytes
+        'length': 2**19,
+        'batch_size': 1,
+        'seed': 0,
+    }
+    config.model = model_config.defaults() | {
+        'vocab_size': 258,  # 256 bytes, padding, one unused
+        'length': 2**19,
+        'd_model': 256,
+        'd_ff': 512,
+        'heads': 2,
+        'head_size': 64,
+        'layers': 6,
+        'pattern': ('local', 'lsh'),
+        'local_chunk_length': 64,
+        'lsh_chunk_length': 64,
+        'buckets': (64, 128),
+        'rounds': 1,
+        'rule': 'reformer',
+        'activation': 'relu',
+        'positions': 'axial',
+        'axial_shape': (512, 1024),
+        'axial_sizes': (64, 192),
+        'heads_at_once': 1,
+        'dropout': 0.05,
+        'local_attention_dropout': 0.05,
+        'stack': 'reversible',
+        'feed_forward_chunk_length': 16_384,
+        'loss_chunk_length': 16_384,
+    }
+    config.optimizer = optimizer.defaults() | {
+        'name': 'adam',
+        # trax: 0.01 * min(1, step / 100) * (1 + cos(pi * (step - 100) / 900)) / 2
+        'learning_rate': 0.01,
+        'warmup_steps': 100,
+        'decay': 'cosine',
+        'b1': 0.86,
+        'b2': 0.92,
+        'eps': 1e-9,
+    }
+    if variant == 'tiny':
+        config.update(_tiny())
+    return config
+
+
+def _tiny() -> dict:
+    """65,536 tokens a sequence, 2 layers."""
+    return {
+        'steps': 400,
+        'minutes': 8.0,
+        'data': {'length': 2**16},
+        'model': {
+            'length': 2**16,
+            'd_model': 128,
+            'd_ff': 256,
+            'layers': 2,
+            'buckets': (),
+            'axial_shape': (256, 256),
+            'axial_sizes': (32, 96),
+            'heads_at_once': 0,
+            'dropout': 0.0,
+            'local_attention_dropout': 0.0,
+        },
+        'optimizer': {'warmup_steps': 50},
+    }

@@ -1,0 +1,379 @@
+"""ImageNet at 64x64 as sequences of 12,288 tokens (section 5 of the paper).
+
+A token is the value, 0 to 255, of one channel of a pixel: row by row, channels fastest,
+so that axial positions have the shape (64, 64, 3). A source is
+- 'downsampled_imagenet/64x64' (van den Oord et al. 2016): what published bits/dim are
+  of, the paper's too as its code reads these files; 1,281,149 and 49,999 images. They
+  may be gone from image-net.org (github.com/tensorflow/datasets/issues/4662);
+- 'imagenet_resized/64x64' (Chrabaszcz et al. 2017): the same photographs resized with
+  a box filter, which are easier to predict: their bits/dim compare with no others;
+- a local .npz with arrays 'train', 'validation' and, if wanted, 'test', all uint8
+  [n, 64, 64, 3];
+- a folder of images in any format of Pillow: with folders train, validation and, if
+  wanted, test; or without, split 90 / 5 / 5 % in the order of their relative paths.
+The first two are downloaded and prepared once by tensorflow_datasets as array_record
+files, which needs no TensorFlow, and have no test split.
+"""
+
+import contextlib
+import functools
+import math
+import pathlib
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from PIL import Image
+
+from reformer_jax.data import batching
+from reformer_jax.data import byte_text
+from reformer_jax.data import imagenet_archives
+
+SIDE = 64
+_SHRINKS = (1, 2, 4, 8, 16, 32, 64)
+_SOURCES = (
+    f'{", ".join(map(repr, imagenet_archives.ARCHIVES))}, or the path of an .npz or '
+    'of a folder of images'
+)
+_CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+def vocab_size(**_: Any) -> int:
+    """Number of token ids: the values of a channel."""
+    return 256
+
+
+def batch_spec(*, batch_size: int, shrink: int = 1, **_: Any) -> batching.Spec:
+    """Shapes and dtypes of a batch.
+
+    Raises:
+      ValueError: if `shrink` does not divide 64.
+    """
+    return batching.language_model_spec(batch_size, 3 * _side(shrink) ** 2)
+
+
+def encode(text: bytes, **_: Any) -> np.ndarray:
+    """Raises a ValueError: texts have no tokens here."""
+    raise ValueError(
+        f'prompts of this dataset are images, not the text {text[:20]!r}: give '
+        'sample.py --prompt_file=IMAGE, or none for samples from nothing'
+    )
+
+
+def decode(tokens: np.ndarray, **_: Any) -> bytes:
+    """Token ids [n] as a text, each with a space after it; see `to_images`."""
+    return b''.join(b'%d ' % token for token in tokens)
+
+
+def to_tokens(images: np.ndarray) -> np.ndarray:
+    """Returns images as tokens: row by row, channels fastest.
+
+    Args:
+      images: uint8 [N, S, S, 3].
+
+    Returns:
+      int32 [N, S * S * 3].
+
+    Raises:
+      ValueError: for another shape or dtype.
+    """
+    side = images.shape[1] if images.ndim == 4 else 0
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+        raise ValueError(
+            f'images of shape {images.shape} and dtype {images.dtype}: give square '
+            'ones, uint8 [N, S, S, 3]'
+        )
+    return images.reshape(len(images), -1).astype(np.int32)
+
+
+def to_images(tokens: np.ndarray) -> np.ndarray:
+    """Returns tokens as images; inverts `to_tokens`.
+
+    Args:
+      tokens: integers [N, S * S * 3], each in 0..255.
+
+    Returns:
+      uint8 [N, S, S, 3].
+
+    Raises:
+      ValueError: for another length, or a token that is no channel value.
+    """
+    count, length = tokens.shape
+    side = math.isqrt(length // 3)
+    if length != 3 * side**2:
+        raise ValueError(
+            f'{length} tokens are no square image: give 3 * S * S, such as 12288'
+        )
+    wrong = tokens[(tokens < 0) | (tokens > 255)]
+    if wrong.size:
+        raise ValueError(f'token {wrong[0]} is no channel value: give 0 to 255')
+    return tokens.astype(np.uint8).reshape(count, side, side, 3)
+
+
+def average(images: np.ndarray, shrink: int) -> np.ndarray:
+    """Shrinks images by the averages of blocks of shrink x shrink pixels.
+
+    Args:
+      images: uint8 [N, 64, 64, 3].
+      shrink: divisor of 64.
+
+    Returns:
+      uint8 [N, 64 // shrink, 64 // shrink, 3], rounded to nearest, halves up.
+
+    Raises:
+      ValueError: if `shrink` does not divide 64.
+    """
+    side = _side(shrink)
+    blocks = images.reshape(-1, side, shrink, side, shrink, 3)
+    sums = blocks.sum(axis=(2, 4), dtype=np.uint32)
+    return ((sums + shrink**2 // 2) // shrink**2).astype(np.uint8)
+
+
+def _side(shrink: int) -> int:
+    if shrink not in _SHRINKS:
+        raise ValueError(
+            f'shrink={shrink!r} does not divide {SIDE}: give one of '
+            f'{", ".join(map(str, _SHRINKS))}'
+        )
+    return SIDE // shrink
+
+
+def read_images(path: str) -> np.ndarray:
+    """Returns the images a user gives to be completed.
+
+    Args:
+      path: an image file, a folder (all images below it, in the order of their relative
+        paths) or an .npz, of which it is the array 'validation'.
+
+    Returns:
+      uint8 [N, 64, 64, 3].
+
+    Raises:
+      FileNotFoundError: if nothing is at `path`.
+      ValueError: for no image, or one that is not of 64x64 RGB pixels; a corrupt file.
+    """
+    location = _locate(path, 'an image, a folder of images or an .npz')
+    if location.suffix == '.npz':
+        _check_split(path, 'validation')
+        return _array(location, 'validation')
+    files = _files_below(location) if location.is_dir() else [location]
+    if not files:
+        raise ValueError(f'{path!r} has no image: give a folder that has some')
+    return np.stack([_read_image(file) for file in files])
+
+
+def splits(*, source: str, **_: Any) -> tuple[str, ...]:
+    """Returns those of 'train', 'validation' and 'test' that a source has.
+
+    Raises:
+      FileNotFoundError: if nothing is at `source`.
+      ValueError: if it is no folder and no .npz.
+    """
+    there = _parts_of(source)
+    return tuple(split for split in batching.SPLITS if split in there)
+
+
+def build(
+    split: str,
+    *,
+    source: str,
+    batch_size: int,
+    seed: int,
+    shrink: int = 1,
+    data_dir: str | None = None,
+) -> grain.DatasetIterator:
+    """Iterates over images: training endlessly, every epoch all in a fresh order.
+
+    Validation and test are one pass in order, the last batch padded with rows of weight
+    0; all other tokens count. Of an .npz the split is held in memory; all else is read
+    batch by batch, after the headers of all the files of a folder were checked.
+
+    Args:
+      split: 'train', 'validation' or 'test', one of `splits`.
+      source: 'downsampled_imagenet/64x64', 'imagenet_resized/64x64', an .npz or a
+        folder, see the module.
+      batch_size: B, images per batch.
+      seed: of the training order, in [0, 2**32).
+      shrink: images are averaged over blocks of shrink x shrink pixels, for small
+        experiments; a divisor of 64. L = 3 * (64 // shrink)**2.
+      data_dir: folder of prepared datasets; None or empty means that of tfds,
+        $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      Iterator over {'tokens': int32 [B, L], 'weights': float32 [B, L]}.
+
+    Raises:
+      FileNotFoundError: if nothing is at `source`, or the download fails.
+      ValueError: for a bad argument; a split that there is not, or is empty; images
+        that are not of 64x64 RGB pixels; a corrupt file.
+    """
+    batching.check_arguments(split, seed=seed, batch_size=batch_size, shrink=shrink)
+    length = 3 * _side(shrink) ** 2
+    _check_split(source, split)
+    count, read = _open(source, split, data_dir)
+
+    def assemble(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        rows = list(to_tokens(average(read(numbers), shrink)))
+        tokens, mask = batching.pad(rows, batch_size=batch_size, length=length)
+        return {'tokens': tokens, 'weights': mask.astype(np.float32)}
+
+    if split != 'train':
+        images = grain.MapDataset.range(count)
+        return batching.iterate(images, assemble, batch_size=batch_size, endless=False)
+    order = batching.endless_order(
+        count, lambda generator: generator.permutation(count), seed
+    )
+    return batching.iterate(
+        grain.MapDataset.range(sys.maxsize),
+        lambda numbers: assemble(order(numbers)),
+        batch_size=batch_size,
+        endless=True,
+    )
+
+
+def _parts_of(source: str) -> tuple[str, ...]:
+    """Names of all that a source is divided into, splits or not."""
+    if source in imagenet_archives.ARCHIVES:
+        return tuple(imagenet_archives.ARCHIVES[source])
+    location = _locate(source, _SOURCES)
+    if not location.is_dir():
+        with _npz(location) as arrays:
+            return tuple(arrays.files)
+    folders = {folder.name for folder in location.iterdir() if folder.is_dir()}
+    return tuple(sorted(folders)) if folders & {*batching.SPLITS} else batching.SPLITS
+
+
+def _check_split(source: str, split: str) -> None:
+    there = _parts_of(source)
+    if split in there:
+        return
+    if source in imagenet_archives.ARCHIVES:
+        kind, remedy = 'splits', 'use one of them'
+    else:
+        kind = 'folders' if _locate(source, _SOURCES).is_dir() else 'arrays'
+        remedy = f'use one that there is, or name {kind} {", ".join(batching.SPLITS)}'
+    raise ValueError(
+        f'{source!r} has no split {split!r}, only the {kind} '
+        f'{", ".join(there) or "(none)"}: {remedy}'
+    )
+
+
+def _open(
+    source: str, split: str, data_dir: str | None
+) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+    """Number of images, and what reads those at int64 [n] as uint8 [n, 64, 64, 3]."""
+    if source in imagenet_archives.ARCHIVES:
+        prepared = imagenet_archives.load(source, split, data_dir)
+
+        def read(numbers: np.ndarray) -> np.ndarray:
+            rows = prepared.__getitems__(numbers.tolist())
+            return np.stack([row['image'] for row in rows])
+
+        return len(prepared), read
+    location = _locate(source, _SOURCES)
+    if not location.is_dir():
+        array = _array(location, split)
+        return len(array), array.__getitem__
+    files = _checked_files(location, split)
+    return len(files), lambda numbers: np.stack(
+        [_read_image(files[n]) for n in numbers]
+    )
+
+
+def _locate(path: str, choices: str) -> pathlib.Path:
+    location = pathlib.Path(path).expanduser()
+    if not path or not location.exists():
+        raise FileNotFoundError(f'nothing is at {path!r}: give {choices}')
+    return location
+
+
+@contextlib.contextmanager
+def _npz(file: pathlib.Path) -> Iterator[Any]:
+    """Opens an .npz file; only reading it belongs into the block."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError(
+            f'{str(file)!r} is no .npz file, or not all of it: write it again with '
+            f'np.savez, or give {_SOURCES}'
+        )
+    try:
+        with np.load(file) as arrays:
+            yield arrays
+    except _CORRUPT as error:
+        raise ValueError(
+            f'{str(file)!r} cannot be read ({error}): write it again with np.savez'
+        ) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _array(file: pathlib.Path, name: str) -> np.ndarray:
+    """A split of an .npz, kept: each evaluation asks for it again."""
+    with _npz(file) as arrays:
+        array = arrays[name]
+    if array.dtype != np.uint8 or array.shape[1:] != (SIDE, SIDE, 3) or not array.size:
+        raise ValueError(
+            f'array {name!r} of {str(file)!r} is {array.dtype} {list(array.shape)}: '
+            f'give uint8 [n, {SIDE}, {SIDE}, 3] with n of at least 1'
+        )
+    array.setflags(write=False)
+    return array
+
+
+@functools.lru_cache(maxsize=len(batching.SPLITS))
+def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """The images of a split of a folder, kept: each evaluation asks for them again."""
+    if (folder / split).is_dir():
+        files = all_files = _files_below(folder / split)
+    else:
+        all_files = _files_below(folder)
+        files = byte_text.take_split(np.array(all_files, object), split).tolist()
+    if not files:
+        raise ValueError(
+            f'the {split} split of {str(folder)!r} has no image, of {len(all_files)} '
+            'found in all: give at least 1 in each of the folders train and '
+            'validation, or 20 images without such folders'
+        )
+    for file in files:
+        with _opened(file):
+            pass
+    return files
+
+
+def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that Pillow reads, hidden ones left out, by their relative paths."""
+    kinds = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, kind in kinds if kind in Image.OPEN}
+    names = {
+        file.relative_to(folder).as_posix(): file
+        for file in folder.rglob('*')
+        if file.suffix.lower() in suffixes and file.is_file()
+    }
+    shown = (n for n in names if not any(p.startswith('.') for p in n.split('/')))
+    return [names[name] for name in sorted(shown)]
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
+    """Opens an image and checks its header; pixels are read when asked for."""
+    try:
+        with Image.open(file) as image:
+            if image.size != (SIDE, SIDE) or image.mode != 'RGB':
+                width, height = image.size
+                raise ValueError(
+                    f'image {str(file)!r} has {width}x{height} pixels of mode '
+                    f'{image.mode!r} and needs {SIDE}x{SIDE} of mode RGB: convert it, '
+                    "with Pillow by image.convert('RGB').resize((64, 64))"
+                )
+            yield image
+    except (OSError, SyntaxError) as error:  # SyntaxError: of a broken PNG
+        raise ValueError(
+            f'{str(file)!r} cannot be read as an image ({error}): replace or remove it'
+        ) from error
+
+
+def _read_image(file: pathlib.Path) -> np.ndarray:
+    with _opened(file) as image:
+        return np.asarray(image)
