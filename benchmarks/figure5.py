@@ -1,8 +1,8 @@
 """The paper's Figure 5, right: seconds per step against length, tokens per step fixed.
 
-  python reports/figure5.py measure                    16,384 tokens per step
-  python reports/figure5.py measure --tokens 65536
-  python reports/figure5.py plot
+  python benchmarks/figure5.py measure                    16,384 tokens per step
+  python benchmarks/figure5.py measure --tokens 65536
+  python benchmarks/figure5.py plot
 
 `measure` times the training step of benchmarks/training_step.py with full, local and
 LSH attention, the kinds in turns at each length, and writes one JSON line per point to
@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import timing
 from benchmarks import training_step
 
-_RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
+_RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'reports' / 'results'
 _SHORTEST = 1024
 _KINDS: dict[str, dict[str, Any]] = {
     'full': {'pattern': ('full',)},

@@ -76,6 +76,8 @@ class Processes:
                     start_new_session=True,
                 )
                 self._running.add(process)
+            if self.stopping:  # the signal came before the process was known
+                process.send_signal(signal.SIGTERM)
             status = process.wait()
         with self._lock:
             self._running.discard(process)
@@ -132,7 +134,11 @@ def _run_point(
     """Whether all of a point has been done or was left because of a signal."""
     point = sweep.points[number]
     label = f'[{number + 1}/{len(sweep.points)}] {point.name}'
-    commands = sweeps.missing(point)
+    try:
+        commands = sweeps.missing(point)
+    except ValueError as error:
+        print(f'{label}: {error}', flush=True)
+        return False
     if not commands or processes.stopping:
         print(f'{label}: {sweeps.status(point)}', flush=True)
         return True

@@ -272,13 +272,17 @@ def evaluate(
     with jax.set_mesh(run.mesh):
         model, at_step = preparation.restore_model(run.config, run.mesh, workdir, step)
         evaluate_model = _jit_evaluate(run)
-        for split in splits or data.splits(run.config.data)[1:]:
+        for split in splits or _held_out(run):
             values = evaluate_split(run, evaluate_model, model, split, 0)
             results[split] = {'step': at_step, **values}
     if jax.process_index() == 0:
         record = {'results': results, 'config': config.to_dict()}
         _say(f'wrote {run_folder.write_evaluation(workdir, at_step, record)}')
     return results
+
+
+def _held_out(run: Run) -> list[str]:
+    return [split for split in data.splits(run.config.data) if split != 'train']
 
 
 def _check_tokenizer(config: experiment.RunConfig, workdir: str) -> str | None:

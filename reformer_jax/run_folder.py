@@ -190,6 +190,17 @@ def listed(lines: Sequence[str]) -> str:
     return '\n'.join(f'  {line}' for line in [*lines[:_LISTED], *more])
 
 
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Dotted field names; an empty dict is a value."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            fields |= flat(value, f'{prefix}{name}.')
+        else:
+            fields[f'{prefix}{name}'] = value
+    return fields
+
+
 def _create(path: pathlib.Path) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(
@@ -221,7 +232,7 @@ def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as it will be read back: tuples become lists."""
-    for name, value in _flat(config).items():
+    for name, value in flat(config).items():
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
@@ -253,21 +264,10 @@ def _write(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     os.rename(temporary, file)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Dotted field names; an empty dict is a value."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f'{prefix}{name}.')
-        else:
-            flat[f'{prefix}{name}'] = value
-    return flat
-
-
 def _check_same_run(
     path: pathlib.Path, saved: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
-    old, new = _flat(saved), _flat(config)
+    old, new = flat(saved), flat(config)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
         for name in [*old, *(name for name in new if name not in old)]

@@ -310,9 +310,12 @@ def _check_repeats(points: Iterable[Point]) -> None:
 
 def _name(overrides: Overrides) -> str:
     """The folder of a point: its overrides, without what a shell would mind."""
-    parts = [f'{field}={_text(value)}' for field, value in overrides.items()]
-    name = re.sub(r'[^\w.=,+-]+', '-', ','.join(parts)).replace(',-', '-')
-    name = re.sub(r'-*(,|$)', r'\1', name.replace('=-', '='))
+    parts = []
+    for field, value in overrides.items():
+        several = value if isinstance(value, tuple) else (value,)
+        text = re.sub(r'[^\w.+-]+', '-', '-'.join(map(str, several))).strip('-')
+        parts.append(f'{field}={text}')
+    name = ','.join(parts)
     if len(name) > _LONGEST_NAME:
         raise ValueError(
             f'a point of the sweep sets so much that its folder would be named '

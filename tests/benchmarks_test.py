@@ -13,6 +13,7 @@ import small_models
 
 from benchmarks import attention
 from benchmarks import decoding
+from benchmarks import figure5
 from benchmarks import peers
 from benchmarks import small_lm
 from benchmarks import timing
@@ -22,7 +23,6 @@ from reformer_jax import hashing
 from reformer_jax import model as model_lib
 from reformer_jax import preparation
 from reports import decoding as decoding_report
-from reports import figure5
 from reports import misspelled
 
 
