@@ -4,11 +4,15 @@ The prompt comes from --prompt, --prompt_file or stdin; the text streams to stdo
 else goes to stderr. Of several samples, which are made together, the first streams and
 the others follow it. For the duplication task prompt and output are numbers:
   python sample.py --workdir=runs/duplication_tiny --prompt='0 5 9 7 0' --temperature=0
+
+A run on images draws images, into one PNG file: from nothing, or the lower halves of
+--images=4 of the validation split or of --prompt_file, a PNG, a folder or an .npz:
+  python sample.py --workdir=runs/imagenet64_tiny --images=4 --num_samples=3
 """
 
-import functools
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import ml_collections
@@ -19,10 +23,9 @@ from ml_collections import config_flags
 
 from reformer_jax import checkpoint
 from reformer_jax import data
-from reformer_jax import decoding
 from reformer_jax import initial
 from reformer_jax import preparation
-from reformer_jax import transcript
+from reformer_jax import samples
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.')
@@ -35,6 +38,8 @@ _TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
 _TOP_P = flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same samples.')
+_IMAGES = flags.DEFINE_integer('images', 0, 'How many images to complete.')
+_OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
 )
@@ -49,49 +54,45 @@ def main(argv: list[str]) -> None:
     assert workdir is not None
     config = _CONFIG.value or ml_collections.ConfigDict(checkpoint.load_config(workdir))
     run = preparation.prepare(initial.resolve(config, workdir))
-    text = _prompt()
-    prompt = data.encode(run.config.data, text)
-    stop = None
-    if _STOP.value is not None:
-        stop = data.encode_one(run.config.data, _bytes(_STOP.value))
-    with jax.set_mesh(run.mesh):
-        model, step = preparation.restore_model(
-            run.config, run.mesh, workdir, _CHECKPOINT.value
+    settings: dict[str, Any] = {
+        'step': _CHECKPOINT.value,
+        'key': jax.random.key(_SEED.value),
+        'temperature': _TEMPERATURE.value,
+        'top_k': _TOP_K.value,
+        'top_p': _TOP_P.value,
+        'samples': _NUM_SAMPLES.value,
+    }
+    if data.is_images(run.config.data):
+        _refuse('images', 'prompt', 'tokens', 'stop')
+        path, count, output = _PROMPT_FILE.value, _IMAGES.value, _OUTPUT.value
+        file = samples.write_images(
+            run, workdir, output, path=path, count=count, **settings
         )
-        parts = decoding.stream(
-            model,
-            prompt[None],
-            key=jax.random.key(_SEED.value),
-            steps=_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            top_k=_TOP_K.value,
-            top_p=_TOP_P.value,
-            stop_token=stop,
-            samples=_NUM_SAMPLES.value,
+        print(file)
+    else:
+        _refuse('text', 'images', 'output')
+        tokens, stop = _TOKENS.value, _STOP.value
+        samples.write_text(
+            run, workdir, _prompt(), tokens=tokens, stop=stop, **settings
         )
-        print(
-            f'checkpoint of step {step}: compiling, then reading the '
-            f'{prompt.size:,} tokens of the prompt',
-            file=sys.stderr,
-        )
-        decode = functools.partial(data.decode, run.config.data)
-        transcript.write(text, parts, decode, stop=stop, steps=_TOKENS.value)
+
+
+def _refuse(kind: str, *names: str) -> None:
+    for name in names:
+        if flags.FLAGS[name].present:
+            raise app.UsageError(f'the run is on {kind}, leave out --{name}')
 
 
 def _prompt() -> bytes:
     if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
         raise app.UsageError('give --prompt or --prompt_file, not both')
     if _PROMPT.value is not None:
-        return _bytes(_PROMPT.value)
+        return _PROMPT.value.encode('utf-8', 'surrogateescape')
     if _PROMPT_FILE.value is not None:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
     if sys.stdin.isatty():
         print('type the text to continue, then Ctrl-D:', file=sys.stderr)
     return sys.stdin.buffer.read()
-
-
-def _bytes(argument: str) -> bytes:
-    return argument.encode('utf-8', 'surrogateescape')
 
 
 if __name__ == '__main__':

@@ -93,8 +93,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def _tiny() -> dict:
     """65,536 tokens a sequence, 2 layers."""
     return {
-        'steps': 400,
-        'minutes': 8.0,
+        'steps': 150,
+        'minutes': 10.0,
         'data': {'length': 2**16},
         'model': {
             'length': 2**16,
@@ -108,5 +108,5 @@ def _tiny() -> dict:
             'dropout': 0.0,
             'local_attention_dropout': 0.0,
         },
-        'optimizer': {'warmup_steps': 50},
+        'optimizer': {'warmup_steps': 20},
     }

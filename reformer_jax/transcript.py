@@ -52,6 +52,17 @@ def write(
         print(f'\n=== sample {number + 2} ===\n{text.decode("utf-8", "replace")}')
 
 
+def collect(parts: Iterable[np.ndarray], *, steps: int) -> np.ndarray:
+    """All new tokens [N, T] of the parts [N, n], with progress on stderr."""
+    timer = _Timer(steps)
+    collected = []
+    for part_Nn in parts:
+        collected.append(part_Nn)
+        timer.add(part_Nn, silent=False)
+    timer.say()
+    return np.concatenate(collected, axis=1)
+
+
 class _Timer:
     """Counts tokens and says so now and then."""
 

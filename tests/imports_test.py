@@ -34,8 +34,8 @@ _ROWS = (
     ('incremental', 'sampling', 'objectives', 'preparation'),
     ('beams', 'huggingface'),
     ('decoding', 'initial'),
-    ('loop', 'sweeps'),
-    ('launching',),
+    ('loop', 'sweeps', 'pictures'),
+    ('launching', 'samples'),
 )
 _ROW = {module: row for row, modules in enumerate(_ROWS) for module in modules}
 _PURE = (

@@ -134,6 +134,16 @@ def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(s for s in found if not classification.is_hidden(s, **fields))
 
 
+def is_images(config: Mapping[str, Any]) -> bool:
+    """Returns whether the sequences are images, which imagenet64.to_images shows.
+
+    Raises:
+      ValueError: for an unknown dataset; an unknown or missing field.
+    """
+    module, _ = _select(config)
+    return module is imagenet64
+
+
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config with all that was found in the data (labels) filled in.
 

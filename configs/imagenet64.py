@@ -1,0 +1,147 @@
+"""Images of 64x64 pixels as sequences of 12,288 tokens (paper section 5).
+
+Model, optimizer and schedule follow trax's reformer_imagenet64.gin: 6 layers, d_model
+1024, d_ff 4096, 8 heads of 64, LSH attention with chunks of 128 and 192 buckets, axial
+positions (64, 64, 3), 8 images a step, one a device. The paper has curves and no number
+for this set; tables elsewhere say 3.74 bits/dim for 6 layers and 3.71 for 12.
+
+  python train.py --config=configs/imagenet64.py --workdir=...
+      the paper's model on 8 devices; on fewer, --config.accumulate=8
+  python train.py --config=configs/imagenet64.py:small
+      one GPU (sized by a cost model, not yet run)
+  python train.py --config=configs/imagenet64.py:tiny --config.data.source=FILE
+      2 CPU cores, a quarter of an hour; FILE an .npz or a folder of images
+  python sample.py --workdir=... --num_samples=4          images from nothing
+  python sample.py --workdir=... --num_samples=3 --images=4
+      the lower halves of four validation images, three times each
+  python sample.py --workdir=... --prompt_file=IMAGE      of your own
+
+Data: 'downsampled_imagenet/64x64', which published bits/dim are of, or
+'imagenet_resized/64x64', through tensorflow_datasets; or local files. What sets them
+apart is in reformer_jax/data/imagenet64.py.
+"""
+
+import ml_collections
+
+from reformer_jax import model_config
+from reformer_jax import optimizer
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """The experiment: '' is the paper's; or 'small', 'tiny'."""
+    variants = {'': _paper, 'small': _small, 'tiny': _tiny}
+    if variant not in variants:
+        raise ValueError(
+            f'unknown variant {variant!r}: use imagenet64.py, or imagenet64.py: with '
+            'small or tiny.'
+        )
+    config = _paper()
+    if variant:
+        config.update(variants[variant]())
+    return config
+
+
+def _paper() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 500_000
+    config.minutes = 0.0
+    config.log_every = 20
+    config.eval_every = 1000
+    config.eval_batches = 64
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 2
+    config.init_from = ''
+    config.accumulate = 1
+    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
+    config.data = {
+        'dataset': 'imagenet64',
+        'source': 'downsampled_imagenet/64x64',
+        'shrink': 1,
+        'batch_size': 8,
+        'seed': 0,
+    }
+    config.model = model_config.defaults() | {
+        'vocab_size': 256,
+        'length': 12_288,
+        'd_model': 1024,
+        'd_ff': 4096,
+        'heads': 8,
+        'head_size': 64,
+        'layers': 6,
+        'pattern': ('lsh',),
+        'lsh_chunk_length': 128,
+        'buckets': (192,),
+        'rounds': 2,
+        'rule': 'reformer',
+        'activation': 'gelu',
+        'positions': 'axial',
+        'axial_shape': (64, 64, 3),
+        'axial_sizes': (384, 384, 256),
+        'dropout': 0.0,
+        'stack': 'reversible',
+        'feed_forward_chunk_length': 4096,
+        'loss_chunk_length': 4096,
+        'dtype': 'bfloat16',
+    }
+    config.optimizer = optimizer.defaults() | {
+        'name': 'adam',
+        # trax: 0.03125 * min(1, step / 8000) / sqrt(max(step, 8000))
+        'learning_rate': 0.03125 / 8000**0.5,
+        'warmup_steps': 8000,
+        'decay': 'rsqrt',
+        'b1': 0.9,
+        'b2': 0.98,
+        'eps': 1e-9,
+    }
+    return config
+
+
+def _small() -> dict:
+    return {
+        'steps': 10_000,
+        'minutes': 30.0,
+        'eval_batches': 8,
+        'model': {
+            'd_model': 512,
+            'd_ff': 2048,
+            'axial_sizes': (192, 192, 128),
+        },
+        'optimizer': {
+            'learning_rate': 1e-3,
+            'warmup_steps': 500,
+            'decay': 'cosine',
+            'clip_norm': 1.0,
+        },
+    }
+
+
+def _tiny() -> dict:
+    """12,288 tokens as well, one image a step, float32."""
+    return {
+        'steps': 1000,
+        'minutes': 14.0,
+        'log_every': 10,
+        'eval_every': 200,
+        'eval_batches': 10,
+        'checkpoint_every': 200,
+        'data': {'batch_size': 1},
+        'model': {
+            'd_model': 128,
+            'd_ff': 256,
+            'heads': 2,
+            'layers': 2,
+            'lsh_chunk_length': 64,
+            'buckets': (),
+            'rounds': 1,
+            'axial_sizes': (48, 48, 32),
+            'feed_forward_chunk_length': 0,
+            'dtype': 'float32',
+        },
+        'optimizer': {
+            'learning_rate': 2e-3,
+            'warmup_steps': 50,
+            'decay': 'cosine',
+            'clip_norm': 1.0,
+        },
+    }

@@ -1,0 +1,238 @@
+"""Reports from run folders: figures, gaps, and folders that do not belong together."""
+
+import csv
+import importlib
+import json
+
+import pytest
+
+from reformer_jax import run_folder
+from reports import bits_per_dim
+from reports import figure5
+from reports import run_folders
+from reports import table2
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a run folder as the loop does, without training."""
+
+    def make(name, config_name='duplication', *, done=True, bits=None, **changes):
+        module = importlib.import_module(f'configs.{config_name}')
+        config = module.get_config('tiny')
+        config.update_from_flattened_dict(changes)
+        folder = tmp_path / name
+        run_folder.open_workdir(folder, config.to_dict())
+        bits = bits or {2000: 1.0}
+        with open(folder / 'metrics.jsonl', 'w') as file:
+            for step, value in bits.items():
+                for split in ('train', 'validation'):
+                    line = {'step': step, 'split': split, 'bits_per_dim': value}
+                    line |= {'tokens_per_second': 500.0} if split == 'train' else {}
+                    print(json.dumps(line), file=file)
+        if done:
+            final = {'bits_per_dim': list(bits.values())[-1]}
+            run_folder.write_result(
+                folder,
+                {'step': config.steps, 'steps': config.steps}
+                | {'minutes': config.minutes, 'validation': final},
+            )
+        return folder, config
+
+    return make
+
+
+def _evaluate(folder, config, accuracy, step=2000, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    record = {'results': {'test': {'step': step, 'accuracy': accuracy}}}
+    run_folder.write_evaluation(folder, step, record | {'config': config.to_dict()})
+
+
+def _plan(folder, config, points):
+    plan = {'config': config, 'given': {}, 'points': dict.fromkeys(points, {})}
+    (folder / 'sweep.json').write_text(json.dumps(plan))
+
+
+def _lines(text):
+    """The table's rows by their first cells."""
+    rows = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in text.splitlines()
+        if line.startswith('|')
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+# --- Table 2 ----------------------------------------------------------------------
+
+
+def test_table2_has_the_accuracies_beside_the_papers(make_run, tmp_path):
+    full, config = make_run('full', **{'model.pattern': ('full',)})
+    _evaluate(full, config, 0.9)
+    _evaluate(full, config, 1.0)  # the newer counts
+    _evaluate(full, config, 0.5, step=1000, **{'model.pattern': ('lsh',)})  # too old
+    for seed, accuracy in ((0, 0.98), (1, 0.96)):
+        lsh, config = make_run(f'lsh{seed}', **{'model.rounds': 2, 'seed': seed})
+        _evaluate(lsh, config, accuracy, **{'model.rounds': 8})
+    folders = [str(tmp_path / name) for name in ('full', 'lsh0', 'lsh1')]
+    text, cells = table2.report(folders)
+    rows = _lines(text)
+    assert rows['full'][:5] == [
+        '100.00 (100)',
+        '- (94.8)',
+        '- (92.5)',
+        '- (76.9)',
+        '- (52.5)',
+    ]
+    assert rows['LSH-2'][:2] == ['- (0.8)', '97.00 ± 1.41 (100)']
+    assert rows['LSH-2'][5:7] == ['2000', '0, 1']
+    assert rows['LSH-4'][0] == '- (0.8)' and rows['LSH-4'][5:] == [''] * 5
+    assert rows['full'][-1].startswith('python ')
+    assert len(cells) == 20
+    assert cells[11]['accuracy %'] == 97.0 and cells[11]['paper %'] == 100.0
+
+
+def test_table2_of_another_task_is_refused(make_run):
+    folder, _ = make_run('text', 'text')
+    with pytest.raises(ValueError, match="text is a run on 'bytes', and Table 2"):
+        table2.report([str(folder)])
+
+
+def test_table2_of_different_models_is_refused(make_run):
+    folders = [
+        str(make_run(f'd{width}', **{'model.d_ff': width})[0]) for width in (128, 256)
+    ]
+    with pytest.raises(ValueError, match='they differ in model.d_ff: 128 and 256'):
+        table2.report(folders)
+
+
+# --- Bits per dimension -----------------------------------------------------------
+
+
+def _sweep_of_rounds(make_run, tmp_path):
+    runs = tmp_path / 'sweep'
+    runs.mkdir()
+    for seed, bits in ((0, 2.0), (1, 2.2)):
+        changes = {'model.rounds': 2, 'seed': seed}
+        make_run(f'sweep/two{seed}', 'rounds', bits={500: 3.0, 1000: bits}, **changes)
+    changes = {'model.rounds': 8}
+    make_run('sweep/eight', 'rounds', done=False, bits={500: 2.9}, **changes)
+    points = ['two0', 'two1', 'eight', 'sixteen']
+    _plan(runs, 'configs/rounds.py:tiny', points)
+    return str(runs)
+
+
+def test_bits_per_dim_are_means_over_seeds_with_gaps(make_run, tmp_path):
+    text, rows = bits_per_dim.report([_sweep_of_rounds(make_run, tmp_path)])
+    lines = _lines(text)
+    assert lines['rounds=2'][:2] == ['2.1000', '0.1414']
+    assert lines['rounds=2'][3:5] == ['1000', '0, 1']
+    assert lines['rounds=8'][:2] == ['2.9000', '']
+    assert lines['rounds=8'][3] == '500 of 1000'
+    assert lines['sixteen'] == [''] * 8
+    assert 'Figure 4' in lines['rounds=2'][2]
+    assert 'Not started yet: sixteen.' in text
+    assert len(rows) == 3
+
+
+def test_curves_have_a_point_for_every_evaluation(make_run, tmp_path):
+    points = bits_per_dim.curves([_sweep_of_rounds(make_run, tmp_path)])
+    seen = [(p['run'], p['seed'], p['step'], p['bits/dim']) for p in points]
+    assert seen == [
+        ('rounds=2', 0, 500, 3.0),
+        ('rounds=2', 0, 1000, 2.0),
+        ('rounds=2', 1, 500, 3.0),
+        ('rounds=2', 1, 1000, 2.2),
+        ('rounds=8', 0, 500, 2.9),
+    ]
+
+
+def test_files_are_written(make_run, tmp_path, capsys):
+    pytest.importorskip('matplotlib')
+    prefix = str(tmp_path / 'new' / 'rounds')
+    sweep = _sweep_of_rounds(make_run, tmp_path)
+    bits_per_dim.main([sweep, f'--output={prefix}'])
+    assert (tmp_path / 'new' / 'rounds.md').read_text() in capsys.readouterr().out
+    with open(f'{prefix}.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['bits/dim'] for row in rows] == ['2.1000', '2.9000', '']
+    with open(f'{prefix}_curves.csv') as file:
+        assert len(list(csv.DictReader(file))) == 5
+    assert (tmp_path / 'new' / 'rounds.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_resumed_runs_later_lines_count(make_run):
+    folder, _ = make_run('one', 'rounds', done=False, bits={500: 3.0})
+    with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 500, "split": "validation", "bits_per_dim": 2.5}\n{"st')
+    (point,) = bits_per_dim.curves([str(folder)])
+    assert point['bits/dim'] == 2.5
+
+
+def test_different_data_are_different_experiments(make_run):
+    one, _ = make_run('one', 'rounds')
+    other, _ = make_run('other', 'rounds', **{'data.path': 'a text'})
+    with pytest.raises(ValueError, match='differ in data.path:.*a text'):
+        bits_per_dim.report([str(one), str(other)])
+
+
+def test_sweeps_of_different_files_are_different_experiments(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        _plan(tmp_path / name, f'configs/{name}.py', [])
+    with pytest.raises(ValueError, match='different experiments, configs/a.py, conf'):
+        run_folders.collect([str(tmp_path / 'a'), str(tmp_path / 'b')])
+
+
+def test_a_run_without_bits_is_named(make_run):
+    folder, _ = make_run('one')
+    result = {'step': 2000, 'steps': 2000, 'minutes': 14.0, 'validation': {'loss': 1.0}}
+    run_folder.write_result(folder, result)
+    with pytest.raises(ValueError, match='one has no bits per dimension'):
+        bits_per_dim.report([str(folder)])
+
+
+def test_other_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='neither a run folder .*nor that of'):
+        run_folders.collect([str(tmp_path)])
+
+
+@pytest.mark.parametrize('report', [bits_per_dim.report, figure5.report])
+def test_a_sweep_of_which_nothing_has_been_started(report, tmp_path):
+    _plan(tmp_path, 'configs/rounds.py:tiny', [])
+    with pytest.raises(ValueError, match='has been started yet'):
+        report([str(tmp_path)])
+
+
+def test_hardware_of_accelerators_comes_first(make_run):
+    folder, _ = make_run('one')
+    record = json.loads((folder / 'runs.jsonl').read_text())
+    record |= {'device': 'TPU v4', 'devices': 8, 'cpu_cores': 96, 'processor': 'X'}
+    (folder / 'runs.jsonl').write_text(json.dumps(record) + '\n')
+    collection = run_folders.collect([str(folder)])
+    origin = run_folders.origin(collection.runs)
+    assert origin['hardware'] == '8 TPU v4, 96 cores X'
+
+
+# --- Figure 5 ---------------------------------------------------------------------
+
+
+def test_figure5_has_the_seconds_of_a_step(make_run, tmp_path):
+    for length, rounds in ((1024, 2), (2048, 2), (1024, 4)):
+        changes = {'data.length': length, 'data.batch_size': 32_768 // length}
+        changes |= {'model.length': length, 'model.rounds': rounds}
+        make_run(f'{length}-{rounds}', 'length', **changes)
+    names = ('1024-2', '2048-2', '1024-4')
+    text, points = figure5.report([str(tmp_path / name) for name in names])
+    lines = _lines(text)
+    assert lines['attention'] == ['1,024', '2,048']
+    assert lines['LSH-2'] == ['65.536', '65.536'] and lines['LSH-4'] == ['65.536', '']
+    assert [point['length'] for point in points] == [1024, 2048, 1024]
+
+
+def test_figure5_compares_equal_numbers_of_tokens_only(make_run, tmp_path):
+    make_run('a', 'length', **{'data.batch_size': 2})
+    make_run('b', 'length')
+    with pytest.raises(ValueError, match='32768, 65536 tokens in a step'):
+        figure5.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
