@@ -128,11 +128,11 @@ def _imagenet64() -> dict:
 def _tiny() -> dict:
     """d_model 128, float32, no dropout: minutes on 2 CPU cores."""
     return {
-        'steps': 1000,
+        'steps': 600,
         'log_every': 20,
         'eval_every': 100,
         'eval_batches': 20,
-        'checkpoint_every': 500,
+        'checkpoint_every': 300,
         'data': {'batch_size': 2},
         'model': {
             'd_model': 128,
