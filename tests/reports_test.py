@@ -114,9 +114,9 @@ def _sweep_of_rounds(make_run, tmp_path):
     runs = tmp_path / 'sweep'
     runs.mkdir()
     for seed, bits in ((0, 2.0), (1, 2.2)):
-        changes = {'model.rounds': 2, 'seed': seed}
+        changes = {'model.rounds': 2, 'seed': seed, 'steps': 1000}
         make_run(f'sweep/two{seed}', 'rounds', bits={500: 3.0, 1000: bits}, **changes)
-    changes = {'model.rounds': 8}
+    changes = {'model.rounds': 8, 'steps': 1000}
     make_run('sweep/eight', 'rounds', done=False, bits={500: 2.9}, **changes)
     points = ['two0', 'two1', 'eight', 'sixteen']
     _plan(runs, 'configs/rounds.py:tiny', points)
