@@ -12,6 +12,7 @@ from reformer_jax import model_config
 _ABLATIONS = ['', 'imagenet64', 'tiny', 'imagenet64_tiny']
 _VARIANTS = {
     'enwik8': ['', 'small', 'tiny', 'million'],
+    'imagenet64': ['', 'small', 'tiny'],
     'duplication': ['', 'tiny'],
     'text': ['', 'tiny'],
     'masked_text': ['', 'tiny'],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import duplication
+from configs import imagenet64
 from configs import text
 from reformer_jax import checkpoint
 from reformer_jax import loop
@@ -18,6 +19,7 @@ from reformer_jax import metrics
 from reformer_jax import objectives
 from reformer_jax import optimizer as optimizer_lib
 from reformer_jax import preparation
+from reformer_jax import run_folder
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +95,16 @@ def test_resumed_is_uninterrupted_bit_for_bit(finished, text_file, tmp_path):
         np.testing.assert_array_equal(array, actual[name], err_msg=name)
 
 
+def test_a_complete_run_says_what_it_came_to(finished, text_file, tmp_path):
+    workdir, final = finished
+    result = run_folder.load_result(workdir)
+    assert result == {'step': 6, 'steps': 6, 'minutes': 0.0, 'validation': final}
+    # A run that was stopped by its time limit is complete as well.
+    loop.train(_config(text_file, minutes=1e-4), str(tmp_path / 'timed'))
+    timed = run_folder.load_result(tmp_path / 'timed')
+    assert timed['step'] < 6 and (timed['steps'], timed['minutes']) == (6, 1e-4)
+
+
 def test_a_finished_run_is_left_as_it_is(finished, text_file):
     workdir, final = finished
     before = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
@@ -128,6 +140,19 @@ def test_evaluation_counts_every_byte(finished, text_file):
     assert results['validation']['loss'] == pytest.approx(final['loss'], rel=1e-6)
     files = list((pathlib.Path(workdir) / 'evaluations').iterdir())
     assert json.loads(files[0].read_text())['results']['test'] == results['test']
+
+
+def test_evaluation_is_on_all_that_was_not_trained_on(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / 'images.npz', validation=images, train=images)
+    config = imagenet64.get_config('tiny')
+    config.steps = 1
+    config.data.update({'source': str(tmp_path / 'images.npz'), 'shrink': 16})
+    config.model.update({'length': 48, 'axial_shape': (4, 4, 3), 'layers': 1})
+    loop.train(config, str(tmp_path / 'run'))
+    results = loop.evaluate(config, str(tmp_path / 'run'))
+    assert list(results) == ['validation']
+    assert results['validation']['tokens'] == 4 * 48
 
 
 def test_evaluation_may_change_the_attention(finished, text_file):

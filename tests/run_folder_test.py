@@ -170,8 +170,26 @@ def test_every_start_is_recorded(tmp_path, monkeypatch):
     assert record['command'] == ['train.py', '--steps=3']
     assert record['devices'] >= 1 and record['processes'] == 1
     assert record['device'] and record['python'] and record['time'].endswith('+00:00')
+    assert record['processor'] and record['cpu_cores'] >= 1
     for package in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
         assert record[package][0].isdigit()
+
+
+def test_the_result_of_a_run_is_replaced_by_a_later_one(tmp_path):
+    assert run_folder.load_result(tmp_path) is None
+    for step in (3, 5):
+        run_folder.write_result(tmp_path, {'step': step})
+    assert run_folder.load_result(tmp_path) == {'step': 5}
+    assert names(tmp_path) == {'result.json'}
+
+
+def test_evaluations_are_kept_in_their_order(tmp_path):
+    assert run_folder.load_evaluations(tmp_path) == []
+    for step in (30, 4, 100):
+        run_folder.write_evaluation(tmp_path, step, {'at': step})
+    found = run_folder.load_evaluations(tmp_path)
+    assert [record['at'] for record in found] == [30, 4, 100]
+    assert len(names(tmp_path / 'evaluations')) == 3
 
 
 def test_the_commit_is_optional(tmp_path, monkeypatch):
