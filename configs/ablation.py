@@ -15,7 +15,7 @@ What is compared is in five files that build on this one, each with a sweep:
 
   python sweep.py --config=configs/rounds.py:imagenet64 --workdir=...
   python sweep.py --config=configs/rounds.py:tiny --config.data.path=FILE
-      3 layers of d_model 128 on 1,024 bytes, minutes on 2 CPU cores; any text
+      3 layers of d_model 128 on 512 bytes, 3 to 8 minutes a run on 2 CPU cores; any text
   python sweep.py --config=configs/rounds.py:imagenet64_tiny --config.data.source=FILE
       the same on images of 16x16 pixels, FILE an .npz or a folder (data/imagenet64.py)
 
@@ -128,18 +128,18 @@ def _imagenet64() -> dict:
 def _tiny() -> dict:
     """d_model 128, float32, no dropout: minutes on 2 CPU cores."""
     return {
-        'steps': 600,
+        'steps': 1500,
         'log_every': 20,
-        'eval_every': 100,
-        'eval_batches': 20,
-        'checkpoint_every': 300,
+        'eval_every': 250,
+        'eval_batches': 40,
+        'checkpoint_every': 500,
         'data': {'batch_size': 2},
         'model': {
             'd_model': 128,
             'd_ff': 512,
             'heads': 2,
             'head_size': 64,
-            'lsh_chunk_length': 32,
+            'lsh_chunk_length': 16,
             'dropout': 0.0,
             'attention_dropout': 0.0,
             'feed_forward_chunk_length': 0,
@@ -157,12 +157,12 @@ def _tiny() -> dict:
 
 
 def _tiny_enwik8() -> dict:
-    """1,024 bytes a sequence."""
+    """512 bytes a sequence."""
     return {
-        'data': {'length': 1024},
+        'data': {'length': 512},
         'model': {
-            'length': 1024,
-            'axial_shape': (32, 32),
+            'length': 512,
+            'axial_shape': (16, 32),
             'axial_sizes': (64, 64),
         },
     }
