@@ -38,7 +38,9 @@ _TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
 _TOP_P = flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same samples.')
-_IMAGES = flags.DEFINE_integer('images', 0, 'How many images to complete.')
+_IMAGES = flags.DEFINE_integer(
+    'images', 0, 'How many images to complete.', lower_bound=0
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."

@@ -7,7 +7,6 @@ command repeated completes a sweep. Fields set on the command line hold for all 
       --workdir=runs/rounds --seeds=3
 """
 
-import re
 import sys
 
 import jax
@@ -17,6 +16,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from reformer_jax import launching
+from reformer_jax import run_folder
 from reformer_jax import sweeps
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
@@ -29,7 +29,9 @@ _SEEDS = flags.DEFINE_integer(
 _PARALLEL = flags.DEFINE_integer('parallel', 1, 'Points at a time.', lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only show the points.')
 _PRINT_COMMANDS = flags.DEFINE_bool(
-    'print_commands', False, 'Only print a line for each point, to run elsewhere.'
+    'print_commands',
+    False,
+    'Print a line for each point, to run elsewhere, and note in the folder which.',
 )
 flags.mark_flag_as_required('config')
 
@@ -45,21 +47,19 @@ def main(argv: list[str]) -> None:
     given = config_flags.get_override_values(flag)
     workdir = _WORKDIR.value
     if workdir is None:
-        name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', file)).strip('_')
-        workdir = f'runs/sweep_{name}'
+        workdir = run_folder.default_workdir(file, 'sweep_')
         print(f'no --workdir: using {workdir}', file=sys.stderr)
     sweep = sweeps.load(file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value)
     if _PRINT_COMMANDS.value:
         sweeps.record(sweep)
         for point in sweep.points:
-            print(launching.command_line(sweep, point))
+            if line := launching.command_line(sweep, point):
+                print(line)
     elif _DRY_RUN.value:
         for point in sweep.points:
             print(f'{point.name}: {sweeps.status(point)}')
-    else:
-        failed = launching.run(sweep, parallel=_PARALLEL.value)
-        if failed:
-            sys.exit(f'{len(failed)} of {len(sweep.points)} points failed: {failed}')
+    elif not launching.run(sweep, parallel=_PARALLEL.value):
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -4,7 +4,8 @@ Resumes by itself what the run folder (--workdir) already holds. Every field of 
 config can be set on the command line: --config.optimizer.learning_rate=1e-3
 """
 
-import re
+import os
+import sys
 
 import jax
 from absl import app
@@ -13,6 +14,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from reformer_jax import loop
+from reformer_jax import run_folder
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
 _WORKDIR = flags.DEFINE_string(
@@ -37,12 +39,13 @@ def main(argv: list[str]) -> None:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = _WORKDIR.value
     if workdir is None:
-        filename = config_flags.get_config_filename(flags.FLAGS['config'])
-        name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', filename)).strip('_')
-        workdir = f'runs/{name}'
+        file = config_flags.get_config_filename(flags.FLAGS['config'])
+        workdir = run_folder.default_workdir(file)
         print(f'no --workdir: using {workdir}', flush=True)
     finished = loop.train(_CONFIG.value, workdir)
-    if finished and jax.process_index() == 0:
+    if not finished:
+        sys.exit(os.EX_TEMPFAIL)  # stopped by a signal: what was to follow must not
+    if jax.process_index() == 0:
         print(f'next: python eval.py --workdir={workdir}', flush=True)
 
 

@@ -2,9 +2,10 @@
 
 "3-layer models so as to make it tractable to compare with the regular Transformer":
 d_model 1024, d_ff 4096, 8 heads, 8 sequences per step, Adafactor; enwik8 in sequences
-of 65,536 bytes, imagenet64 in sequences of 12,288. Optimizer constants and dropout are
-those of trax's first reformer_enwik8.gin (October 2019); chunks, axial positions and
-steps are ours, the paper does not state them.
+of 65,536 bytes, imagenet64 in sequences of 12,288. Optimizer constants, steps and (on
+enwik8) dropout are those of trax's first reformer_enwik8.gin (October 2019); chunks and
+axial positions are ours, the paper does not state them. No cost is stated where a
+variant has not been run: at this size none has, for want of an accelerator.
 
 What is compared is in five files that build on this one, each with a sweep:
   shared_qk.py    Figure 3, left: shared or separate queries and keys
@@ -15,7 +16,7 @@ What is compared is in five files that build on this one, each with a sweep:
 
   python sweep.py --config=configs/rounds.py:imagenet64 --workdir=...
   python sweep.py --config=configs/rounds.py:tiny --config.data.path=FILE
-      3 layers of d_model 128 on 512 bytes, 3 to 8 minutes a run on 2 CPU cores; any text
+      3 layers of d_model 128 on 512 bytes of any text: minutes a run on 2 CPU cores
   python sweep.py --config=configs/rounds.py:imagenet64_tiny --config.data.source=FILE
       the same on images of 16x16 pixels, FILE an .npz or a folder (data/imagenet64.py)
 

@@ -1,7 +1,8 @@
 """Figure 5 of the paper, right: speed against length, as many tokens in every step.
 
-The paper's curves: full attention slows down with the length, LSH attention does not.
-A few training steps at each length; what counts is metrics.jsonl's tokens_per_second.
+The paper's curves are of attention alone: full attention slows down with the length,
+LSH attention does not. Here it is the training step, a few at each length; what counts
+is metrics.jsonl's tokens_per_second.
 Setting and variants are those of configs/ablation.py, on text only, with sinusoidal
 positions, which need no shape. (benchmarks/figure5.py times single steps in turns.)
 

@@ -55,6 +55,10 @@ class RunConfig:
     init_from: str = ''
 
 
+# Fields that were added to configs later are taken for these in older run folders.
+DEFAULTS = {'model': model_config.defaults(), 'optimizer': optimizer.defaults()}
+
+
 def run_config(config: ml_collections.ConfigDict) -> RunConfig:
     """The config as checked dataclasses; a ValueError names an unknown field."""
     fields = dict(config.to_dict())
@@ -92,6 +96,17 @@ def _section(kind: Any, fields: Any, prefix: str) -> Any:
 
 def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises a ValueError if model, data and mesh do not fit each other."""
+    check_data(run)
+    (batch_size, _), _ = data.batch_spec(run.data)['tokens']
+    sharding.check(
+        mesh,
+        batch_size=batch_size // run.accumulate,
+        heads=run.model.heads_at_once or run.model.heads,
+    )
+
+
+def check_data(run: RunConfig) -> None:
+    """Raises a ValueError if model and data do not fit each other."""
     _check_head(run)
     (batch_size, length), _ = data.batch_spec(run.data)['tokens']
     vocab_size = data.vocab_size(run.data)
@@ -111,11 +126,6 @@ def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
             f'{run.accumulate}: change one of them.'
         )
     model_config.check_length(run.model, length)
-    sharding.check(
-        mesh,
-        batch_size=batch_size // run.accumulate,
-        heads=run.model.heads_at_once or run.model.heads,
-    )
 
 
 def _check_head(run: RunConfig) -> None:

@@ -1,6 +1,8 @@
 """Runs the commands of a sweep: each in a process of its own, some at a time."""
 
 import concurrent.futures
+import contextlib
+import fcntl
 import os
 import pathlib
 import queue
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from reformer_jax import metrics
@@ -24,21 +26,23 @@ _GPUS = 'CUDA_VISIBLE_DEVICES'
 class Processes:
     """The processes that are running; a context manager that listens for signals.
 
-    The first SIGINT or SIGTERM is passed on to all, so that each run stops after the
-    step in progress with a checkpoint; the second kills them.
+    The first SIGINT, SIGTERM or SIGHUP stops all, each run after the step in progress
+    with a checkpoint; the second kills them.
 
     Attributes:
       stopping: whether a signal came: nothing more is to be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock_file: int) -> None:
+        """Starts none; each will keep the open file `lock_file`, and so its lock."""
         self.stopping = False
+        self._lock_file = lock_file
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._handlers[number] = signal.signal(number, self._stop)
         return self
 
@@ -74,6 +78,7 @@ class Processes:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    pass_fds=(self._lock_file,),
                 )
                 self._running.add(process)
             if self.stopping:  # the signal came before the process was known
@@ -85,12 +90,14 @@ class Processes:
 
     def _stop(self, *_: Any) -> None:
         number = signal.SIGKILL if self.stopping else signal.SIGTERM
+        if not self.stopping:
+            print('stopping after the step in progress; again to kill', flush=True)
         self.stopping = True
         for process in list(self._running):
             process.send_signal(number)
 
 
-def run(sweep: sweeps.Sweep, *, parallel: int) -> list[str]:
+def run(sweep: sweeps.Sweep, *, parallel: int) -> bool:
     """Runs what is missing of a sweep; says so point by point.
 
     Args:
@@ -99,16 +106,20 @@ def run(sweep: sweeps.Sweep, *, parallel: int) -> list[str]:
         gets one of them.
 
     Returns:
-      The names of the points that failed.
+      Whether all of it is done.
 
     Raises:
-      ValueError: fewer GPUs in CUDA_VISIBLE_DEVICES than points at a time.
+      FileNotFoundError: there are no data.
+      ValueError: fewer GPUs in CUDA_VISIBLE_DEVICES than points at a time; another
+        process runs this sweep; the data are damaged.
     """
     free = _free_gpus(parallel)
+    sweeps.check_data(sweep)
     sweeps.record(sweep)
     (sweep.workdir / _LOGS).mkdir(exist_ok=True)
     with (
-        Processes() as processes,
+        _locked(sweep.workdir) as lock_file,
+        Processes(lock_file) as processes,
         concurrent.futures.ThreadPoolExecutor(parallel) as pool,
     ):
         waiting = [
@@ -120,9 +131,26 @@ def run(sweep: sweeps.Sweep, *, parallel: int) -> list[str]:
             for point, future in zip(sweep.points, waiting, strict=True)
             if not future.result()
         ]
-        if processes.stopping:
-            print('stopped; the same command goes on from here', flush=True)
-    return failed
+    if processes.stopping:
+        print('stopped; the same command goes on from here', flush=True)
+    elif failed:
+        names = ', '.join(failed)
+        print(f'{len(failed)} of {len(waiting)} points failed: {names}', flush=True)
+    return not failed and not processes.stopping
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[int]:
+    """Holds the lock of a sweep's folder; its processes hold it as long as they run."""
+    with open(folder / '.lock', 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f'a sweep is running in {folder}, or what is left of one: wait for it, '
+                'or stop its processes.'
+            ) from error
+        yield file.fileno()
 
 
 def _run_point(
@@ -151,7 +179,8 @@ def _run_point(
             if processes.stopping:
                 print(f'{label}: {sweeps.status(point)}', flush=True)
                 return True
-            if status:
+            unfinished = command is point.train and not sweeps.is_trained(point)
+            if status or unfinished:
                 _say_failure(label, command, status, log)
                 return False
     finally:
@@ -162,10 +191,10 @@ def _run_point(
 
 
 def command_line(sweep: sweeps.Sweep, point: sweeps.Point) -> str:
-    """All commands of a point as one line for a shell."""
+    """What is missing of a point as one line for a shell; '' if nothing is."""
     return ' && '.join(
         shlex.join(['python', *_argv(sweep, point, command)[1:]])
-        for command in (point.train, *point.evaluations)
+        for command in sweeps.missing(point)
     )
 
 
@@ -178,7 +207,8 @@ def _argv(
 
 def _free_gpus(parallel: int) -> queue.SimpleQueue[str | None]:
     """One entry for each point that may run at a time: its GPU, None for all."""
-    names = [name for name in os.environ.get(_GPUS, '').split(',') if name]
+    listed = os.environ.get(_GPUS, '').split(',')
+    names = [name for name in listed if name not in ('', '-1')]
     if 1 <= len(names) < parallel:
         raise ValueError(
             f'--parallel={parallel} points with {_GPUS}={",".join(names)}: a process '
@@ -190,11 +220,13 @@ def _free_gpus(parallel: int) -> queue.SimpleQueue[str | None]:
     return free
 
 
-def _say_failure(label: str, command: sweeps.Command, status: int, log) -> None:
+def _say_failure(
+    label: str, command: sweeps.Command, status: int | None, log: pathlib.Path
+) -> None:
     tail = log.read_text('utf-8', 'replace').splitlines()[-_TAIL:]
     lines = '\n'.join(f'    {line}' for line in tail)
     print(
-        f'{label}: {command.program} failed with exit status {status}, the end of '
-        f'{log}:\n{lines}',
+        f'{label}: {command.program} ended early with exit status {status}; the end '
+        f'of {log}:\n{lines}',
         flush=True,
     )

@@ -113,7 +113,9 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
     iterator = data.build(config.data, 'train')
     data.build(config.data, 'validation')  # an error now, not at the first evaluation
     tokenizer = _check_tokenizer(config, workdir)
-    folder = checkpoint.open_workdir(workdir, config_dict.to_dict())
+    folder = checkpoint.open_workdir(
+        workdir, config_dict.to_dict(), experiment.DEFAULTS
+    )
     if tokenizer:
         run_folder.keep_tokenizer(folder, tokenizer)
     with (

@@ -38,9 +38,9 @@ def given(config: Mapping[str, Any], path: str | None, count: int) -> np.ndarray
       ValueError: an image is not of 64x64 RGB pixels, or there are not so many.
     """
     if path is not None:
-        images = imagenet64.read_images(path)
+        images = imagenet64.read_images(path, count)
         images = imagenet64.average(images, config.get('shrink', 1))
-        return imagenet64.to_tokens(images)[: count or None]
+        return imagenet64.to_tokens(images)
     (_, length), _ = data.batch_spec(config)['tokens']
     rows: list[np.ndarray] = []
     if count:

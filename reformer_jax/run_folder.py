@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,16 @@ _TEMPORARY = '.config.json.tmp'
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
+def default_workdir(file: str, prefix: str = '') -> str:
+    """The run folder of a config file that none was named for: runs/text_tiny."""
+    name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', file)).strip('_')
+    return f'runs/{prefix}{name}'
+
+
 def open_workdir(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any]
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Makes `workdir` the folder of this run, or opens it to resume the run in it.
 
@@ -58,6 +67,8 @@ def open_workdir(
     Args:
       workdir: a folder on a mounted file system; created when absent.
       config: nested dict of the run, of values that JSON can hold.
+      defaults: values of fields that a config from before they existed lacks, nested
+        as they are in the config.
 
     Returns:
       The absolute path of the folder.
@@ -70,12 +81,11 @@ def open_workdir(
     path = absolute(workdir)
     if jax.process_index() != 0:
         return path
-    config = _as_json(config)
+    config, record = as_json(config), _run_record()
     _create(path)
     earlier = _config_files(path)
     if earlier:
-        saved = _read_json(earlier[-1])
-        _check_same_run(path, saved, config)
+        saved = check_same_run(path, config, defaults)
         if saved != config:
             _write(path / f'config.{len(earlier)}.json', config)
     else:
@@ -88,12 +98,25 @@ def open_workdir(
             )
         _write(path / 'config.json', config)
     with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
-        file.write(json.dumps(_run_record()) + '\n')
+        file.write(json.dumps(record) + '\n')
     return path
 
 
 def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """The newest config of the run in `workdir`, with its own copy of the tokenizer.
+
+    Raises:
+      FileNotFoundError: there is no run in `workdir`.
+    """
+    config = recorded_config(workdir)
+    tokenizer = find_tokenizer(workdir)
+    if tokenizer is not None:
+        config['data']['tokenizer'] = tokenizer
+    return config
+
+
+def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest config of the run in `workdir`, as it was given to it.
 
     Raises:
       FileNotFoundError: there is no run in `workdir`.
@@ -111,9 +134,6 @@ def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f'{path} is a folder of Hugging Face transformers, not a run: import it '
             'first, python -m reformer_jax.huggingface import FOLDER WORKDIR.'
         )
-    tokenizer = find_tokenizer(path)
-    if tokenizer is not None:
-        config['data']['tokenizer'] = tokenizer
     return config
 
 
@@ -157,7 +177,8 @@ def write_evaluation(
 def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What `write_evaluation` wrote, oldest first."""
     files = (absolute(workdir) / 'evaluations').glob('step_*.json')
-    return [_read_json(file) for file in sorted(files, key=lambda f: f.stat().st_mtime)]
+    by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
+    return [_read_json(file) for file in by_time]
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
@@ -230,7 +251,7 @@ def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as it will be read back: tuples become lists."""
     for name, value in flat(config).items():
         try:
@@ -255,7 +276,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 def _write(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     """Writes all of a file or nothing of it."""
-    temporary = file.with_name(_TEMPORARY)
+    temporary = file.with_name(f'.{file.name}.tmp')
     with open(temporary, 'w', encoding='utf-8') as stream:
         json.dump(fields, stream, indent=2)
         stream.write('\n')
@@ -264,10 +285,20 @@ def _write(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     os.rename(temporary, file)
 
 
-def _check_same_run(
-    path: pathlib.Path, saved: Mapping[str, Any], config: Mapping[str, Any]
-) -> None:
-    old, new = flat(saved), flat(config)
+def check_same_run(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the newest config in a run folder, if `config` may resume its run.
+
+    Raises:
+      ValueError: it is another run's; arguments as in `open_workdir`.
+    """
+    path, saved = absolute(workdir), recorded_config(workdir)
+    new = flat(config)
+    known = flat(as_json(defaults or {}))
+    old = {name: known[name] for name in new if name in known} | flat(saved)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
         for name in [*old, *(name for name in new if name not in old)]
@@ -284,6 +315,7 @@ def _check_same_run(
             'Give the new config another --workdir, or set the old values to resume. '
             f'Only these may change: {", ".join(CHANGEABLE)}.'
         )
+    return saved
 
 
 def _run_record() -> dict[str, Any]:

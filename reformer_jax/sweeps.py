@@ -11,6 +11,7 @@ Everything is checked before the first run: unknown fields, impossible values, p
 that repeat each other.
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -18,11 +19,13 @@ import importlib.util
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax import experiment
 from reformer_jax import initial
 from reformer_jax import metrics
@@ -100,10 +103,12 @@ def load(
       workdir: folder of the sweep; not touched.
       given: fields that the command line sets.
       seeds: runs of each point, with config.seed 0, 1, ...; 1 keeps the config's own.
+        data.seed stays as it is: the same batches in the same order.
 
     Raises:
       ValueError: the file has no sweep; a point sets an unknown field, one that the
-        command line sets too or an impossible value, or repeats another.
+        command line sets too or an impossible value, or repeats another; its folder
+        has another run.
     """
     module = _import(file)
     if not hasattr(module, 'sweep'):
@@ -116,15 +121,46 @@ def load(
         raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
     if seeds > 1:
         listed = [
-            {**overrides, 'seed': seed} for overrides in listed for seed in range(seeds)
+            _with_seed(config, overrides, given, seed)
+            for overrides in listed
+            for seed in range(seeds)
         ]
     evaluations = _listed(getattr(module, 'evaluations', lambda add: None))
     folder = run_folder.absolute(workdir)
     points = tuple(
         _point(config, folder, given, overrides, evaluations) for overrides in listed
     )
-    _check_repeats(points)
+    for point in points:
+        _check_repeats(
+            f'evaluations of point {point.name}',
+            [
+                (_name(e), c)
+                for e, c in zip(evaluations, point.evaluations, strict=True)
+            ],
+        )
+        if (point.folder / 'config.json').is_file():
+            run_folder.check_same_run(
+                point.folder, point.train.config, experiment.DEFAULTS
+            )
+    _check_repeats('points', [(point.name, point.train) for point in points])
+    _check_folders(points)
     return Sweep(file, folder, given, points)
+
+
+def check_data(sweep: Sweep) -> None:
+    """Opens the data of all runs, downloading what is to be downloaded.
+
+    Raises:
+      FileNotFoundError: there are none.
+      ValueError: they are damaged, or too few.
+    """
+    sections = {
+        json.dumps(point.train.config['data']): point.train.config['data']
+        for point in sweep.points
+    }
+    for section in sections.values():
+        for split in ('train', 'validation'):
+            data.build(section, split)
 
 
 def is_trained(point: Point) -> bool:
@@ -143,11 +179,11 @@ def missing(point: Point) -> list[Command]:
     result = run_folder.load_result(point.folder)
     assert result is not None
     done = [
-        record['config']
+        _computed(record['config'])
         for record in run_folder.load_evaluations(point.folder)
         if all(split['step'] == result['step'] for split in record['results'].values())
     ]
-    return [command for command in point.evaluations if command.config not in done]
+    return [c for c in point.evaluations if _computed(c.config) not in done]
 
 
 def status(point: Point) -> str:
@@ -178,15 +214,17 @@ def record(sweep: Sweep) -> None:
     """Writes down in the sweep's folder what it has, for reports to know the gaps.
 
     Raises:
-      ValueError: the folder has another sweep.
+      ValueError: the folder has another sweep, or is no folder for one.
     """
     file = sweep.workdir / _PLAN
-    fields = _as_json(
-        {
-            'config': sweep.file,
-            'given': dict(sweep.given),
-            'points': {p.name: dict(p.train.overrides) for p in sweep.points},
-        }
+    if sweep.workdir.is_file() or (sweep.workdir / 'config.json').is_file():
+        raise ValueError(
+            f'{sweep.workdir} is a file or the folder of a single run: give --workdir '
+            'a new folder for the sweep, which gets a folder for each run.'
+        )
+    names = [point.name for point in sweep.points]
+    fields = run_folder.as_json(
+        {'config': sweep.file, 'given': dict(sweep.given), 'points': names}
     )
     if file.is_file():
         earlier = json.loads(file.read_text('utf-8'))
@@ -196,7 +234,9 @@ def record(sweep: Sweep) -> None:
                 f'{earlier["given"]}: give this one, of {sweep.file} with '
                 f'{fields["given"]}, another --workdir.'
             )
-        fields['points'] = earlier['points'] | fields['points']
+        # Points of an earlier state of the config file that have been run.
+        old = [n for n in earlier['points'] if (sweep.workdir / n).is_dir()]
+        fields['points'] = list(dict.fromkeys([*old, *names]))
     sweep.workdir.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f'.{_PLAN}.tmp')
     temporary.write_text(json.dumps(fields, indent=1), 'utf-8')
@@ -222,83 +262,89 @@ def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
     return listed
 
 
+def _with_seed(config, overrides: Overrides, given: Overrides, seed: int):
+    if 'seed' in {**overrides, **given}:
+        raise ValueError(
+            f'the seed is set by --seeds and by the sweep or the command line (in '
+            f'{_name(overrides)}): leave it to one of them.'
+        )
+    # The config's own is the same run with --seeds and without.
+    return overrides if seed == config.seed else {**overrides, 'seed': seed}
+
+
 def _point(config, workdir, given, overrides, evaluations) -> Point:
     name = _name(overrides)
-    _check_given(name, overrides, given)
-    for evaluation in evaluations:
-        _check_given(f'an evaluation with {_name(evaluation)}', evaluation, given)
 
-    def command(program, changes):
-        checked = _checked(config, changes, name, str(workdir / name))
+    def command(program, place, changes):
+        _check_given(place, changes, given)
+        checked = _checked(config, changes, place, str(workdir / name))
         return Command(program, {**given, **changes}, checked)
 
     return Point(
         name,
         workdir / name,
-        command('train.py', overrides),
-        tuple(command('eval.py', {**overrides, **e}) for e in evaluations),
+        command('train.py', f'point {name} of the sweep', overrides),
+        tuple(
+            command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
+            for e in evaluations
+        ),
     )
 
 
-def _check_given(name: str, overrides: Overrides, given: Overrides) -> None:
+def _check_given(place: str, overrides: Overrides, given: Overrides) -> None:
     both = sorted(set(overrides) & set(given))
     if both:
         raise ValueError(
-            f'{", ".join(both)} is set on the command line and by the sweep (in '
-            f'{name}): leave it to one of them.'
+            f'{", ".join(both)} is set on the command line and by {place}: leave it to '
+            'one of them.'
         )
 
 
-def _checked(config, overrides, name, folder) -> dict[str, Any]:
+def _checked(config, overrides, place, folder) -> dict[str, Any]:
     """The config of a point as its run folder records it."""
     changed = copy.deepcopy(config)
     for field, value in overrides.items():
-        _set(changed, field, value, name)
+        _set(changed, field, value, place)
     try:
-        resolved = initial.resolve(changed, folder)
-        experiment.run_config(resolved)
-    except ValueError as error:
-        raise ValueError(f'point {name} of the sweep: {error}') from error
-    return _as_json(resolved.to_dict())
+        # Standard output may be a script of commands.
+        with contextlib.redirect_stdout(sys.stderr):
+            resolved = initial.resolve(changed, folder)
+        experiment.check_data(experiment.run_config(resolved))
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f'{place}: {error}') from error
+    return run_folder.as_json(resolved.to_dict())
 
 
-def _set(config, field: str, value: Any, name: str) -> None:
-    fields = _fields(config)
+def _set(config, field: str, value: Any, place: str) -> None:
+    fields = run_folder.flat(config.to_dict())
     if field not in fields:
         close = difflib.get_close_matches(field, fields, n=3)
         raise ValueError(
-            f'point {name} of the sweep sets {field!r}, which is no field of the config'
+            f'{place} sets {field!r}, which is no field of the config'
             + (f': did you mean {" or ".join(close)}?' if close else '.')
         )
     try:
         config.update_from_flattened_dict({field: value})
     except TypeError as error:
         raise ValueError(
-            f'point {name} of the sweep sets {field}={value!r}, which is of another '
-            f'type than {fields[field]!r} in the config ({error}).'
+            f'{place} sets {field}={value!r}, which is of another type than '
+            f'{fields[field]!r} in the config ({error}).'
         ) from error
 
 
-def _fields(config, prefix: str = '') -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            fields |= _fields(value, f'{prefix}{name}.')
-        else:
-            fields[f'{prefix}{name}'] = value
-    return fields
-
-
-def _check_repeats(points: Iterable[Point]) -> None:
-    configs: dict[str, str] = {}
-    for point in points:
-        config = json.dumps(point.train.config, sort_keys=True)
-        if config in configs:
+def _check_repeats(what: str, commands: Iterable[tuple[str, Command]]) -> None:
+    seen: dict[str, str] = {}
+    for name, command in commands:
+        config = json.dumps(command.config, sort_keys=True)
+        if config in seen:
             raise ValueError(
-                f'points {configs[config]} and {point.name} of the sweep are the same '
-                'run: leave one out.'
+                f'{what} {seen[config]} and {name} of the sweep are the same: leave '
+                'one out.'
             )
-        configs[config] = point.name
+        seen[config] = name
+
+
+def _check_folders(points: Iterable[Point]) -> None:
     names = [point.name for point in points]
     for name in names:
         if names.count(name) > 1:
@@ -344,8 +390,12 @@ def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
         for name, value in fields['given'].items()
         if name.split('.')[0] not in run_folder.CHANGEABLE
     }
-    return fields['config'], given
+    file, _, variant = fields['config'].partition('.py')
+    return (pathlib.Path(file).resolve(), variant), given
 
 
-def _as_json(fields: Any) -> Any:
-    return json.loads(json.dumps(fields))
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the path of its tokenizer, of which the run keeps a copy."""
+    fields = run_folder.flat(config)
+    fields.pop('data.tokenizer', None)
+    return fields

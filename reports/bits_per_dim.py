@@ -7,7 +7,8 @@
 Prints a table with a row for each config, the mean and standard deviation over its
 seeds, on the validation split. --output also writes it as PREFIX.md and PREFIX.csv, and
 the curves as PREFIX_curves.csv and PREFIX.png; that needs pip install -e '.[reports]'.
-Reads the folders of sweeps or of single runs.
+Reads the folders of sweeps or of single runs. Runs that are not complete count only
+where no seed is, and are marked: their evaluations are of fewer batches.
 """
 
 import pathlib
@@ -20,16 +21,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from reports import run_folders
 from reports import tables
 
-# Config files -> what the paper says of the experiment. Its curves have no numbers.
-_PAPER = {
-    'enwik8.py': '1.05 on test (12 layers, section 5)',
-    'shared_qk.py': 'Figure 3, left: sharing is not worse',
-    'reversible.py': 'Figure 3, right: nearly the same',
-    'rounds.py': 'Figure 4: 8 rounds almost match full attention',
-    'depth.py': 'Figure 5, left: deeper is better, up to 20 layers',
+# Config files -> what the paper's curves say, which have no numbers.
+_CURVES = {
+    'shared_qk.py': 'enwik8, imagenet64: sharing is not worse (Figure 3)',
+    'reversible.py': 'enwik8, imagenet64: nearly the same (Figure 3)',
+    'rounds.py': 'imagenet64: 8 rounds almost match full attention (Figure 4)',
+    'depth.py': 'enwik8: up to 20 layers train (Figure 5)',
 }
+# The paper's one number, of its 12 layers on 65,536 bytes of enwik8.
+_ENWIK8 = {'data.dataset': 'enwik8', 'model.layers': 12, 'model.length': 65_536}
 # What makes one task of two runs: everything else may be compared in a table.
-_TASK = ('data.dataset', 'data.path', 'data.source', 'data.shrink', 'data.tokenizer')
+_TASK = (
+    'data.dataset',
+    'data.path',
+    'data.source',
+    'data.shrink',
+    'data.tokenizer',
+    'data.masked_fraction',
+    'model.head',
+)
+_COLUMNS = ('run', 'bits/dim', '±', 'paper', *run_folders.ORIGIN)
 
 
 def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
@@ -40,17 +51,24 @@ def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
     """
     collection = run_folders.collect(folders)
     run_folders.check_alike(collection.runs, lambda field: field not in _TASK)
+    for run in collection.runs:
+        if run.fields['model.head'] not in ('lm', 'masked_lm'):
+            raise ValueError(
+                f'{run.name} has no bits per dimension: it is a run with model.head='
+                f'{run.fields["model.head"]!r}, which is scored otherwise.'
+            )
     rows = []
     for runs in run_folders.by_experiment(collection.runs):
-        values = [bits for run in runs if (bits := _bits(run)) is not None]
-        row: dict[str, Any] = {'run': label(runs[0], collection.runs)}
-        row |= {'bits/dim': None, '±': None}
+        row = dict.fromkeys(_COLUMNS) | {'run': label(runs[0], collection.runs)}
+        complete = [run for run in runs if run.is_complete]
+        values = [run.last['bits_per_dim'] for run in complete or runs if run.last]
         if values:
             mean, spread = run_folders.mean_and_spread(values)
-            row['bits/dim'] = f'{mean:.4f}'
+            row['bits/dim'] = f'{mean:.4f}' + ('' if complete else ' (unfinished)')
             row['±'] = None if spread is None else f'{spread:.4f}'
-        rows.append(row | {'paper': _paper(collection)} | run_folders.origin(runs))
-    rows += [{'run': name} for name in collection.missing]
+        row['paper'] = _paper(collection, runs[0])
+        rows.append(row | run_folders.origin(complete or runs))
+    rows += [dict.fromkeys(_COLUMNS) | {'run': name} for name in collection.missing]
     if not rows:
         raise ValueError(f'no run in {", ".join(folders)} has been started yet.')
     title = ', '.join(dict.fromkeys(collection.configs)) or ', '.join(folders)
@@ -105,19 +123,11 @@ def draw(points: Sequence[dict[str, Any]], target: str) -> None:
     image.savefig(target, dpi=150)
 
 
-def _bits(run: run_folders.Run) -> float | None:
-    last = run.last
-    if last and 'bits_per_dim' not in last:
-        raise ValueError(
-            f'{run.name} has no bits per dimension: it is a run on '
-            f'{run.fields["data.dataset"]!r}, which is scored otherwise.'
-        )
-    return last.get('bits_per_dim')
-
-
-def _paper(collection: run_folders.Collection) -> str | None:
+def _paper(collection: run_folders.Collection, run: run_folders.Run) -> str | None:
+    if all(run.fields[field] == value for field, value in _ENWIK8.items()):
+        return '1.05 on test (section 5)'
     names = {pathlib.Path(c.partition(':')[0]).name for c in collection.configs}
-    return _PAPER.get(names.pop()) if len(names) == 1 else None
+    return _CURVES.get(names.pop()) if len(names) == 1 else None
 
 
 def _value(value: Any) -> str:
@@ -131,8 +141,9 @@ def main(arguments: list[str]) -> None:
     if options.output:
         points = curves(options.folders)
         tables.write(options.output, text, rows)
-        tables.write_csv(f'{options.output}_curves.csv', points)
-        draw(points, f'{options.output}.png')
+        if points:
+            tables.write_csv(f'{options.output}_curves.csv', points)
+            draw(points, f'{options.output}.png')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,6 @@
-"""The paper's Figure 5, right: training speed against length, from runs.
+"""The paper's Figure 5, right: speed against length, of the training step of runs.
+
+(The paper's is of attention alone: benchmarks/attention.py.)
 
   python sweep.py --config=configs/length.py:tiny --config.data.path=FILE \\
       --workdir=runs/length
@@ -10,6 +12,7 @@ PREFIX.md, PREFIX.csv and PREFIX.png; that needs pip install -e '.[reports]'.
 """
 
 import pathlib
+import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,33 +42,45 @@ def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
             f'the runs have {", ".join(map(str, tokens))} tokens in a step: speeds '
             'compare at one number of tokens only. Make a report of each.'
         )
-    points = [
-        {
-            'attention': _attention(run),
-            'length': run.fields['data.length'],
-            'seconds': _seconds(run),
-            'paper': 'Figure 5, right: LSH flat, full grows with the length',
-            **run_folders.origin([run]),
-        }
-        for run in runs
-    ]
+    hardware = {run_folders.origin([run])['hardware'] for run in runs}
+    if len(hardware) > 1:
+        raise ValueError(
+            f'the runs are of different hardware, {" and ".join(sorted(hardware))}: '
+            'speeds compare on the same only. Make a report of each.'
+        )
+    points = [_point(group) for group in run_folders.by_experiment(runs)]
     if not points:
         raise ValueError(f'no run in {", ".join(folders)} has been started yet.')
+    text = (
+        f'# Figure 5, right: seconds per training step of {tokens[0]:,} tokens\n\n'
+        'Of the whole model, by the length of the sequences; the mean over seeds.\n\n'
+        f'{tables.markdown(_grid(points))}\n{tables.markdown(points)}'
+        f'{tables.gaps(collection.missing)}'
+    )
+    return text, points
+
+
+def _point(runs: Sequence[run_folders.Run]) -> dict[str, Any]:
+    """A row on the runs of one length and attention."""
+    seconds = [s for run in runs if (s := _seconds(run)) is not None]
+    return {
+        'attention': run_folders.attention(runs[0].fields),
+        'length': runs[0].fields['data.length'],
+        'seconds': round(statistics.fmean(seconds), 3) if seconds else None,
+        'paper': 'attention alone: LSH flat, full grows (Figure 5)',
+        **run_folders.origin(runs),
+    }
+
+
+def _grid(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each attention, a column for each length."""
     lengths = sorted({point['length'] for point in points})
     rows = []
     for kind in dict.fromkeys(point['attention'] for point in points):
         times = {p['length']: p['seconds'] for p in points if p['attention'] == kind}
         row: dict[str, Any] = {'attention': kind}
         rows.append(row | {f'{length:,}': times.get(length) for length in lengths})
-    first = points[0]
-    text = (
-        f'# Figure 5, right: seconds per training step of {tokens[0]:,} tokens\n\n'
-        f'By the length of its sequences; {first["hardware"]}, commit '
-        f'{first["commit"]}. In the paper LSH attention is flat and full attention '
-        f'grows with the length.\n\n{tables.markdown(rows)}'
-        f'{tables.gaps(collection.missing)}'
-    )
-    return text, points
+    return rows
 
 
 def draw(points: Sequence[dict[str, Any]], target: str) -> None:
@@ -92,16 +107,10 @@ def _tokens(run: run_folders.Run) -> int:
     return run.fields['data.length'] * run.fields['data.batch_size']
 
 
-def _attention(run: run_folders.Run) -> str:
-    pattern = '/'.join(run.fields['model.pattern'])
-    rounds = run.fields['model.rounds']
-    return f'LSH-{rounds}' if pattern == 'lsh' else pattern
-
-
 def _seconds(run: run_folders.Run) -> float | None:
     speeds = [r['tokens_per_second'] for r in run.records if r['split'] == 'train']
     known = [speed for speed in speeds if speed]
-    return round(_tokens(run) / max(known), 3) if known else None
+    return _tokens(run) / max(known) if known else None
 
 
 def main(arguments: list[str]) -> None:

@@ -13,8 +13,12 @@ from reformer_jax import run_folder
 
 # Fields in which the runs of one row of a table may differ.
 _SEEDS = ('seed', 'data.seed')
+# Columns of `origin`.
+ORIGIN = ('steps', 'seeds', 'hardware', 'commit', 'command')
+# How long a run is: shown, and no experiment of its own.
+_LENGTHS = ('steps', 'minutes')
 # Fields that say how a run is watched, not what it computes.
-_WATCHING = tuple(name for name in run_folder.CHANGEABLE if name != 'steps')
+_WATCHING = tuple(name for name in run_folder.CHANGEABLE if name not in _LENGTHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,13 @@ class Run:
             return {'step': self.result['step'], **self.result['validation']}
         return next(iter(reversed(self.curve())), {})
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has run as long as its config says."""
+        return self.result is not None and all(
+            self.result[name] == self.fields[name] for name in _LENGTHS
+        )
+
     def curve(self) -> list[dict[str, Any]]:
         """The evaluations on the validation split while training, by step."""
         return [r for r in self.records if r['split'] == 'validation']
@@ -69,13 +80,14 @@ def collect(folders: Sequence[str]) -> Collection:
 
     Raises:
       FileNotFoundError: a folder is neither.
-      ValueError: a file in it is damaged, or the sweeps are of different config files.
+      ValueError: a file in it is damaged, the sweeps are of different config files, or
+        two runs are the same.
     """
     configs: list[str] = []
     runs: list[Run] = []
     missing: list[str] = []
     for folder in map(pathlib.Path, folders):
-        if (folder / 'config.json').is_file():
+        if _has_started(folder):
             runs.append(_read(folder))
             continue
         plan = folder / 'sweep.json'
@@ -87,7 +99,7 @@ def collect(folders: Sequence[str]) -> Collection:
         sweep = json.loads(plan.read_text('utf-8'))
         configs.append(sweep['config'])
         for name in sweep['points']:
-            if (folder / name / 'config.json').is_file():
+            if _has_started(folder / name):
                 runs.append(_read(folder / name))
             else:
                 missing.append(name)
@@ -96,16 +108,17 @@ def collect(folders: Sequence[str]) -> Collection:
             f'the folders are sweeps of different experiments, {", ".join(configs)}: '
             'make a report of each.'
         )
+    _check_repeats(runs)
     return Collection(tuple(configs), tuple(runs), tuple(missing))
 
 
 def check_alike(runs: Iterable[Run], allowed: Callable[[str], bool]) -> None:
     """Raises a ValueError if configs differ in a field that is not allowed to.
 
-    Seeds, and what says how a run is watched, always may.
+    Seeds, and what says how long a run is and how it is watched, always may.
     """
     for field, values in differing(runs).items():
-        if not allowed(field):
+        if field not in _LENGTHS and not allowed(field):
             shown = ' and '.join(sorted(map(str, values)))
             raise ValueError(
                 f'the runs are different experiments, they differ in {field}: {shown}. '
@@ -136,7 +149,11 @@ def by_experiment(runs: Iterable[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-flat = run_folder.flat
+def attention(fields: dict[str, Any]) -> str:
+    """The attention of a model as the paper names it: full, LSH-4."""
+    if fields['model.pattern'] == ['lsh']:
+        return f'LSH-{fields["model.rounds"]}'
+    return '/'.join(fields['model.pattern'])
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -146,20 +163,39 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def origin(runs: Sequence[Run]) -> dict[str, Any]:
-    """Columns on where the runs of a row come from, for a table."""
+    """Columns on where the runs of a row come from, `ORIGIN`, for a table."""
     starts = [run.starts[-1] for run in runs]
     steps = _distinct(run.last.get('step', 0) for run in runs)
     return {
         'steps': ', '.join(map(str, steps)) + _unfinished(runs),
         'seeds': ', '.join(str(run.fields['seed']) for run in runs),
         'hardware': '; '.join(_distinct(map(_hardware, starts))),
-        'commit': ', '.join(_distinct(str(s['commit'])[:10] for s in starts)),
+        'commit': ', '.join(_distinct(_commit(start) for start in starts)),
         'command': shlex.join(['python', *starts[0]['command']]),
     }
 
 
+def _has_started(folder: pathlib.Path) -> bool:
+    starts = folder / 'runs.jsonl'
+    return starts.is_file() and starts.stat().st_size > 0
+
+
+def _check_repeats(runs: Sequence[Run]) -> None:
+    seen: dict[str, str] = {}
+    for run in runs:
+        fields = json.dumps(
+            {n: v for n, v in run.fields.items() if n.split('.')[0] not in _WATCHING}
+        )
+        if fields in seen:
+            raise ValueError(
+                f'{seen[fields]} and {run.name} are the same run with the same seed, '
+                'which would count twice: leave one out.'
+            )
+        seen[fields] = run.name
+
+
 def _read(folder: pathlib.Path) -> Run:
-    config = run_folder.load_config(folder)
+    config = run_folder.recorded_config(folder)
     starts = (folder / 'runs.jsonl').read_text('utf-8').splitlines()
     try:
         records = metrics.read(folder / 'metrics.jsonl')
@@ -182,10 +218,15 @@ def _hardware(start: dict[str, Any]) -> str:
     return host if start['device'] == 'cpu' else f'{device}, {host}'
 
 
+def _commit(start: dict[str, Any]) -> str:
+    """Ten digits of it, and whether the code had been changed since."""
+    commit, dash, dirty = str(start['commit']).partition('-')
+    return commit[:10] + dash + dirty
+
+
 def _unfinished(runs: Sequence[Run]) -> str:
     planned = max(run.fields['steps'] for run in runs)
-    complete = all(run.last.get('step') == planned for run in runs)
-    return '' if complete else f' of {planned}'
+    return '' if all(run.is_complete for run in runs) else f' of {planned}'
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

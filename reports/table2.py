@@ -5,9 +5,10 @@
 
 Prints the share of the second half's symbols that are right on the test split, in
 percent, beside the paper's. --output also writes it as PREFIX.md and PREFIX.csv. Reads
-the folders of sweeps or of single runs that eval.py has evaluated.
+the folders of sweeps or of single runs, and what eval.py left there.
 """
 
+import dataclasses
 import pathlib
 import statistics
 import sys
@@ -16,10 +17,12 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from reformer_jax import run_folder
 from reports import run_folders
 from reports import tables
 
 _COLUMNS = ('full', 'LSH-8', 'LSH-4', 'LSH-2', 'LSH-1')
+_ATTENTION = ('model.pattern', 'model.rounds')
 # Paper section 5, Table 2: trained with (rows), evaluated with (columns), in percent.
 _PAPER = {
     'full': (100.0, 94.8, 92.5, 76.9, 52.5),
@@ -43,47 +46,51 @@ def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
                 f'{run.name} is a run on {run.fields["data.dataset"]!r}, and Table 2 '
                 'is of the duplication task.'
             )
-    run_folders.check_alike(collection.runs, _may_differ)
+    run_folders.check_alike(collection.runs, _ATTENTION.__contains__)
     rows, cells = [], []
-    for trained, paper in _PAPER.items():
-        runs = [run for run in collection.runs if _attention(run.fields) == trained]
+    found = [run_folders.attention(run.fields) for run in collection.runs]
+    nothing = (None,) * len(_COLUMNS)
+    for trained in dict.fromkeys([*_PAPER, *found]):
+        paper = _PAPER.get(trained, nothing)
+        runs = [
+            run
+            for run, kind in zip(collection.runs, found, strict=True)
+            if kind == trained
+        ]
         row: dict[str, Any] = {'trained with': trained}
         origin = run_folders.origin(runs) if runs else {}
         for column, theirs in zip(_COLUMNS, paper, strict=True):
             ours = [a for run in runs if (a := _accuracy(run, column)) is not None]
-            row[f'{column} (paper)'] = f'{_percent(ours)} ({theirs:g})'
+            told = '-' if theirs is None else f'{theirs:g}'
+            row[f'{column} (paper)'] = f'{_percent(ours)} ({told})'
             cells.append(
                 {
                     'trained with': trained,
                     'evaluated with': column,
                     'accuracy %': _number(ours),
                     'paper %': theirs,
-                    **{name: origin.get(name) for name in _ORIGIN},
+                    **{name: origin.get(name) for name in run_folders.ORIGIN},
                 }
             )
-        rows.append(row | {name: origin.get(name) for name in _ORIGIN})
+        rows.append(row | {name: origin.get(name) for name in run_folders.ORIGIN})
     return _text(collection, rows), cells
 
 
-_ORIGIN = ('steps', 'seeds', 'hardware', 'commit', 'command')
-
-
-def _may_differ(field: str) -> bool:
-    return field in ('model.pattern', 'model.rounds')
-
-
-def _attention(fields: dict[str, Any]) -> str:
-    if fields['model.pattern'] == ['full']:
-        return 'full'
-    return f'LSH-{fields["model.rounds"]}'
-
-
 def _accuracy(run: run_folders.Run, column: str) -> float | None:
-    """In percent, of the newest evaluation of the run's last checkpoint."""
+    """In percent, of the newest evaluation of the run's last checkpoint.
+
+    It must differ from the run in its attention only.
+    """
     for evaluation in reversed(run.evaluations):
-        fields = run_folders.flat(evaluation['config'])
+        fields = run_folder.flat(evaluation['config'])
+        evaluated = dataclasses.replace(run, fields=fields)
         test = evaluation['results'].get('test')
-        if test and _attention(fields) == column and test['step'] == run.last['step']:
+        if (
+            test
+            and test['step'] == run.last.get('step')
+            and run_folders.attention(fields) == column
+            and set(run_folders.differing([run, evaluated])) <= {*_ATTENTION}
+        ):
             return 100 * test['accuracy']
     return None
 

@@ -131,7 +131,9 @@ def test_average_rounds_the_mean_of_blocks_to_nearest():
 
 
 def test_texts_are_no_prompts(npz):
-    with pytest.raises(ValueError, match="not the text b'a cat'.*--prompt_file=IMAGE"):
+    with pytest.raises(
+        ValueError, match="of images, not of the text b'a cat': use to_tokens"
+    ):
         data.encode(config(npz), b'a cat')
     assert data.decode(config(npz), np.array([0, 255])) == b'0 255 '
 
@@ -238,6 +240,9 @@ def test_images_to_complete(folder, npz, tmp_path):
     one = f'{folder}/a/03.BMP'
     np.testing.assert_array_equal(imagenet64.read_images(one), IMAGES[3:4])
     np.testing.assert_array_equal(imagenet64.read_images(npz), SPLITS['validation'])
+    for path in (folder, npz):
+        whole = imagenet64.read_images(path)
+        np.testing.assert_array_equal(imagenet64.read_images(path, 1), whole[:1])
     np.savez(tmp_path / 'arrays.npz', train=IMAGES)
     (tmp_path / 'empty').mkdir()
     write_image(tmp_path / 'small.png', IMAGES[0, :32])

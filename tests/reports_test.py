@@ -17,7 +17,15 @@ from reports import table2
 def make_run(tmp_path):
     """Writes a run folder as the loop does, without training."""
 
-    def make(name, config_name='duplication', *, done=True, bits=None, **changes):
+    def make(
+        name,
+        config_name='duplication',
+        *,
+        done=True,
+        bits=None,
+        speed=500.0,
+        **changes,
+    ):
         module = importlib.import_module(f'configs.{config_name}')
         config = module.get_config('tiny')
         config.update_from_flattened_dict(changes)
@@ -28,7 +36,7 @@ def make_run(tmp_path):
             for step, value in bits.items():
                 for split in ('train', 'validation'):
                     line = {'step': step, 'split': split, 'bits_per_dim': value}
-                    line |= {'tokens_per_second': 500.0} if split == 'train' else {}
+                    line |= {'tokens_per_second': speed} if split == 'train' else {}
                     print(json.dumps(line), file=file)
         if done:
             final = {'bits_per_dim': list(bits.values())[-1]}
@@ -93,6 +101,37 @@ def test_table2_has_the_accuracies_beside_the_papers(make_run, tmp_path):
     assert cells[11]['accuracy %'] == 97.0 and cells[11]['paper %'] == 100.0
 
 
+def test_table2_counts_evaluations_of_the_same_experiment_only(make_run):
+    folder, config = make_run('lsh', **{'model.rounds': 4})
+    _evaluate(folder, config, 0.99)
+    _evaluate(folder, config, 0.33, **{'data.eval_examples': 3})
+    _evaluate(folder, config, 0.44, **{'model.rule': 'strict'})
+    assert _lines(table2.report([str(folder)])[0])['LSH-4'][2] == '99.00 (99.9)'
+
+
+def test_table2_has_rows_beyond_the_papers(make_run):
+    local, config = make_run('local', **{'model.pattern': ('local',)})
+    _evaluate(local, config, 0.2, **{'model.pattern': ('lsh',), 'model.rounds': 8})
+    more, _ = make_run('more', **{'model.rounds': 16})
+    rows = _lines(table2.report([str(local), str(more)])[0])
+    assert rows['local'][1] == '20.00 (-)' and rows['LSH-16'][0] == '- (-)'
+    assert rows['LSH-4'][0] == '- (0.8)'
+
+
+def test_table2_of_runs_prolonged_in_part(make_run, tmp_path):
+    make_run('a', **{'model.rounds': 4})
+    make_run('b', done=False, **{'model.rounds': 2, 'steps': 4000})
+    rows = _lines(table2.report([str(tmp_path / 'a'), str(tmp_path / 'b')])[0])
+    assert rows['LSH-4'][5] == '2000' and rows['LSH-2'][5] == '2000 of 4000'
+
+
+def test_table2_of_a_run_without_an_evaluation_while_training(make_run):
+    folder, config = make_run('a', done=False)
+    _evaluate(folder, config, 0.5)
+    (folder / 'metrics.jsonl').unlink()
+    assert _lines(table2.report([str(folder)])[0])['LSH-4'][2] == '- (99.9)'
+
+
 def test_table2_of_another_task_is_refused(make_run):
     folder, _ = make_run('text', 'text')
     with pytest.raises(ValueError, match="text is a run on 'bytes', and Table 2"):
@@ -128,7 +167,7 @@ def test_bits_per_dim_are_means_over_seeds_with_gaps(make_run, tmp_path):
     lines = _lines(text)
     assert lines['rounds=2'][:2] == ['2.1000', '0.1414']
     assert lines['rounds=2'][3:5] == ['1000', '0, 1']
-    assert lines['rounds=8'][:2] == ['2.9000', '']
+    assert lines['rounds=8'][:2] == ['2.9000 (unfinished)', '']
     assert lines['rounds=8'][3] == '500 of 1000'
     assert lines['sixteen'] == [''] * 8
     assert 'Figure 4' in lines['rounds=2'][2]
@@ -186,10 +225,8 @@ def test_sweeps_of_different_files_are_different_experiments(tmp_path):
 
 
 def test_a_run_without_bits_is_named(make_run):
-    folder, _ = make_run('one')
-    result = {'step': 2000, 'steps': 2000, 'minutes': 14.0, 'validation': {'loss': 1.0}}
-    run_folder.write_result(folder, result)
-    with pytest.raises(ValueError, match='one has no bits per dimension'):
+    folder, _ = make_run('one', **{'model.head': 'none'})
+    with pytest.raises(ValueError, match="one has no bits .* model.head='none'"):
         bits_per_dim.report([str(folder)])
 
 
@@ -205,14 +242,50 @@ def test_a_sweep_of_which_nothing_has_been_started(report, tmp_path):
         report([str(tmp_path)])
 
 
-def test_hardware_of_accelerators_comes_first(make_run):
-    folder, _ = make_run('one')
+def _on_a_tpu(folder):
     record = json.loads((folder / 'runs.jsonl').read_text())
     record |= {'device': 'TPU v4', 'devices': 8, 'cpu_cores': 96, 'processor': 'X'}
+    record['commit'] = '0123456789abcdef-dirty'
     (folder / 'runs.jsonl').write_text(json.dumps(record) + '\n')
+
+
+def test_hardware_and_commit(make_run):
+    folder, _ = make_run('one')
+    _on_a_tpu(folder)
     collection = run_folders.collect([str(folder)])
     origin = run_folders.origin(collection.runs)
     assert origin['hardware'] == '8 TPU v4, 96 cores X'
+    assert origin['commit'] == '0123456789-dirty'
+
+
+def test_the_same_run_twice_is_refused(make_run):
+    folder, _ = make_run('one')
+    again, _ = make_run('again')
+    with pytest.raises(ValueError, match='one and again are the same run'):
+        run_folders.collect([str(folder), str(again)])
+
+
+def test_a_folder_whose_start_failed_is_a_gap(make_run, tmp_path):
+    folder, _ = make_run('one')
+    (folder / 'runs.jsonl').write_text('')
+    _plan(tmp_path, 'configs/duplication.py:tiny', ['one'])
+    assert run_folders.collect([str(tmp_path)]).missing == ('one',)
+
+
+def test_only_complete_seeds_count(make_run, tmp_path):
+    make_run('whole', 'rounds', bits={1500: 2.0})
+    make_run('part', 'rounds', done=False, bits={100: 6.0}, seed=1)
+    folders = [str(tmp_path / name) for name in ('whole', 'part')]
+    ((_, values),) = list(_lines(bits_per_dim.report(folders)[0]).items())[2:]
+    assert values[0] == '2.0000' and values[3:5] == ['1500', '0']
+
+
+def test_the_papers_enwik8_model_has_the_papers_number(make_run, tmp_path):
+    big = {'model.layers': 12, 'model.length': 65_536, 'data.length': 65_536}
+    folder, _ = make_run('big', 'enwik8', **big)
+    assert '1.05 on test' in bits_per_dim.report([str(folder)])[0]
+    small, _ = make_run('small', 'enwik8')
+    assert '1.05' not in bits_per_dim.report([str(small)])[0]
 
 
 # --- Figure 5 ---------------------------------------------------------------------
@@ -225,10 +298,27 @@ def test_figure5_has_the_seconds_of_a_step(make_run, tmp_path):
         make_run(f'{length}-{rounds}', 'length', **changes)
     names = ('1024-2', '2048-2', '1024-4')
     text, points = figure5.report([str(tmp_path / name) for name in names])
-    lines = _lines(text)
+    lines = _lines(text.partition('\n\n| attention | length')[0])
     assert lines['attention'] == ['1,024', '2,048']
     assert lines['LSH-2'] == ['65.536', '65.536'] and lines['LSH-4'] == ['65.536', '']
     assert [point['length'] for point in points] == [1024, 2048, 1024]
+
+
+def test_figure5_is_a_mean_over_seeds(make_run, tmp_path):
+    for seed, speed in ((0, 1000.0), (1, 4000.0)):
+        make_run(f's{seed}', 'length', speed=speed, seed=seed)
+    _, points = figure5.report([str(tmp_path / name) for name in ('s0', 's1')])
+    (point,) = points
+    assert point['seconds'] == pytest.approx((32.768 + 8.192) / 2)
+    assert point['seeds'] == '0, 1'
+
+
+def test_figure5_is_of_one_machine(make_run, tmp_path):
+    make_run('a', 'length')
+    folder, _ = make_run('b', 'length', seed=1)
+    _on_a_tpu(folder)
+    with pytest.raises(ValueError, match='different hardware, .*TPU v4'):
+        figure5.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
 
 
 def test_figure5_compares_equal_numbers_of_tokens_only(make_run, tmp_path):

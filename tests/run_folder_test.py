@@ -192,6 +192,31 @@ def test_evaluations_are_kept_in_their_order(tmp_path):
     assert len(names(tmp_path / 'evaluations')) == 3
 
 
+def test_evaluations_keep_their_order_when_copied(tmp_path):
+    for step in (1, 2):
+        file = run_folder.write_evaluation(tmp_path, step, {'at': step})
+        os.utime(file, (1e9 - step, 1e9 - step))
+    found = run_folder.load_evaluations(tmp_path)
+    assert [record['at'] for record in found] == [1, 2]
+
+
+def test_a_field_from_before_it_existed_has_its_default(tmp_path):
+    run_folder.open_workdir(tmp_path, CONFIG)
+    newer = CONFIG | {'model': CONFIG['model'] | {'streams': 2}}
+    with pytest.raises(ValueError, match=r'model.streams: \(absent\) in the folder'):
+        run_folder.open_workdir(tmp_path, newer)
+    defaults = {'model': {'streams': 2, 'unused': 1}}
+    run_folder.open_workdir(tmp_path, newer, defaults)
+    other = CONFIG | {'model': CONFIG['model'] | {'streams': 1}}
+    with pytest.raises(ValueError, match='model.streams: 2 in the folder, 1 now'):
+        run_folder.open_workdir(tmp_path, other, defaults)
+
+
+def test_the_default_folder_is_named_after_the_config():
+    assert run_folder.default_workdir('configs/text.py:tiny') == 'runs/text_tiny'
+    assert run_folder.default_workdir('/a/b.py', 'sweep_') == 'runs/sweep_b'
+
+
 def test_the_commit_is_optional(tmp_path, monkeypatch):
     def no_git(*arguments, **options):
         raise FileNotFoundError('git')

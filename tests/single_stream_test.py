@@ -40,6 +40,24 @@ def test_streams_are_those_of_a_transformer(stack):
         np.testing.assert_allclose(stream, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('stack', ['residual', 'checkpoint'])
+def test_gradients_are_those_of_a_transformer(stack):
+    model = models.build(**_ONE | {'stack': stack, 'grid_bits': 0})
+    weights = np.random.default_rng(1).normal(size=(2, 32, 8))
+
+    def of_model(model):
+        y1, y2 = model.streams(_tokens(), key=jax.random.key(0), train=True)
+        return (weights * (y1 + y2) / 2).sum()
+
+    def of_transformer(model):
+        return (weights * _transformer(model, _tokens())).sum()
+
+    actual = jax.tree.leaves(jax.grad(of_model)(model))
+    expected = jax.tree.leaves(jax.grad(of_transformer)(model))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, atol=1e-4 * np.abs(e).max() + 1e-6)
+
+
 def test_two_streams_are_another_function():
     one = models.build(**_ONE).streams(_tokens())[1]
     two = models.build(**_ONE | {'streams': 2}).streams(_tokens())[1]

@@ -105,13 +105,18 @@ def test_evaluations_come_on_top_of_a_point(expand):
 
 def test_seeds(expand):
     points = expand("add({})\nadd({'model.rounds': 2})", seeds=2).points
+    # The config's own seed is the same run with --seeds and without.
     assert [point.name for point in points] == [
-        'seed=0',
+        'base',
         'seed=1',
-        'model.rounds=2,seed=0',
+        'model.rounds=2',
         'model.rounds=2,seed=1',
     ]
     assert [point.train.config['seed'] for point in points] == [0, 1, 0, 1]
+    with pytest.raises(ValueError, match='seed is set by --seeds and by the sweep'):
+        expand("add({'seed': 3})", seeds=2)
+    with pytest.raises(ValueError, match='seed is set by --seeds and by the sweep'):
+        expand('add({})', seeds=2, given={'seed': 3})
 
 
 @pytest.mark.parametrize(
@@ -121,11 +126,19 @@ def test_seeds(expand):
         ("add({'model': 2})", "sets 'model', which is no field"),
         ("add({'model.rounds': 'two'})", "rounds='two', which is of another type"),
         ("add({'model.layers': 3})", r'point model.layers=3 .*layers=3 is no multiple'),
-        ("add({'seed': 1})\nadd({'seed': 1})", 'seed=1 and seed=1 .* the same run'),
-        ("add({})\nadd({'model.rounds': 1})", 'base and model.rounds=1 .* same run'),
+        (
+            "add({'seed': 1})\nadd({'seed': 1})",
+            'points seed=1 and seed=1 .* are the same',
+        ),
+        (
+            "add({})\nadd({'model.rounds': 1})",
+            'base and model.rounds=1 .* are the same',
+        ),
         ("add({'data.path': 'a b'})\nadd({'data.path': 'a-b'})", 'only in characters'),
         ("add({'data.path': 'x' * 300})", 'the limit is 200'),
         ('pass', 'adds no point'),
+        ("add({'data.length': 4096})", 'data.length=4096 of the sweep: a sequence of'),
+        ("add({'accumulate': 3})", 'accumulate=3 of the sweep: data.batch_size=2'),
     ],
 )
 def test_bad_points_are_named(expand, body, message):
@@ -134,14 +147,20 @@ def test_bad_points_are_named(expand, body, message):
 
 
 def test_bad_evaluations_are_named(expand):
-    with pytest.raises(ValueError, match='model.round'):
+    message = "evaluation model.round=8 of base sets 'model.round', which is no field"
+    with pytest.raises(ValueError, match=message):
         expand('add({})', "add({'model.round': 8})")
+    message = 'evaluations of point base model.rounds=8 and model.rounds=8 .* the same'
+    with pytest.raises(ValueError, match=message):
+        expand('add({})', "add({'model.rounds': 8}); add({'model.rounds': 8})")
 
 
 def test_a_field_of_the_command_line_is_not_swept_too(expand):
-    with pytest.raises(ValueError, match=r'seed is set on the command line and by'):
+    with pytest.raises(
+        ValueError, match=r'seed is set on the command line and by point'
+    ):
         expand("add({'seed': 1})", given={'seed': 0})
-    with pytest.raises(ValueError, match=r'rounds is set on the command line and by'):
+    with pytest.raises(ValueError, match=r'rounds is set .* and by evaluation'):
         expand('add({})', "add({'model.rounds': 8})", given={'model.rounds': 2})
 
 
@@ -215,12 +234,42 @@ def test_status_of_an_unfinished_run(expand):
 
 
 def test_the_folder_of_another_sweep_is_refused(expand, tmp_path):
-    sweeps.record(expand("add({'seed': 1})", given={'model.rounds': 2}))
+    first = expand("add({'seed': 1}); add({'seed': 3})", given={'model.rounds': 2})
+    sweeps.record(first)
+    first.points[0].folder.mkdir()  # has been run, the other one has not
     sweeps.record(expand("add({'seed': 2})", given={'model.rounds': 2, 'log_every': 5}))
     recorded = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
-    assert list(recorded['points']) == ['seed=1', 'seed=2']
+    assert recorded['points'] == ['seed=1', 'seed=2']
     with pytest.raises(ValueError, match='holds another sweep.*--workdir'):
         sweeps.record(expand("add({'seed': 1})", given={'model.rounds': 4}))
+
+
+def test_a_run_of_another_config_is_no_point(expand, tmp_path):
+    (point,) = expand('add({})').points
+    run_folder.open_workdir(point.folder, point.train.config)
+    _finish(point)
+    assert not sweeps.missing(expand('add({})').points[0])
+    changed = point.train.config | {'seed': 7}
+    (point.folder / 'config.json').write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match='another config:\n  seed: 7 in the folder'):
+        expand('add({})')
+
+
+@pytest.mark.parametrize('kind', ['file', 'run'])
+def test_a_sweep_needs_a_folder_of_its_own(expand, tmp_path, kind):
+    if kind == 'file':
+        (tmp_path / 'runs').write_text('mine')
+    else:
+        (tmp_path / 'runs').mkdir()
+        (tmp_path / 'runs' / 'config.json').write_text('{}')
+    with pytest.raises(ValueError, match='a file or the folder of a single run'):
+        sweeps.record(expand('add({})'))
+
+
+def test_data_are_opened_before_the_first_run(expand):
+    sweep = expand("add({'data.path': 'nowhere'})")
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        sweeps.check_data(sweep)
 
 
 def test_dry_run_shows_the_points_and_touches_nothing(tmp_path):

@@ -59,8 +59,8 @@ def batch_spec(*, batch_size: int, shrink: int = 1, **_: Any) -> batching.Spec:
 def encode(text: bytes, **_: Any) -> np.ndarray:
     """Raises a ValueError: texts have no tokens here."""
     raise ValueError(
-        f'prompts of this dataset are images, not the text {text[:20]!r}: give '
-        'sample.py --prompt_file=IMAGE, or none for samples from nothing'
+        f'the tokens of this dataset are of images, not of the text {text[:20]!r}: use '
+        'to_tokens'
     )
 
 
@@ -142,12 +142,13 @@ def _side(shrink: int) -> int:
     return SIDE // shrink
 
 
-def read_images(path: str) -> np.ndarray:
+def read_images(path: str, count: int = 0) -> np.ndarray:
     """Returns the images a user gives to be completed.
 
     Args:
       path: an image file, a folder (all images below it, in the order of their relative
         paths) or an .npz, of which it is the array 'validation'.
+      count: only so many, the first ones; 0 for all.
 
     Returns:
       uint8 [N, 64, 64, 3].
@@ -159,11 +160,11 @@ def read_images(path: str) -> np.ndarray:
     location = _locate(path, 'an image, a folder of images or an .npz')
     if location.suffix == '.npz':
         _check_split(path, 'validation')
-        return _array(location, 'validation')
+        return _array(location, 'validation')[: count or None]
     files = _files_below(location) if location.is_dir() else [location]
     if not files:
         raise ValueError(f'{path!r} has no image: give a folder that has some')
-    return np.stack([_read_image(file) for file in files])
+    return np.stack([_read_image(file) for file in files[: count or None]])
 
 
 def splits(*, source: str, **_: Any) -> tuple[str, ...]:
