@@ -195,7 +195,7 @@ def test_files_are_written(make_run, tmp_path, capsys):
     assert (tmp_path / 'new' / 'rounds.md').read_text() in capsys.readouterr().out
     with open(f'{prefix}.csv') as file:
         rows = list(csv.DictReader(file))
-    assert [row['bits/dim'] for row in rows] == ['2.1000', '2.9000', '']
+    assert [row['bits/dim'] for row in rows] == ['2.1000', '2.9000 (unfinished)', '']
     with open(f'{prefix}_curves.csv') as file:
         assert len(list(csv.DictReader(file))) == 5
     assert (tmp_path / 'new' / 'rounds.png').read_bytes().startswith(b'\x89PNG')
