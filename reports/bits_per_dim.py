@@ -97,10 +97,14 @@ def curves(folders: Sequence[str]) -> list[dict[str, Any]]:
 
 def label(run: run_folders.Run, among: Sequence[run_folders.Run]) -> str:
     """The fields in which a run differs from others, and their values."""
-    fields = run_folders.differing(among)
-    shown = [
+    fields = list(run_folders.differing(among))
+    shown = []
+    if set(fields) & {*run_folders.ATTENTION}:
+        shown.append(run_folders.attention(run.fields))
+    shown += [
         f'{field.removeprefix("model.")}={_value(run.fields.get(field))}'
         for field in fields
+        if field not in run_folders.ATTENTION
     ]
     return ', '.join(shown) or run.name
 

@@ -23,7 +23,6 @@ from reports import run_folders
 from reports import tables
 
 _SIZES = ('data.length', 'data.batch_size', 'model.length')
-_ATTENTION = ('model.pattern', 'model.rounds')
 
 
 def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
@@ -35,7 +34,9 @@ def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
     """
     collection = run_folders.collect(folders)
     runs = collection.runs
-    run_folders.check_alike(runs, lambda field: field in (*_SIZES, *_ATTENTION))
+    run_folders.check_alike(
+        runs, lambda field: field in (*_SIZES, *run_folders.ATTENTION)
+    )
     tokens = sorted({_tokens(run) for run in runs})
     if len(tokens) > 1:
         raise ValueError(

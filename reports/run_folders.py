@@ -13,6 +13,8 @@ from reformer_jax import run_folder
 
 # Fields in which the runs of one row of a table may differ.
 _SEEDS = ('seed', 'data.seed')
+# Fields that `attention` names.
+ATTENTION = ('model.pattern', 'model.rounds')
 # Columns of `origin`.
 ORIGIN = ('steps', 'seeds', 'hardware', 'commit', 'command')
 # How long a run is: shown, and no experiment of its own.
@@ -150,10 +152,9 @@ def by_experiment(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def attention(fields: dict[str, Any]) -> str:
-    """The attention of a model as the paper names it: full, LSH-4."""
-    if fields['model.pattern'] == ['lsh']:
-        return f'LSH-{fields["model.rounds"]}'
-    return '/'.join(fields['model.pattern'])
+    """The attention of a model as the paper names it: full, LSH-4; local/LSH-2."""
+    names = {'lsh': f'LSH-{fields["model.rounds"]}'}
+    return '/'.join(names.get(kind, kind) for kind in fields['model.pattern'])
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

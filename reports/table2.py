@@ -22,7 +22,6 @@ from reports import run_folders
 from reports import tables
 
 _COLUMNS = ('full', 'LSH-8', 'LSH-4', 'LSH-2', 'LSH-1')
-_ATTENTION = ('model.pattern', 'model.rounds')
 # Paper section 5, Table 2: trained with (rows), evaluated with (columns), in percent.
 _PAPER = {
     'full': (100.0, 94.8, 92.5, 76.9, 52.5),
@@ -46,7 +45,7 @@ def report(folders: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
                 f'{run.name} is a run on {run.fields["data.dataset"]!r}, and Table 2 '
                 'is of the duplication task.'
             )
-    run_folders.check_alike(collection.runs, _ATTENTION.__contains__)
+    run_folders.check_alike(collection.runs, run_folders.ATTENTION.__contains__)
     rows, cells = [], []
     found = [run_folders.attention(run.fields) for run in collection.runs]
     nothing = (None,) * len(_COLUMNS)
@@ -89,7 +88,7 @@ def _accuracy(run: run_folders.Run, column: str) -> float | None:
             test
             and test['step'] == run.last.get('step')
             and run_folders.attention(fields) == column
-            and set(run_folders.differing([run, evaluated])) <= {*_ATTENTION}
+            and set(run_folders.differing([run, evaluated])) <= {*run_folders.ATTENTION}
         ):
             return 100 * test['accuracy']
     return None

@@ -36,7 +36,9 @@ def make_run(tmp_path):
             for step, value in bits.items():
                 for split in ('train', 'validation'):
                     line = {'step': step, 'split': split, 'bits_per_dim': value}
-                    line |= {'tokens_per_second': speed} if split == 'train' else {}
+                    # Slower at first, as runs are.
+                    now = speed * step / max(bits)
+                    line |= {'tokens_per_second': now} if split == 'train' else {}
                     print(json.dumps(line), file=file)
         if done:
             final = {'bits_per_dim': list(bits.values())[-1]}
@@ -165,12 +167,12 @@ def _sweep_of_rounds(make_run, tmp_path):
 def test_bits_per_dim_are_means_over_seeds_with_gaps(make_run, tmp_path):
     text, rows = bits_per_dim.report([_sweep_of_rounds(make_run, tmp_path)])
     lines = _lines(text)
-    assert lines['rounds=2'][:2] == ['2.1000', '0.1414']
-    assert lines['rounds=2'][3:5] == ['1000', '0, 1']
-    assert lines['rounds=8'][:2] == ['2.9000 (unfinished)', '']
-    assert lines['rounds=8'][3] == '500 of 1000'
+    assert lines['LSH-2'][:2] == ['2.1000', '0.1414']
+    assert lines['LSH-2'][3:5] == ['1000', '0, 1']
+    assert lines['LSH-8'][:2] == ['2.9000 (unfinished)', '']
+    assert lines['LSH-8'][3] == '500 of 1000'
     assert lines['sixteen'] == [''] * 8
-    assert 'Figure 4' in lines['rounds=2'][2]
+    assert 'Figure 4' in lines['LSH-2'][2]
     assert 'Not started yet: sixteen.' in text
     assert len(rows) == 3
 
@@ -179,11 +181,11 @@ def test_curves_have_a_point_for_every_evaluation(make_run, tmp_path):
     points = bits_per_dim.curves([_sweep_of_rounds(make_run, tmp_path)])
     seen = [(p['run'], p['seed'], p['step'], p['bits/dim']) for p in points]
     assert seen == [
-        ('rounds=2', 0, 500, 3.0),
-        ('rounds=2', 0, 1000, 2.0),
-        ('rounds=2', 1, 500, 3.0),
-        ('rounds=2', 1, 1000, 2.2),
-        ('rounds=8', 0, 500, 2.9),
+        ('LSH-2', 0, 500, 3.0),
+        ('LSH-2', 0, 1000, 2.0),
+        ('LSH-2', 1, 500, 3.0),
+        ('LSH-2', 1, 1000, 2.2),
+        ('LSH-8', 0, 500, 2.9),
     ]
 
 
@@ -258,6 +260,16 @@ def test_hardware_and_commit(make_run):
     assert origin['commit'] == '0123456789-dirty'
 
 
+def test_labels_name_what_differs(make_run, tmp_path):
+    changes = {'model.pattern': ('local', 'lsh'), 'model.rounds': 2}
+    make_run('a', 'rounds', **changes)
+    make_run('b', 'rounds', **{**changes, 'model.d_ff': 64})
+    make_run('c', 'rounds', **{'model.pattern': ('full',)})
+    runs = run_folders.collect([str(tmp_path / name) for name in 'abc']).runs
+    labels = [bits_per_dim.label(run, runs) for run in runs]
+    assert labels == ['local/LSH-2, d_ff=512', 'local/LSH-2, d_ff=64', 'full, d_ff=512']
+
+
 def test_the_same_run_twice_is_refused(make_run):
     folder, _ = make_run('one')
     again, _ = make_run('again')
@@ -295,7 +307,8 @@ def test_figure5_has_the_seconds_of_a_step(make_run, tmp_path):
     for length, rounds in ((1024, 2), (2048, 2), (1024, 4)):
         changes = {'data.length': length, 'data.batch_size': 32_768 // length}
         changes |= {'model.length': length, 'model.rounds': rounds}
-        make_run(f'{length}-{rounds}', 'length', **changes)
+        bits = {1: 2.0, 8: 1.0}
+        make_run(f'{length}-{rounds}', 'length', bits=bits, **changes)
     names = ('1024-2', '2048-2', '1024-4')
     text, points = figure5.report([str(tmp_path / name) for name in names])
     lines = _lines(text.partition('\n\n| attention | length')[0])

@@ -222,8 +222,9 @@ def test_only_what_is_missing_is_called(expand):
 
 def test_a_run_that_is_to_go_on_is_not_finished(expand):
     (point,) = expand('add({})').points
-    _finish(point, steps=5)
-    assert sweeps.missing(point) == [point.train]
+    for changes in ({'steps': 5}, {'minutes': 1.0}):
+        _finish(point, **changes)
+        assert sweeps.missing(point) == [point.train]
 
 
 def test_status_of_an_unfinished_run(expand):
