@@ -148,7 +148,7 @@ def load(
 
 
 def check_data(sweep: Sweep) -> None:
-    """Opens the data of all runs, downloading what is to be downloaded.
+    """Opens the data of what is to be run, downloading what is to be downloaded.
 
     Raises:
       FileNotFoundError: there are none.
@@ -157,6 +157,7 @@ def check_data(sweep: Sweep) -> None:
     sections = {
         json.dumps(point.train.config['data']): point.train.config['data']
         for point in sweep.points
+        if missing(point)
     }
     for section in sections.values():
         for split in ('train', 'validation'):
