@@ -119,8 +119,8 @@ def _small() -> dict:
 def _tiny() -> dict:
     """12,288 tokens as well, one image a step, float32.
 
-    With a local layer, of half a row of pixels: LSH layers alone take longer to find the
-    pixel before (7.0 bits/dim after 560 steps).
+    With a local layer, of half a row of pixels: LSH layers alone take longer to find
+    the pixel before (7.0 bits/dim after 560 steps).
     """
     return {
         'steps': 1000,
