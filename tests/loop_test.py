@@ -148,7 +148,7 @@ def test_evaluation_is_on_all_that_was_not_trained_on(tmp_path):
     config = imagenet64.get_config('tiny')
     config.steps = 1
     config.data.update({'source': str(tmp_path / 'images.npz'), 'shrink': 16})
-    config.model.update({'length': 48, 'axial_shape': (4, 4, 3), 'layers': 1})
+    config.model.update({'length': 48, 'axial_shape': (4, 4, 3)})
     loop.train(config, str(tmp_path / 'run'))
     results = loop.evaluate(config, str(tmp_path / 'run'))
     assert list(results) == ['validation']
