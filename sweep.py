@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from reformer_jax import launching
 from reformer_jax import run_folder
+from reformer_jax import sweep_folder
 from reformer_jax import sweeps
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
@@ -51,13 +52,13 @@ def main(argv: list[str]) -> None:
         print(f'no --workdir: using {workdir}', file=sys.stderr)
     sweep = sweeps.load(file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value)
     if _PRINT_COMMANDS.value:
-        sweeps.record(sweep)
+        sweep_folder.record(sweep)
         for point in sweep.points:
             if line := launching.command_line(sweep, point):
                 print(line)
     elif _DRY_RUN.value:
         for point in sweep.points:
-            print(f'{point.name}: {sweeps.status(point)}')
+            print(f'{point.name}: {sweep_folder.status(point)}')
     elif not launching.run(sweep, parallel=_PARALLEL.value):
         sys.exit(1)
 

@@ -51,6 +51,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     return config
 
 
+def get_full_attention(variant: str = '') -> ml_collections.ConfigDict:
+    """The same model with full attention, as in Figure 3."""
+    config = get_config(variant)
+    config.model.pattern = ('full',)
+    return config
+
+
 def _enwik8() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0

@@ -11,16 +11,9 @@ Full attention; setting and variants are those of configs/ablation.py.
   python reports/bits_per_dim.py runs/reversible
 """
 
-import ml_collections
-
 from configs import ablation
 
-
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """Full attention in the setting of configs/ablation.py."""
-    config = ablation.get_config(variant)
-    config.model.pattern = ('full',)
-    return config
+get_config = ablation.get_full_attention
 
 
 def sweep(add):

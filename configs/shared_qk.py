@@ -9,16 +9,9 @@ and variants are those of configs/ablation.py.
   python reports/bits_per_dim.py runs/shared_qk
 """
 
-import ml_collections
-
 from configs import ablation
 
-
-def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """Full attention in the setting of configs/ablation.py."""
-    config = ablation.get_config(variant)
-    config.model.pattern = ('full',)
-    return config
+get_config = ablation.get_full_attention
 
 
 def sweep(add):

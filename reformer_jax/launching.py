@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from reformer_jax import metrics
+from reformer_jax import sweep_folder
 from reformer_jax import sweeps
 
 _LOGS = 'logs'
@@ -114,8 +115,8 @@ def run(sweep: sweeps.Sweep, *, parallel: int) -> bool:
         process runs this sweep; the data are damaged.
     """
     free = _free_gpus(parallel)
-    sweeps.check_data(sweep)
-    sweeps.record(sweep)
+    sweep_folder.check_data(sweep)
+    sweep_folder.record(sweep)
     (sweep.workdir / _LOGS).mkdir(exist_ok=True)
     with (
         _locked(sweep.workdir) as lock_file,
@@ -163,12 +164,12 @@ def _run_point(
     point = sweep.points[number]
     label = f'[{number + 1}/{len(sweep.points)}] {point.name}'
     try:
-        commands = sweeps.missing(point)
+        commands = sweep_folder.missing(point)
     except ValueError as error:
         print(f'{label}: {error}', flush=True)
         return False
     if not commands or processes.stopping:
-        print(f'{label}: {sweeps.status(point)}', flush=True)
+        print(f'{label}: {sweep_folder.status(point)}', flush=True)
         return True
     log = sweep.workdir / _LOGS / f'{point.name}.txt'
     print(f'{label}: {len(commands)} commands, log in {log}', flush=True)
@@ -177,16 +178,16 @@ def _run_point(
         for command in commands:
             status = processes.call(_argv(sweep, point, command), log, gpu)
             if processes.stopping:
-                print(f'{label}: {sweeps.status(point)}', flush=True)
+                print(f'{label}: {sweep_folder.status(point)}', flush=True)
                 return True
-            unfinished = command is point.train and not sweeps.is_trained(point)
+            unfinished = command is point.train and not sweep_folder.is_trained(point)
             if status or unfinished:
                 _say_failure(label, command, status, log)
                 return False
     finally:
         free.put(gpu)
     took = metrics.format_seconds(time.monotonic() - started)
-    print(f'{label}: {sweeps.status(point)} ({took})', flush=True)
+    print(f'{label}: {sweep_folder.status(point)} ({took})', flush=True)
     return True
 
 
@@ -194,7 +195,7 @@ def command_line(sweep: sweeps.Sweep, point: sweeps.Point) -> str:
     """What is missing of a point as one line for a shell; '' if nothing is."""
     return ' && '.join(
         shlex.join(['python', *_argv(sweep, point, command)[1:]])
-        for command in sweeps.missing(point)
+        for command in sweep_folder.missing(point)
     )
 
 

@@ -35,7 +35,8 @@ _ROWS = (
     ('beams', 'huggingface'),
     ('decoding', 'initial'),
     ('loop', 'sweeps', 'pictures'),
-    ('launching', 'samples'),
+    ('sweep_folder', 'samples'),
+    ('launching',),
 )
 _ROW = {module: row for row, modules in enumerate(_ROWS) for module in modules}
 _PURE = (

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from reformer_jax import launching
+from reformer_jax import sweep_folder
 from reformer_jax import sweeps
 
 # Stand for train.py and eval.py: note the call, leave what those leave.
@@ -115,7 +116,7 @@ def test_a_run_that_ends_early_is_not_evaluated(sweep_of, capsys):
 
 def test_one_sweep_at_a_time_in_a_folder(sweep_of):
     sweep = sweep_of({'seed': 5})
-    sweeps.record(sweep)
+    sweep_folder.record(sweep)
     with launching._locked(sweep.workdir):
         with pytest.raises(ValueError, match='a sweep is running in'):
             launching.run(sweep, parallel=1)
@@ -190,7 +191,7 @@ def test_a_second_signal_kills(sweep_of):
 
 def test_command_lines_are_for_a_shell(sweep_of):
     sweep = sweep_of({'data.path': 'a file'}, evaluations=({'model.rounds': 2},))
-    sweeps.record(sweep)
+    sweep_folder.record(sweep)
     line = launching.command_line(sweep, sweep.points[0])
     path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
     environment = os.environ | {'PATH': path}

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from reformer_jax import run_folder
+from reformer_jax import sweep_folder
 from reformer_jax import sweeps
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
@@ -204,18 +205,18 @@ def _evaluate(point, command, step=9):
 
 def test_only_what_is_missing_is_called(expand):
     (point,) = expand('add({})', "add({'model.rounds': 2}); add({'seed': 4})").points
-    assert sweeps.missing(point) == [point.train, *point.evaluations]
-    assert sweeps.status(point) == 'not started'
+    assert sweep_folder.missing(point) == [point.train, *point.evaluations]
+    assert sweep_folder.status(point) == 'not started'
     _finish(point)
-    assert sweeps.missing(point) == list(point.evaluations)
-    assert sweeps.status(point).endswith('2 evaluations to go')
+    assert sweep_folder.missing(point) == list(point.evaluations)
+    assert sweep_folder.status(point).endswith('2 evaluations to go')
     _evaluate(point, point.evaluations[1])
-    assert sweeps.missing(point) == [point.evaluations[0]]
+    assert sweep_folder.missing(point) == [point.evaluations[0]]
     _evaluate(point, point.evaluations[0], step=8)  # of an earlier checkpoint
-    assert sweeps.missing(point) == [point.evaluations[0]]
+    assert sweep_folder.missing(point) == [point.evaluations[0]]
     _evaluate(point, point.evaluations[0])
-    assert not sweeps.missing(point)
-    assert sweeps.status(point) == (
+    assert not sweep_folder.missing(point)
+    assert sweep_folder.status(point) == (
         'validation after 9 steps: 1.4400 bits/dim, accuracy 0.5000, 10 tokens'
     )
 
@@ -224,32 +225,34 @@ def test_a_run_that_is_to_go_on_is_not_finished(expand):
     (point,) = expand('add({})').points
     for changes in ({'steps': 5}, {'minutes': 1.0}):
         _finish(point, **changes)
-        assert sweeps.missing(point) == [point.train]
+        assert sweep_folder.missing(point) == [point.train]
 
 
 def test_status_of_an_unfinished_run(expand):
     (point,) = expand('add({})').points
     point.folder.mkdir(parents=True)
     (point.folder / 'metrics.jsonl').write_text('{"step": 40, "split": "train"}\n')
-    assert sweeps.status(point) == 'unfinished, at step 40 of 10000'
+    assert sweep_folder.status(point) == 'unfinished, at step 40 of 10000'
 
 
 def test_the_folder_of_another_sweep_is_refused(expand, tmp_path):
     first = expand("add({'seed': 1}); add({'seed': 3})", given={'model.rounds': 2})
-    sweeps.record(first)
+    sweep_folder.record(first)
     first.points[0].folder.mkdir()  # has been run, the other one has not
-    sweeps.record(expand("add({'seed': 2})", given={'model.rounds': 2, 'log_every': 5}))
+    sweep_folder.record(
+        expand("add({'seed': 2})", given={'model.rounds': 2, 'log_every': 5})
+    )
     recorded = json.loads((tmp_path / 'runs' / 'sweep.json').read_text())
     assert recorded['points'] == ['seed=1', 'seed=2']
     with pytest.raises(ValueError, match='holds another sweep.*--workdir'):
-        sweeps.record(expand("add({'seed': 1})", given={'model.rounds': 4}))
+        sweep_folder.record(expand("add({'seed': 1})", given={'model.rounds': 4}))
 
 
 def test_a_run_of_another_config_is_no_point(expand, tmp_path):
     (point,) = expand('add({})').points
     run_folder.open_workdir(point.folder, point.train.config)
     _finish(point)
-    assert not sweeps.missing(expand('add({})').points[0])
+    assert not sweep_folder.missing(expand('add({})').points[0])
     changed = point.train.config | {'seed': 7}
     (point.folder / 'config.json').write_text(json.dumps(changed))
     with pytest.raises(ValueError, match='another config:\n  seed: 7 in the folder'):
@@ -264,13 +267,13 @@ def test_a_sweep_needs_a_folder_of_its_own(expand, tmp_path, kind):
         (tmp_path / 'runs').mkdir()
         (tmp_path / 'runs' / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match='a file or the folder of a single run'):
-        sweeps.record(expand('add({})'))
+        sweep_folder.record(expand('add({})'))
 
 
 def test_data_are_opened_before_the_first_run(expand):
     sweep = expand("add({'data.path': 'nowhere'})")
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        sweeps.check_data(sweep)
+        sweep_folder.check_data(sweep)
 
 
 def test_dry_run_shows_the_points_and_touches_nothing(tmp_path):
