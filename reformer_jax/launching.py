@@ -137,6 +137,13 @@ def run(sweep: sweeps.Sweep, *, parallel: int) -> bool:
     elif failed:
         names = ', '.join(failed)
         print(f'{len(failed)} of {len(waiting)} points failed: {names}', flush=True)
+    else:
+        print(
+            f'all {len(waiting)} points are complete; next: python '
+            f'reports/bits_per_dim.py {sweep.workdir}, or the report that the docstring '
+            f'of {sweep.file} names',
+            flush=True,
+        )
     return not failed and not processes.stopping
 
 

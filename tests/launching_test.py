@@ -79,6 +79,7 @@ def test_points_are_trained_and_evaluated_in_order(sweep_of, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith('[1/2] seed=5: 2 commands, log in ')
     assert shown[1].startswith('[1/2] seed=5: validation after 3 steps: 1.0000 bits')
+    assert shown[4].startswith('all 2 points are complete; next: python rep')
 
 
 def test_what_is_finished_is_skipped(sweep_of):
@@ -94,6 +95,7 @@ def test_a_failed_point_is_named_and_the_others_run(sweep_of, capsys):
     assert len(_calls(sweep)) == 3
     shown = capsys.readouterr().out
     assert '[2/3] seed=1: train.py ended early with exit status 1; the end of' in shown
+    assert 'are complete' not in shown
     assert 'out of luck' in shown and '1 of 3 points failed: seed=1\n' in shown
     log = (sweep.workdir / 'logs' / 'seed=1.txt').read_text()
     assert log.startswith('$ ') and 'train.py' in log and 'out of luck' in log
