@@ -140,8 +140,8 @@ def run(sweep: sweeps.Sweep, *, parallel: int) -> bool:
     else:
         print(
             f'all {len(waiting)} points are complete; next: python '
-            f'reports/bits_per_dim.py {sweep.workdir}, or the report that the docstring '
-            f'of {sweep.file} names',
+            f'reports/bits_per_dim.py {sweep.workdir}, or the report that '
+            f'{sweep.file} names',
             flush=True,
         )
     return not failed and not processes.stopping
