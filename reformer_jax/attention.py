@@ -32,8 +32,9 @@ from reformer_jax import checks
 from reformer_jax import hashing
 from reformer_jax import lsh
 from reformer_jax import windows
+from reformer_jax.kernels import choice
 
-IMPLEMENTATIONS = ('xla', 'dense')
+IMPLEMENTATIONS = (*choice.IMPLEMENTATIONS, 'dense')
 
 # Bucket ids fit 16 bits unless lsh_attention is told otherwise.
 _MOST_BUCKETS = 2**16
@@ -237,30 +238,45 @@ def lsh_attention(
       order_BHRL: sorted_order of the same arguments, where it is at hand.
       dropout_rate: dropout of attention probabilities, with a key.
       key: random key of the dropout.
-      implementation: 'xla', 'dense' (exact attention), or None: dense when the
-        sequence is no longer than one chunk and the rule is not strict, else xla.
+      implementation: 'xla', 'triton' (NVIDIA GPUs), 'mosaic_tpu', 'dense' (exact
+        attention), or None: dense where it is the same, in a sequence of one chunk,
+        else the kernel of the device where it takes the arrays, else xla. On a CPU the
+        kernels are interpreted, slowly.
     """
     length, look_around = qk_BLHK.shape[1], (chunks_before, chunks_after)
     checks.check_shapes(qk_BLHK, v_BLHK)
     checks.check_chunks(length, chunk_length, *look_around, causal)
     checks.check_rule(rule, within_bucket, *look_around, causal)
-    if _is_dense(implementation, length <= chunk_length and rule != 'strict'):
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
+        )
+    one_chunk = length <= chunk_length and rule != 'strict' and not within_bucket
+    if implementation is None and one_chunk:
+        implementation = 'dense'
+    if implementation == 'dense':
         exact = functools.partial(
             full_attention, causal=causal, mask=mask, shared_qk=True
         )
         return exact(qk_BLHK, qk_BLHK, v_BLHK, dropout_rate=dropout_rate, key=key)
+    chunk_length = min(chunk_length, length)
+    sizes = qk_BLHK.dtype, qk_BLHK.shape[-1], chunk_length
+    if implementation is None:
+        implementation = choice.choose('', *sizes)
+    choice.check(implementation, *sizes)
     mask = None if mask is None else jnp.asarray(mask)
     buckets_BHRL = buckets_BHRL.astype(jnp.int32)
     if order_BHRL is None:
         order_BHRL = sorted_order(buckets_BHRL, mask, num_buckets)
-    shape, chunk_length = buckets_BHRL.shape, min(chunk_length, length)
+    shape = buckets_BHRL.shape
     plan = _plan(shape, chunk_length, look_around, causal, rule, within_bucket)
-    codes_BHRL = _codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets)
+    codes_BHRL = windows.codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets)
     window = plan.chunk_length * plan.window_chunks
     dropout_RCW = _attention_dropout(
         key, dropout_rate, (shape[2], plan.chunk_length, window)
     )
-    return lsh.attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
+    attend = choice.attend(implementation)
+    return attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
 
 
 def dense_crossover(rounds: int, window: int) -> int:
@@ -284,25 +300,8 @@ def sorted_order(
 
     Arguments are those of lsh_attention.
     """
-    buckets_BHRL = _with_padding(buckets_BHRL, mask, num_buckets)
+    buckets_BHRL = windows.with_padding(buckets_BHRL, mask, num_buckets)
     return hashing.sort_order(buckets_BHRL, num_buckets=num_buckets + 1)
-
-
-def _with_padding(buckets_BHRL, mask, num_buckets):
-    """The buckets, with one behind all others for padding."""
-    if mask is None:
-        return buckets_BHRL
-    return jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
-
-
-def _is_dense(implementation: str | None, short: bool) -> bool:
-    if implementation is None:
-        return short
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
-        )
-    return implementation == 'dense'
 
 
 def _plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket):
@@ -329,25 +328,6 @@ def _plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket):
         rows_per_step=(_divisor_at_most(batch, rows // heads), heads_per_step),
         order_free=rule == 'strict',
     )
-
-
-def _codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets) -> jax.Array | None:
-    """The codes that the plan's band is about, one per token and round.
-
-    A query meets a key if the difference of their codes lies in the band. In sorted
-    order the bucket never falls, so that adding bucket * (size of the band) pushes
-    tokens of different buckets out of each other's band.
-    """
-    if plan.band is None:
-        return None
-    codes_BHRL = hashing.inverse_order(order_BHRL)
-    lowest, highest = plan.band
-    if not plan.order_free:  # the reformer rule's band is one of chunks
-        codes_BHRL //= plan.chunk_length
-    if plan.band_in_round:
-        buckets_BHRL = _with_padding(buckets_BHRL, mask, num_buckets)
-        codes_BHRL += buckets_BHRL * (highest - lowest + 1)
-    return codes_BHRL
 
 
 def _softmax(logits, allowed, is_self):

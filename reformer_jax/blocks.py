@@ -110,6 +110,7 @@ def _attention(config: ModelConfig, kind: str, rngs: nnx.Rngs):
         within_bucket=config.within_bucket,
         dense_length=config.dense_length,
         model_length=config.length,
+        implementation=config.implementation,
         attention_dropout=config.attention_dropout,
         **shared,
     )

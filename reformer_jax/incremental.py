@@ -190,7 +190,10 @@ def _attention(
     if layer.rule == 'strict':
         return _Attention(
             functools.partial(
-                lsh_caches.strict_prompt, chunk_length=chunk_length, buckets=buckets
+                lsh_caches.strict_prompt,
+                chunk_length=chunk_length,
+                buckets=buckets,
+                implementation=layer.implementation,
             ),
             functools.partial(lsh_caches.strict_step, buckets=buckets),
         )
@@ -200,7 +203,9 @@ def _attention(
         'within_bucket': layer.within_bucket,
     }
     return _Attention(
-        functools.partial(lsh_caches.sorted_prompt, **settings),
+        functools.partial(
+            lsh_caches.sorted_prompt, implementation=layer.implementation, **settings
+        ),
         functools.partial(lsh_caches.sorted_step, **settings),
     )
 

@@ -17,6 +17,7 @@ from reformer_jax import attention
 from reformer_jax import hashing
 from reformer_jax import head_groups
 from reformer_jax import sharding
+from reformer_jax.kernels import choice
 
 _BATCH = sharding.BATCH_AXES
 _BLHK = P(_BATCH, None, 'model', None)
@@ -42,6 +43,7 @@ class LSHSelfAttention(nnx.Module):
         within_bucket: bool,
         dense_length: int,
         model_length: int,
+        implementation: str,
         attention_dropout: float,
         dropout: float,
         norm_epsilon: float,
@@ -63,6 +65,7 @@ class LSHSelfAttention(nnx.Module):
         self.causal = causal
         self.rule = rule
         self.within_bucket = within_bucket
+        self.implementation = implementation
         self.attention_dropout = attention_dropout
         self.dropout = dropout
         self.dtype = dtype
@@ -146,6 +149,12 @@ class LSHSelfAttention(nnx.Module):
         one_chunk = length <= self.chunk_length and not self.within_bucket
         return one_chunk or self.model_length <= longest
 
+    def best_implementation(self, qk_BLHK: jax.Array) -> str:
+        """The module's implementation, or the fastest, if it takes such arrays."""
+        chunk_length = min(self.chunk_length, qk_BLHK.shape[1])
+        sizes = qk_BLHK.dtype, self.head_size, chunk_length
+        return choice.choose(self.implementation, *sizes)
+
     def _hash_and_attend(self, dropout_rate: float):
         """Function of [B, L, H, K] that returns the output and the bucket ids."""
         num_buckets = hashing.bucket_count(self.buckets)
@@ -171,7 +180,7 @@ class LSHSelfAttention(nnx.Module):
                 num_buckets=num_buckets,
                 dropout_rate=dropout_rate,
                 key=key,
-                implementation='xla',
+                implementation=self.best_implementation(qk),
             )
             return out, ids
 

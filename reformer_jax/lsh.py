@@ -29,6 +29,9 @@ from reformer_jax import windows
 # Logit of a key that may not be seen; finite, so that no row makes a NaN.
 MASKED = -1e9
 
+# Added to the mean square of a key before it is brought to unit length, as in trax.
+EPSILON = 1e-6
+
 # A CPU's matrix product adds the terms of so many columns at a time in order.
 _COLUMNS = 32
 
@@ -49,7 +52,7 @@ def unit_keys(qk: jax.Array) -> jax.Array:
     """Keys of shared-QK attention, in float32: qk / ||qk||, safe at zero."""
     qk = qk.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(qk), axis=-1, keepdims=True)
-    return qk * lax.rsqrt(mean_square + 1e-6) * (qk.shape[-1] ** -0.5)
+    return qk * lax.rsqrt(mean_square + EPSILON) * (qk.shape[-1] ** -0.5)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -99,8 +102,7 @@ def _attend_backward(plan, saved, dout_BLHK):
         rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
         dout_NLK, out_NLK = (_take(plan, index, x) for x in (dout_BLHK, out_BLHK))
         new = jax.vmap(backward_row)(rows, dout_NLK, out_NLK, lse_NL, alone_NL)
-        put = functools.partial(_put, plan, index)
-        return jax.tree.map(put, gradients, new), None
+        return jax.tree.map(functools.partial(_put, plan, index), gradients, new), None
 
     inputs = jnp.arange(_row_steps(plan, v_BLHK)), softmax
     nothing = jnp.zeros_like(qk_BLHK), jnp.zeros_like(v_BLHK)
@@ -315,8 +317,7 @@ def _backward_row(
         return gradients, None
 
     nothing = (jnp.zeros((length, head_size)),) * 3
-    rounds = jnp.arange(row.ranks_RL.shape[0])
-    return lax.scan(backward_round, nothing, rounds)[0]
+    return lax.scan(backward_round, nothing, jnp.arange(row.ranks_RL.shape[0]))[0]
 
 
 def _backward_step(

@@ -19,6 +19,7 @@ from reformer_jax import attention
 from reformer_jax import caches
 from reformer_jax import hashing
 from reformer_jax import lsh
+from reformer_jax.kernels import choice
 
 # Position of an empty slot.
 _NONE = 2**31 - 1
@@ -69,13 +70,20 @@ def strict_prompt(
     *,
     chunk_length: int,
     buckets: hashing.Buckets,
+    implementation: str = '',
 ):
     """Attention output [B, P, H, K] and BucketCache of a prompt; see full_prompt.
 
     Rotations are those of the layer, [H, K, R, S].
     """
     out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
-        heads, lengths_B, rotations, buckets, chunk_length=chunk_length, rule='strict'
+        heads,
+        lengths_B,
+        rotations,
+        buckets,
+        implementation,
+        chunk_length=chunk_length,
+        rule='strict',
     )
     places_BHRNC = caches.latest_in_slots(
         counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
@@ -129,6 +137,7 @@ def sorted_prompt(
     buckets: hashing.Buckets,
     rule: str,
     within_bucket: bool,
+    implementation: str = '',
 ):
     """Attention output [B, P, H, K] and SortedCache of a prompt; see strict_prompt."""
     out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
@@ -136,6 +145,7 @@ def sorted_prompt(
         lengths_B,
         rotations,
         buckets,
+        implementation,
         chunk_length=chunk_length,
         chunks_before=chunks_before,
         rule=rule,
@@ -231,7 +241,14 @@ def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
 
 
 def _attend_prompt(
-    heads, lengths_B, rotations, buckets: hashing.Buckets, **settings: Any
+    heads,
+    lengths_B,
+    rotations,
+    buckets: hashing.Buckets,
+    implementation: str,
+    *,
+    chunk_length: int,
+    **settings: Any,
 ):
     """Output [B, P, H, K], sorted positions [B, H, R, P], bucket sizes [B, H, R, N].
 
@@ -244,6 +261,10 @@ def _attend_prompt(
     ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
     ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, count)
     order_BHRP = attention.sorted_order(ids_BHRP, None, count + 1)
+    length, _, head_size = qk_BPHK.shape[1:]
+    chosen = None
+    if length > chunk_length:
+        chosen = choice.choose(implementation, qk_BPHK.dtype, head_size, chunk_length)
     out_BPHK = attention.lsh_attention(
         qk_BPHK,
         v_BPHK,
@@ -251,6 +272,8 @@ def _attend_prompt(
         causal=True,
         num_buckets=count + 1,
         order_BHRL=order_BHRP,
+        chunk_length=chunk_length,
+        implementation=chosen,
         **settings,
     )
     rows = (index[..., None] for index in caches.indices(ids_BHRP.shape[:3]))

@@ -8,6 +8,7 @@ from typing import Any
 from reformer_jax import checks
 from reformer_jax import feed_forward
 from reformer_jax import hashing
+from reformer_jax.kernels import choice
 
 ATTENTIONS = ('lsh', 'local', 'full')
 POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')
@@ -53,6 +54,8 @@ class ModelConfig:
         layers, as do those of at most one chunk; -1 for as long as that is no slower
         (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
         rule 'strict'; with rule 'trax' the length of the sequence decides.
+      implementation: of LSH attention, 'xla', 'triton' (NVIDIA GPUs) or 'mosaic_tpu';
+        '' for the fastest on the device. Sequences shorter than a chunk get 'xla'.
       shared_qk: whether full attention shares queries and keys, as LSH does.
       activation: 'relu', 'gelu' (by tanh), 'gelu_erf' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
@@ -109,6 +112,7 @@ class ModelConfig:
     rule: str = 'reformer'
     within_bucket: bool = False
     dense_length: int = -1
+    implementation: str = ''
     shared_qk: bool = False
     activation: str = 'relu'
     positions: str = 'axial'
@@ -259,6 +263,7 @@ def _check_choices(config: ModelConfig) -> None:
         'activation': tuple(feed_forward.ACTIVATIONS),
         'positions': POSITIONS,
         'rule': checks.RULES,
+        'implementation': ('', *choice.IMPLEMENTATIONS),
         'stack': STACKS,
         'combine': COMBINES,
         'head': HEADS,
@@ -305,6 +310,9 @@ def _check_attention(config: ModelConfig) -> None:
             config.lsh_chunks_after,
             config.causal,
         )
+    if config.implementation:
+        sizes = config.head_size, config.lsh_chunk_length
+        choice.check(config.implementation, config.dtype, *sizes)
     if config.heads_at_once < 0 or config.heads % (config.heads_at_once or 1):
         raise ValueError(
             f'model.heads_at_once={config.heads_at_once} does not divide heads='

@@ -12,12 +12,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax import hashing
+
 # Spacing of float32 around -1e5, which is a token's logit of itself in trax and
 # Hugging Face: what the trax rule rounds the log-sum-exp of lonely tokens to.
 _SELF_LOGIT_STEP = 2.0**-7
 
 # Position of a key that no query may see.
-_HIDDEN = 2**31 - 1
+HIDDEN = 2**31 - 1
+
+# A query's code so far below all others that it meets no key.
+MEETS_NONE = -(2**30)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,40 @@ class Step(NamedTuple):
     queries_GC: jax.Array
     keys_GW: jax.Array
     allowed: jax.Array
+
+
+def codes(
+    plan: Plan,
+    buckets_BHRL: jax.Array,
+    order_BHRL: jax.Array,
+    mask: jax.Array | None,
+    num_buckets: int,
+) -> jax.Array | None:
+    """The codes that the plan's band is about, one per token and round.
+
+    A query meets a key if the difference of their codes lies in the band. In sorted
+    order the bucket never falls, so that adding bucket * (size of the band) pushes
+    tokens of different buckets out of each other's band.
+    """
+    if plan.band is None:
+        return None
+    codes_BHRL = hashing.inverse_order(order_BHRL)
+    lowest, highest = plan.band
+    if not plan.order_free:  # the reformer rule's band is one of chunks
+        codes_BHRL //= plan.chunk_length
+    if plan.band_in_round:
+        buckets_BHRL = with_padding(buckets_BHRL, mask, num_buckets)
+        codes_BHRL += buckets_BHRL * (highest - lowest + 1)
+    return codes_BHRL
+
+
+def with_padding(
+    buckets_BHRL: jax.Array, mask: jax.Array | None, num_buckets: int
+) -> jax.Array:
+    """The buckets, with one behind all others for padding."""
+    if mask is None:
+        return buckets_BHRL
+    return jnp.where(mask[:, None, None, :], buckets_BHRL, num_buckets)
 
 
 def with_look_around(plan: Plan, order_RL: jax.Array) -> jax.Array:
@@ -154,15 +193,21 @@ def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
         )
         chunk_GW = first + jnp.arange(group)[:, None] + slot_W
         inside_GW = (chunk_GW >= 0) & (chunk_GW < chunks)
-        visible_GW = jnp.where(inside_GW, visible_GW, _HIDDEN)
+        visible_GW = jnp.where(inside_GW, visible_GW, HIDDEN)
     if row.real_L is not None:
-        visible_GW = jnp.where(at(row.real_L, keys_GW), visible_GW, _HIDDEN)
+        visible_GW = jnp.where(at(row.real_L, keys_GW), visible_GW, HIDDEN)
     query, key = _pairs(queries_GC, visible_GW, keys_first)
-    # A hidden key lies behind all queries.
-    allowed = query > key if plan.causal else (query != key) & (key != _HIDDEN)
+    allowed = may_see(plan, query, key)
     if plan.band is not None:
         allowed &= _first_met(plan, row.codes_RL, around_EC, hash_round, keys_first)
     return Step(queries_GC, keys_GW, allowed)
+
+
+def may_see(plan: Plan, query_positions: jax.Array, key_positions: jax.Array):
+    """Whether keys are others, not hidden, and before the query if causal."""
+    if plan.causal:  # a hidden key lies behind all queries
+        return query_positions > key_positions
+    return (query_positions != key_positions) & (key_positions != HIDDEN)
 
 
 def _pairs(queries_GC, keys_GW, keys_first: bool):
@@ -174,23 +219,28 @@ def _pairs(queries_GC, keys_GW, keys_first: bool):
 
 def _first_met(plan: Plan, codes_RL, around_EC, hash_round, keys_first) -> jax.Array:
     """Whether a query meets a key in this round and did not in an earlier one."""
-    assert plan.band is not None
-    lowest, highest = plan.band
     before, group = plan.chunks_before, plan.chunks_per_step
     codes_REC = codes_RL[:, around_EC]
 
-    def meets(codes_EC):
-        query_GC = codes_EC[before : before + group] - lowest
-        query, key = _pairs(query_GC, windows(codes_EC, group), keys_first)
-        # One unsigned comparison for 0 <= difference <= highest - lowest.
-        return lax.bitcast_convert_type(query - key, jnp.uint32) <= highest - lowest
+    def meet(codes_EC):
+        query_GC = codes_EC[before : before + group]
+        return meets(plan, *_pairs(query_GC, windows(codes_EC, group), keys_first))
 
     keep = jnp.ones((), bool)
     if plan.band_in_round:
-        keep = meets(lax.dynamic_index_in_dim(codes_REC, hash_round, keepdims=False))
+        keep = meet(lax.dynamic_index_in_dim(codes_REC, hash_round, keepdims=False))
     for earlier in range(codes_RL.shape[0] - 1):
-        keep &= ~(meets(codes_REC[earlier]) & (earlier < hash_round))
+        keep &= ~(meet(codes_REC[earlier]) & (earlier < hash_round))
     return keep
+
+
+def meets(plan: Plan, query_codes: jax.Array, key_codes: jax.Array) -> jax.Array:
+    """Whether queries meet keys in a round: their codes' difference is in the band."""
+    assert plan.band is not None
+    lowest, highest = plan.band
+    # One unsigned comparison for 0 <= difference <= highest - lowest.
+    difference = query_codes - lowest - key_codes
+    return lax.bitcast_convert_type(difference, jnp.uint32) <= highest - lowest
 
 
 def windows(around: jax.Array, chunks: int) -> jax.Array:

@@ -25,6 +25,7 @@ _ROWS = (
     ),
     ('checks', 'head_groups', 'linear', 'windows', 'padding'),
     ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
+    ('kernels',),
     ('attention', 'optimizer'),
     ('layers', 'caches'),
     ('feed_forward',),
@@ -129,11 +130,16 @@ def test_nothing_imports_entry_points_or_configs():
         assert not {name.split('.')[0] for name in _imports(path)} & outside, path
 
 
-@pytest.mark.parametrize('module', _PURE)
-def test_pure_modules(module):
-    path = _PACKAGE / f'{module}.py'
+_PURE_FILES = (
+    *(_PACKAGE / f'{module}.py' for module in _PURE),
+    *sorted((_PACKAGE / 'kernels').glob('*.py')),
+)
+
+
+@pytest.mark.parametrize('path', _PURE_FILES, ids=_name)
+def test_pure_modules(path):
     assert _others(path) <= {'jax', 'numpy'}
-    assert _own(path) <= set(_PURE)
+    assert _own(path) <= {*_PURE, 'kernels'}
 
 
 @pytest.mark.parametrize('path', _FILES, ids=_name)

@@ -1,0 +1,66 @@
+"""Which implementation of LSH attention runs: one by name, or the fastest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from reformer_jax import lsh
+from reformer_jax.kernels import mosaic_tpu
+from reformer_jax.kernels import triton
+
+_ATTEND: dict[str, Callable[..., jax.Array]] = {
+    'xla': lsh.attend,
+    'triton': triton.attend,
+    'mosaic_tpu': mosaic_tpu.attend,
+}
+_KERNELS = {'triton': triton, 'mosaic_tpu': mosaic_tpu}
+IMPLEMENTATIONS = tuple(_ATTEND)
+
+# Triton needs tensor cores that take bfloat16: Ampere and later.
+_LEAST_COMPUTE_CAPABILITY = 8.0
+
+
+def check(implementation: str, dtype: Any, head_size: int, chunk_length: int) -> None:
+    """Raises a ValueError if an implementation does not take such arrays."""
+    if not _takes(implementation, dtype, head_size, chunk_length):
+        raise ValueError(
+            f'implementation={implementation!r} does not take dtype={dtype}, '
+            f'head_size={head_size}, chunk_length={chunk_length}, but '
+            f"{_KERNELS[implementation].SUPPORTED}: use them or implementation='xla'."
+        )
+
+
+def choose(preferred: str, dtype: Any, head_size: int, chunk_length: int) -> str:
+    """The preferred implementation, or '' for that of the device at hand.
+
+    XLA's where it does not take such arrays.
+    """
+    name = preferred or _of_this_device()
+    return name if _takes(name, dtype, head_size, chunk_length) else 'xla'
+
+
+def attend(implementation: str) -> Callable[..., jax.Array]:
+    """An implementation by name: a function as lsh.attend."""
+    return _ATTEND[implementation]
+
+
+def _takes(name: str, dtype: Any, head_size: int, chunk_length: int) -> bool:
+    return name == 'xla' or _KERNELS[name].supports(dtype, head_size, chunk_length)
+
+
+def _of_this_device() -> str:
+    backend = jax.default_backend()
+    if backend == 'tpu':
+        return 'mosaic_tpu'
+    if backend == 'gpu' and has_tensor_cores(jax.local_devices()[0]):
+        return 'triton'
+    return 'xla'
+
+
+def has_tensor_cores(device: Any) -> bool:
+    """Whether a device is an NVIDIA GPU from Ampere on."""
+    capability = str(getattr(device, 'compute_capability', ''))
+    if not capability[:1].isdigit():  # AMD's are names
+        return False
+    return float(capability) >= _LEAST_COMPUTE_CAPABILITY
