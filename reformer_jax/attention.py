@@ -33,6 +33,7 @@ from reformer_jax import hashing
 from reformer_jax import lsh
 from reformer_jax import windows
 from reformer_jax.kernels import choice
+from reformer_jax.kernels import cudnn
 
 IMPLEMENTATIONS = (*choice.IMPLEMENTATIONS, 'dense')
 
@@ -60,7 +61,7 @@ def full_attention(
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Exact attention, blocked over queries so that memory is linear in the length.
+    """Exact attention: by cuDNN, or blocked over queries; memory linear in the length.
 
     With shared_qk keys have unit length, logits are not scaled further, and a token
     attends to itself only when nothing else is left: the function that LSH attention
@@ -69,7 +70,12 @@ def full_attention(
     batch, length, heads, head_size = q_BLHK.shape
     if shared_qk:
         k_BLHK = lsh.unit_keys(k_BLHK).astype(q_BLHK.dtype)
-    else:
+    dropout = bool(dropout_rate) and key is not None
+    if cudnn.takes(
+        q_BLHK, causal=causal, mask=mask, shared_qk=shared_qk, dropout=dropout
+    ):
+        return cudnn.attend(q_BLHK, k_BLHK, v_BLHK, causal=causal, shared_qk=shared_qk)
+    if not shared_qk:
         q_BLHK = q_BLHK * head_size**-0.5
     queries = max(_LEAST_QUERIES, _logits_per_step() // (batch * heads * length))
     block = _divisor_at_most(length, queries)

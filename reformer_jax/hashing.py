@@ -8,6 +8,7 @@ prod(factors) per vector.
 Shape letters are explained in attention.py.
 """
 
+import functools
 import math
 
 import jax
@@ -17,8 +18,10 @@ from jax import lax
 Buckets = int | tuple[int, ...]
 
 # Rotated vectors are made in blocks of so many floats over the length: for a whole
-# sequence of 65,536 tokens and 2,048 buckets they would take 2 GiB.
-_BLOCK_FLOATS = 2**21
+# sequence of 65,536 tokens and 2,048 buckets they would take 2 GiB. An accelerator
+# wants as much parallel work as its memory allows.
+_BLOCK_FLOATS_ON_CPU = 2**21
+_BLOCK_FLOATS = 2**26
 
 # Up to here one rotation is cheaper than two factors.
 _MOST_DENSE_BUCKETS = 128
@@ -99,7 +102,9 @@ def hash_vectors(
 
     batch, _, heads, _ = vectors_BLHK.shape
     position_floats = batch * heads * math.prod(rotations_HKRS.shape[2:])
-    block = max(1, _BLOCK_FLOATS // position_floats)
+    on_cpu = jax.default_backend() == 'cpu'
+    most_floats = _BLOCK_FLOATS_ON_CPU if on_cpu else _BLOCK_FLOATS
+    block = max(1, most_floats // position_floats)
     buckets_LBHR = lax.map(hash_position, vectors_LBHK, batch_size=block)
     return jnp.moveaxis(buckets_LBHR, 0, -1)
 
@@ -117,8 +122,19 @@ def _signed_argmax(x: jax.Array) -> jax.Array:
 def sort_order(buckets: jax.Array, *, num_buckets: int) -> jax.Array:
     """Positions [..., L] sorted by (bucket, position) along the last axis, int32.
 
-    Ids must lie in [0, num_buckets). One packed uint32 key where bucket * L + position
-    fits, which halves the cost of the sort; else two operands.
+    Ids must lie in [0, num_buckets).
+    """
+    return lax.platform_dependent(
+        buckets,
+        cuda=functools.partial(_sort_at_once, num_buckets=num_buckets),
+        default=functools.partial(_sort_rows, num_buckets=num_buckets),
+    )
+
+
+def _sort_rows(buckets: jax.Array, *, num_buckets: int) -> jax.Array:
+    """One packed uint32 key where bucket * L + position fits, else two operands.
+
+    The single key halves the cost of a comparison sort.
     """
     length = buckets.shape[-1]
     position = lax.broadcasted_iota(jnp.uint32, buckets.shape, buckets.ndim - 1)
@@ -130,6 +146,22 @@ def sort_order(buckets: jax.Array, *, num_buckets: int) -> jax.Array:
             (buckets.astype(jnp.uint32), position), num_keys=2, is_stable=False
         )
     return order.astype(jnp.int32)
+
+
+def _sort_at_once(buckets: jax.Array, *, num_buckets: int) -> jax.Array:
+    """All rows in one stable sort of (row, bucket) keys that carries the positions.
+
+    XLA gives a GPU's sort of one row of integer keys, with or without a second operand,
+    to CUB's radix sort; of many rows only some, where one block of threads sorts each.
+    """
+    rows = math.prod(buckets.shape[:-1])
+    if rows * num_buckets > 2**32:
+        return _sort_rows(buckets, num_buckets=num_buckets)
+    keys = buckets.reshape(rows, -1).astype(jnp.uint32)
+    keys += jnp.arange(rows, dtype=jnp.uint32)[:, None] * num_buckets
+    position = lax.broadcasted_iota(jnp.int32, keys.shape, 1)
+    _, order = lax.sort((keys.ravel(), position.ravel()), num_keys=1, is_stable=True)
+    return order.reshape(buckets.shape)
 
 
 def inverse_order(order: jax.Array) -> jax.Array:

@@ -53,7 +53,7 @@ def _naive_hash(vectors, rotations, factors):
 def test_hash_is_the_naive_argmax(monkeypatch, buckets, length, block):
     vectors, rotations = _vectors((2, length, 2, 8)), _rotations(buckets)
     position_floats = 4 * rotations.shape[2] * rotations.shape[3]
-    monkeypatch.setattr(hashing, '_BLOCK_FLOATS', block * position_floats)
+    monkeypatch.setattr(hashing, '_BLOCK_FLOATS_ON_CPU', block * position_floats)
     ids = _hash(vectors, rotations, buckets)
     factors = (buckets,) if isinstance(buckets, int) else buckets
     assert ids.dtype == jnp.int32
@@ -203,15 +203,50 @@ def test_sort_order_is_by_bucket_and_position(num_buckets, operands):
     ids = num_buckets - 1 - rng.integers(0, min(num_buckets, 5), size=(2, 3, 16))
     ids[0] = rng.integers(0, num_buckets, size=(3, 16))
     ids = ids.astype(np.int32)
-    jaxpr = jax.make_jaxpr(
-        lambda buckets: hashing.sort_order(buckets, num_buckets=num_buckets)
-    )(ids)
-    sorts = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'sort']
-    assert [len(sort.invars) for sort in sorts] == [operands]
+    [sort] = _sorts(hashing._sort_rows, ids, num_buckets)
+    assert len(sort.invars) == operands
     order = hashing.sort_order(jnp.asarray(ids), num_buckets=num_buckets)
     assert order.dtype == jnp.int32
     position = np.broadcast_to(np.arange(16), ids.shape)
     np.testing.assert_array_equal(order, np.lexsort((position, ids), axis=-1))
+
+
+def _sorts(sort_order, ids, num_buckets):
+    jaxpr = jax.make_jaxpr(functools.partial(sort_order, num_buckets=num_buckets))(ids)
+    return [e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'sort']
+
+
+@pytest.mark.parametrize(
+    ('shape', 'num_buckets'), [((2, 3, 16), 5), ((40,), 3), ((2, 3, 16), 2**32 // 6)]
+)
+def test_sort_for_gpus_is_the_same_in_one_row(shape, num_buckets):
+    ids = np.random.default_rng(0).integers(0, num_buckets, size=shape)
+    ids.ravel()[[0, -1]] = 0, num_buckets - 1
+    ids = jnp.asarray(ids, jnp.int32)
+    order = hashing._sort_at_once(ids, num_buckets=num_buckets)
+    np.testing.assert_array_equal(
+        order, hashing.sort_order(ids, num_buckets=num_buckets)
+    )
+    # What XLA for GPUs gives to the radix sort: one row, one integer key, one payload.
+    [sort] = _sorts(hashing._sort_at_once, ids, num_buckets)
+    assert [x.aval.shape for x in sort.invars] == [(ids.size,)] * 2
+    assert sort.params['num_keys'] == 1 and sort.params['is_stable']
+    assert sort.invars[0].aval.dtype == jnp.uint32
+
+
+def test_sort_for_gpus_of_too_many_buckets_goes_row_by_row():
+    ids = jnp.asarray([[3, 2**30, 3, 0]] * 5, jnp.int32)
+    order = hashing._sort_at_once(ids, num_buckets=2**30 + 1)
+    np.testing.assert_array_equal(order, [[3, 0, 2, 1]] * 5)
+
+
+def test_sort_for_gpus_is_what_lowers_for_them():
+    ids = jnp.zeros((2, 3, 64), jnp.int32)
+    sort = jax.jit(functools.partial(hashing.sort_order, num_buckets=4))
+    for platform, shape in (('cuda', '384'), ('cpu', '2x3x64')):
+        text = sort.trace(ids).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count('stablehlo.sort') == 1
+        assert f'tensor<{shape}xui32>' in text.split('stablehlo.sort')[1], platform
 
 
 @pytest.mark.parametrize('shape', [(11,), (2, 3, 11)])

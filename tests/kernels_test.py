@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models
 from jax.sharding import AbstractDevice
 from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 
 from reformer_jax import attention
+from reformer_jax import decoding
 from reformer_jax import windows
 from reformer_jax.kernels import choice
 from reformer_jax.kernels import groups
@@ -103,6 +105,53 @@ def test_bfloat16_errs_no_more_than_the_xla_path(implementation):
     assert max(errors[implementation]) < 0.01, errors
     for error, xla_error in zip(*errors.values(), strict=True):
         assert xla_error < 1.25 * error or error < 1.25 * xla_error, errors
+
+
+# ---------------------------------------------------------------- in a model
+
+
+def _model_gradients(implementation):
+    """Logits and gradients of a reversible model of local and LSH layers in training."""
+    changes = {'length': 64, 'axial_shape': (8, 8), 'lsh_chunk_length': 16}
+    changes |= {'rounds': 2, 'attention_dropout': 0.1, 'heads_at_once': 1}
+    model = small_models.build(implementation=implementation, **changes)
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 64))
+
+    def loss(model):
+        logits = model(tokens, key=jax.random.key(0, impl='rbg'), train=True)
+        return jnp.sum(jnp.sin(7 * logits)), logits
+
+    gradients, logits = oracles.jit(jax.grad(loss, has_aux=True))(model)
+    return [logits, *jax.tree.leaves(gradients)]
+
+
+@pytest.mark.parametrize('implementation', KERNELS)
+def test_kernel_in_a_reversible_stack(implementation):
+    for x, wanted in zip(
+        _model_gradients(implementation), _model_gradients('xla'), strict=True
+    ):
+        # Streams are rounded to multiples of 2**-14: a last bit becomes one of them.
+        oracles.assert_near(x, wanted, 2e-3)
+
+
+def test_prompts_are_read_by_the_kernel_of_the_config(monkeypatch):
+    read = []
+    monkeypatch.setitem(choice._ATTEND, 'triton', lambda *_: read.append(1) or 1 / 0)
+    changes = {'length': 64, 'axial_shape': (8, 8), 'lsh_chunk_length': 16}
+    for rule in ('reformer', 'strict'):
+        model = small_models.build(implementation='triton', rule=rule, **changes)
+        with pytest.raises(ZeroDivisionError):
+            decoding.generate(model, [[1] * 40], key=jax.random.key(0), steps=1)
+    assert len(read) == 2
+
+
+def test_config_checks_what_the_kernel_takes():
+    with pytest.raises(
+        ValueError, match="implementation='triton' does not take.*_leng"
+    ):
+        small_models.config(implementation='triton')
+    with pytest.raises(ValueError, match="implementation='cuda' is none of"):
+        small_models.config(implementation='cuda')
 
 
 # ---------------------------------------------------------------- seen to fail

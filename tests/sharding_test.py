@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import attention
 from reformer_jax import decoding
 from reformer_jax import loop
 from reformer_jax import model as model_lib
@@ -172,6 +173,41 @@ def _check_decoding():
     print('decodes as on one device', flush=True)
 
 
+def _check_kernels():
+    """Interpreted kernels under shard_map over batch and heads, and their gradients."""
+    rng = np.random.default_rng(0)
+    qk, v, direction = rng.normal(size=(3, 4, 32, 2, 16)).astype(np.float32)
+    ids = rng.integers(0, 4, (4, 2, 2, 32))
+    heads, rows = P(sharding.BATCH_AXES, None, 'model'), P(sharding.BATCH_AXES, 'model')
+
+    def gradients(implementation, qk, v, ids, direction):
+        def attend(qk, v, ids):
+            return attention.lsh_attention(
+                qk,
+                v,
+                ids,
+                chunk_length=16,
+                causal=True,
+                num_buckets=4,
+                implementation=implementation,
+            )
+
+        mapped = sharding.over_batch_and_heads(attend, (heads, heads, rows), heads)
+        out, pullback = jax.vjp(lambda qk, v: mapped(qk, v, ids), qk, v)
+        return out, *pullback(direction)
+
+    expected = gradients('xla', qk, v, ids, direction)
+    mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
+    for implementation in ('triton', 'mosaic_tpu'):
+        with jax.set_mesh(mesh):
+            ours = jax.jit(functools.partial(gradients, implementation))(
+                qk, v, ids, direction
+            )
+        for x, wanted in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(x, wanted, rtol=1e-4, atol=1e-4)
+        print('attends alike on 8 devices:', implementation, flush=True)
+
+
 # --- In the test process ----------------------------------------------------------
 
 
@@ -195,6 +231,7 @@ def test_eight_devices_are_one():
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
     assert child.stdout.count('as on one device:') == len(_MESHES)
     assert 'decodes as on one device' in child.stdout
+    assert child.stdout.count('attends alike on 8 devices:') == 2
 
 
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
@@ -305,3 +342,4 @@ def test_leaf_names():
 if __name__ == '__main__':
     _compare_with_one_device()
     _check_decoding()
+    _check_kernels()
