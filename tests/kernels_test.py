@@ -111,7 +111,7 @@ def test_bfloat16_errs_no_more_than_the_xla_path(implementation):
 
 
 def _model_gradients(implementation):
-    """Logits and gradients of a reversible model of local and LSH layers in training."""
+    """Logits and gradients of a reversible model with local and LSH layers."""
     changes = {'length': 64, 'axial_shape': (8, 8), 'lsh_chunk_length': 16}
     changes |= {'rounds': 2, 'attention_dropout': 0.1, 'heads_at_once': 1}
     model = small_models.build(implementation=implementation, **changes)
