@@ -73,18 +73,23 @@ def steps(length: int, rounds: Sequence[int], dtype: str) -> dict[str, Callable]
     for name, function in functions.items():
         passes[f'{name} forward'] = _compiled(function, qk, v)
         passes[f'{name} forward_backward'] = _compiled(
-            functools.partial(_with_gradient, function), qk, v, dout
+            with_gradients(function), (qk, v), dout
         )
     return passes
 
 
-def _with_gradient(function, qk_BLHK, v_BLHK, dout_BLHK):
-    # The output is returned too: unused, its computation would be removed.
-    out_BLHK, pullback = jax.vjp(function, qk_BLHK, v_BLHK)
-    return out_BLHK, pullback(dout_BLHK)
+def with_gradients(function: Callable) -> Callable:
+    """A function of inputs and dout: the output, and the gradients of the inputs."""
+
+    def both(inputs, dout_BLHK):
+        # The output is returned too: unused, its computation would be removed.
+        out_BLHK, pullback = jax.vjp(function, *inputs)
+        return out_BLHK, pullback(dout_BLHK)
+
+    return both
 
 
-def _compiled(function: Callable, *arguments: jax.Array) -> Callable[[], Any]:
+def _compiled(function: Callable, *arguments: Any) -> Callable[[], Any]:
     options = compilation.options()
     compiled = jax.jit(function).lower(*arguments).compile(options)
     return lambda: jax.block_until_ready(compiled(*arguments))

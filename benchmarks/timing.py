@@ -11,8 +11,8 @@ from typing import Any
 
 
 def interleaved(
-    steps: Mapping[str, Callable[[], Any]], runs: int, *, warm_up: bool = True
-) -> dict[str, list[float]]:
+    steps: Mapping[Any, Callable[[], Any]], runs: int, *, warm_up: bool = True
+) -> dict[Any, list[float]]:
     """Seconds of every run of every step, the steps taking turns.
 
     In turns, because a shared machine that is slow for a while is then slow for all
@@ -26,13 +26,23 @@ def interleaved(
     if warm_up:
         for step in steps.values():
             step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
     for _ in range(runs):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def check_gpu() -> None:
+    """Exits unless JAX has a GPU, whose figures are to be measured."""
+    jax = sys.modules['jax']
+    if jax.default_backend() != 'gpu':
+        raise SystemExit(
+            f'JAX runs on {jax.devices()[0].device_kind!r} here: these figures are of '
+            "a GPU. Run it on one, after pip install 'jax[cuda13]'."
+        )
 
 
 def peak_memory_mib() -> float:

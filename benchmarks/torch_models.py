@@ -1,13 +1,13 @@
-"""The peers' language models in PyTorch, in the sizes of small_lm.py.
+"""The peers' language models in PyTorch, in the sizes of small_lm.py if none are given.
 
 Each function returns a module and a function from tokens [1, L] to the mean loss of
-predicting every token but the first, in nats. All are in training mode without dropout.
+predicting every token but the first, in nats. All are in training mode, and without
+dropout unless it is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import reformer_pytorch
 import torch
 import transformers
 from torch import nn
@@ -48,8 +48,26 @@ def hugging_face(
     return model, lambda tokens: model(input_ids=tokens, labels=tokens).loss
 
 
+def hugging_face_of(
+    fields: Mapping[str, Any], precision: str
+) -> tuple[nn.Module, Loss]:
+    """The Reformer of transformers of a config.json, with the dropout that is there.
+
+    Args:
+      fields: of the config.json.
+      precision: 'bfloat16' for parameters and all, or 'float32' with TF32 in products.
+    """
+    torch.set_float32_matmul_precision('high')
+    config = transformers.ReformerConfig(**{**fields, 'use_cache': False})
+    model = transformers.ReformerModelWithLMHead(config)
+    model = model.to(getattr(torch, precision)).train()
+    return model, lambda tokens: model(input_ids=tokens, labels=tokens).loss
+
+
 def lucidrains(length: int, depth: int = small_lm.LAYERS) -> tuple[nn.Module, Loss]:
     """reformer-pytorch; its number of buckets is always L / bucket_size."""
+    import reformer_pytorch
+
     model = reformer_pytorch.ReformerLM(
         num_tokens=small_lm.VOCAB_SIZE,
         dim=small_lm.D_MODEL,
@@ -75,11 +93,14 @@ def exact(length: int) -> tuple[nn.Module, Loss]:
     return model, _next_token_loss(model)
 
 
-def training_step(model: nn.Module, loss: Loss, length: int) -> Callable[[], float]:
+def training_step(
+    model: nn.Module, loss: Loss, length: int, device: str = 'cpu'
+) -> Callable[[], float]:
     """A function that runs one step on fixed random tokens and returns its loss."""
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(256, (1, length), generator=generator)
+    tokens = torch.randint(256, (1, length), generator=generator).to(device)
 
     def run_step() -> float:
         optimizer.zero_grad()
