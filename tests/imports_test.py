@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import sys
+import tomllib
 
 import pytest
 
@@ -180,6 +181,13 @@ def test_transforms_are_those_of_jax(path):
             used = f'{node.value.id}.{node.attr}'
             assert not (node.value.id == 'nnx' and node.attr in _NNX_TRANSFORMS), used
     assert not [name for name in _imports(path) if name.startswith('flax.nnx.')]
+
+
+def test_all_packages_are_installed():
+    with open(_ROOT / 'pyproject.toml', 'rb') as file:
+        listed = tomllib.load(file)['tool']['setuptools']['packages']
+    folders = [path.parent.relative_to(_ROOT) for path in _PACKAGE.rglob('__init__.py')]
+    assert sorted(listed) == sorted('.'.join(folder.parts) for folder in folders)
 
 
 def test_nothing_is_called_utils():
