@@ -347,6 +347,13 @@ def test_arrays_that_a_kernel_does_not_take(
     assert choice.choose(implementation, dtype, head_size, chunk_length) == 'xla'
 
 
+def test_kernel_of_another_accelerator_is_an_error(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    with pytest.raises(ValueError, match="'mosaic_tpu' is for a tpu.*on a gpu.*'xla'"):
+        choice.attend('mosaic_tpu')
+    assert choice.attend('triton') and choice.attend('xla')
+
+
 @pytest.mark.parametrize(
     ('backend', 'capability', 'wanted'),
     [

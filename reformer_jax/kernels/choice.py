@@ -15,6 +15,7 @@ _ATTEND: dict[str, Callable[..., jax.Array]] = {
     'mosaic_tpu': mosaic_tpu.attend,
 }
 _KERNELS = {'triton': triton, 'mosaic_tpu': mosaic_tpu}
+_PLATFORMS = {'triton': 'gpu', 'mosaic_tpu': 'tpu'}
 IMPLEMENTATIONS = tuple(_ATTEND)
 
 # Triton needs tensor cores that take bfloat16: Ampere and later.
@@ -41,7 +42,17 @@ def choose(preferred: str, dtype: Any, head_size: int, chunk_length: int) -> str
 
 
 def attend(implementation: str) -> Callable[..., jax.Array]:
-    """An implementation by name: a function as lsh.attend."""
+    """An implementation by name: a function as lsh.attend.
+
+    Raises:
+      ValueError: it is of another accelerator than the one here.
+    """
+    here, needed = jax.default_backend(), _PLATFORMS.get(implementation)
+    if needed and here not in ('cpu', needed):
+        raise ValueError(
+            f'implementation={implementation!r} is for a {needed} and JAX runs on a '
+            f"{here} here: use implementation='xla', or leave the choice to the device."
+        )
     return _ATTEND[implementation]
 
 
