@@ -35,7 +35,7 @@ CASES = [
     ('strict', False, True, 1, 0, 4, 128, True, 0.25, 32, 32),
     ('trax', False, True, 1, 0, 2, 96, True, 0.0, 48, 32),
     ('trax', False, False, 1, 1, 2, 96, False, 0.25, 16, 48),
-    ('trax', False, False, 2, 2, 1, 32, True, 0.0, 16, 16),  # rings meet a chunk often
+    ('trax', False, False, 3, 2, 1, 32, True, 0.0, 16, 16),  # around more than once
 ]
 
 
