@@ -8,8 +8,8 @@ combines the rounds. In the backward pass the program of a tile owns the gradien
 its keys and values, over all queries that see them, and of its queries, over all keys
 that they see: no two programs write to the same place.
 
-Sizes of tiles and numbers of warps are the largest that keep to a multiprocessor's
-registers and shared memory (compiled for sm_90).
+Sizes of tiles and numbers of warps were chosen by compiling for sm_90: all fit into
+shared memory; of the backward pass head size 128 and float32 spill some registers.
 
 Shape letters are those of attention.py and tiles.py.
 """
