@@ -242,47 +242,47 @@ def lsh_attention(
       within_bucket: for the reformer rule, keys of the query's own bucket only.
       num_buckets: bound on the ids; a small one keeps the sort key in 32 bits.
       order_BHRL: sorted_order of the same arguments, where it is at hand.
-      dropout_rate: dropout of attention probabilities, with a key.
-      key: random key of the dropout.
+      dropout_rate: dropout of attention probabilities, with a random `key`.
       implementation: 'xla', 'triton' (NVIDIA GPUs), 'mosaic_tpu', 'dense' (exact
-        attention), or None: dense where it is the same, in a sequence of one chunk,
-        else the kernel of the device where it takes the arrays, else xla. On a CPU the
-        kernels are interpreted, slowly.
+        attention), or None: dense where one chunk makes it the same, else the kernel
+        of the device if it takes the arrays, else xla. CPUs interpret kernels, slowly.
     """
     length, look_around = qk_BLHK.shape[1], (chunks_before, chunks_after)
     checks.check_shapes(qk_BLHK, v_BLHK)
     checks.check_chunks(length, chunk_length, *look_around, causal)
     checks.check_rule(rule, within_bucket, *look_around, causal)
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f'implementation={implementation!r} is none of {IMPLEMENTATIONS}.'
-        )
     one_chunk = length <= chunk_length and rule != 'strict' and not within_bucket
-    if implementation is None and one_chunk:
-        implementation = 'dense'
+    chunk_length = min(chunk_length, length)
+    implementation = _implementation(implementation, qk_BLHK, chunk_length, one_chunk)
     if implementation == 'dense':
         exact = functools.partial(
             full_attention, causal=causal, mask=mask, shared_qk=True
         )
         return exact(qk_BLHK, qk_BLHK, v_BLHK, dropout_rate=dropout_rate, key=key)
-    chunk_length = min(chunk_length, length)
-    sizes = qk_BLHK.dtype, qk_BLHK.shape[-1], chunk_length
-    if implementation is None:
-        implementation = choice.choose('', *sizes)
-    choice.check(implementation, *sizes)
     mask = None if mask is None else jnp.asarray(mask)
-    buckets_BHRL = buckets_BHRL.astype(jnp.int32)
+    buckets_BHRL, shape = buckets_BHRL.astype(jnp.int32), buckets_BHRL.shape
     if order_BHRL is None:
         order_BHRL = sorted_order(buckets_BHRL, mask, num_buckets)
-    shape = buckets_BHRL.shape
     plan = _plan(shape, chunk_length, look_around, causal, rule, within_bucket)
     codes_BHRL = windows.codes(plan, buckets_BHRL, order_BHRL, mask, num_buckets)
-    window = plan.chunk_length * plan.window_chunks
-    dropout_RCW = _attention_dropout(
-        key, dropout_rate, (shape[2], plan.chunk_length, window)
-    )
+    dropout_shape = shape[2], chunk_length, chunk_length * plan.window_chunks
+    dropout_RCW = _attention_dropout(key, dropout_rate, dropout_shape)
     attend = choice.attend(implementation)
     return attend(plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, mask, dropout_RCW)
+
+
+def _implementation(
+    wanted: str | None, qk_BLHK: jax.Array, chunk_length: int, one_chunk: bool
+) -> str:
+    """What lsh_attention's implementation=wanted stands for; checked."""
+    sizes = qk_BLHK.dtype, qk_BLHK.shape[-1], chunk_length
+    if wanted is None:
+        return 'dense' if one_chunk else choice.choose('', *sizes)
+    if wanted not in IMPLEMENTATIONS:
+        raise ValueError(f'implementation={wanted!r} is none of {IMPLEMENTATIONS}.')
+    if wanted != 'dense':
+        choice.check(wanted, *sizes)
+    return wanted
 
 
 def dense_crossover(rounds: int, window: int) -> int:

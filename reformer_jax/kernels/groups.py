@@ -131,59 +131,67 @@ def call(step: Step, kernel, inputs: Inputs, results, interpret: bool, name: str
     """
     rows, groups_of_round = inputs.chunks.qk.shape[0], step.chunks // step.group
 
-    def of_group(array):
-        def index(row, hash_round, group):
-            return row, hash_round * groups_of_round + group, *(0,) * (array.ndim - 2)
-
-        return pl.BlockSpec((1, step.group, *array.shape[2:]), index)
-
-    def of_chunk(chunk, array):
-        def index(row, hash_round, group):
-            place = _place(step, hash_round, group * step.group, chunk)
-            return row, place, *(0,) * (array.ndim - 2)
-
-        return pl.BlockSpec((1, 1, *array.shape[2:]), index)
-
-    def of_round(chunk, array):
-        def index(row, hash_round, group):
-            place = _place(step, hash_round, group * step.group, chunk)
-            return lax.div(place, step.chunks), 0, 0
-
-        return pl.BlockSpec((1, *array.shape[1:]), index)
-
     def of_step(row, hash_round, group):
         steps = step.hash_rounds * groups_of_round
         return row * steps + hash_round * groups_of_round + group, 0, 0
 
-    meet = _may_meet(step, inputs.chunks)
-    places = [0, *step.around]
-    operands = (
-        inputs.chunks,
-        [inputs.chunks] * len(step.around),
-        [inputs.dropout] * len(places),
-        meet,
-    )
-    specs = (
-        jax.tree.map(of_group, inputs.chunks),
-        [
-            jax.tree.map(functools.partial(of_chunk, chunk), inputs.chunks)
-            for chunk in step.around
-        ],
-        [
-            jax.tree.map(functools.partial(of_round, chunk), inputs.dropout)
-            for chunk in places
-        ],
-        pl.BlockSpec((1, 1, meet.shape[-1]), of_step, memory_space=pltpu.SMEM),
-    )
+    def specs(spec, places, arrays):
+        return [
+            jax.tree.map(functools.partial(spec, step, place), arrays)
+            for place in places
+        ]
+
+    meet, around = _may_meet(step, inputs.chunks), step.around
+    group = functools.partial(_group_spec, step)
     return pl.pallas_call(
         functools.partial(kernel, step),
         grid=(rows, step.hash_rounds, groups_of_round),
-        in_specs=specs,
-        out_specs=jax.tree.map(of_group, results),
+        in_specs=(
+            jax.tree.map(group, inputs.chunks),
+            specs(_chunk_spec, around, inputs.chunks),
+            specs(_round_spec, [0, *around], inputs.dropout),
+            pl.BlockSpec((1, 1, meet.shape[-1]), of_step, memory_space=pltpu.SMEM),
+        ),
+        out_specs=jax.tree.map(group, results),
         out_shape=results,
         interpret=interpret,
         name=name,
-    )(*operands)
+    )(
+        inputs.chunks,
+        [inputs.chunks] * len(around),
+        [inputs.dropout] * (1 + len(around)),
+        meet,
+    )
+
+
+def _group_spec(step: Step, array) -> pl.BlockSpec:
+    """The chunks of a group, of an array [N, Q, ...]."""
+    groups_of_round = step.chunks // step.group
+
+    def index(row, hash_round, group):
+        return row, hash_round * groups_of_round + group, *(0,) * (array.ndim - 2)
+
+    return pl.BlockSpec((1, step.group, *array.shape[2:]), index)
+
+
+def _chunk_spec(step: Step, chunk: int, array) -> pl.BlockSpec:
+    """One chunk of a step, of an array [N, Q, ...]."""
+
+    def index(row, hash_round, group):
+        place = _place(step, hash_round, group * step.group, chunk)
+        return row, place, *(0,) * (array.ndim - 2)
+
+    return pl.BlockSpec((1, 1, *array.shape[2:]), index)
+
+
+def _round_spec(step: Step, chunk: int, array) -> pl.BlockSpec:
+    """The dropout [1, C, W] of the round that a chunk of a step is of."""
+
+    def index(row, hash_round, group):
+        place = _place(step, hash_round, group * step.group, chunk)
+        return lax.div(place, step.chunks), 0, 0
+
+    return pl.BlockSpec((1, *array.shape[1:]), index)
 
 
 def chunk(step: Step, group: Chunks, around: Sequence[Chunks], chunk: int):

@@ -37,22 +37,6 @@ def supports(dtype: Any, head_size: int, chunk_length: int) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(
-    plan: windows.Plan,
-    qk_BLHK: jax.Array,
-    v_BLHK: jax.Array,
-    order_BHRL: jax.Array,
-    codes_BHRL: jax.Array | None,
-    real_BL: jax.Array | None,
-    dropout_RCW: jax.Array | None,
-) -> jax.Array:
-    """LSH attention, [B, L, H, K] in the dtype of v; see lsh.attend."""
-    return _attend_forward(
-        plan, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL, dropout_RCW
-    )[0]
-
-
 def _attend_forward(plan, qk_BLHK, v_BLHK, *sorting_and_dropout):
     order_BHRL, _, _, dropout_RCW = sorting_and_dropout
     batch, heads, hash_rounds, length = order_BHRL.shape
@@ -101,7 +85,7 @@ def _attend_backward(plan, saved, dout_BLHK):
     return dqk_BLHK.astype(dtype), dv_BLHK.astype(dtype), None, None, None, None
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend = rounds.differentiable(_attend_forward, _attend_backward)
 
 
 # --- Sorted copies ----------------------------------------------------------------

@@ -31,6 +31,24 @@ def on_this_platform(kernel: Callable[..., Any], *arrays: Any) -> Any:
     )
 
 
+def differentiable(
+    forward: Callable[..., tuple[jax.Array, Any]], backward: Callable[..., Any]
+) -> Callable[..., jax.Array]:
+    """A function with the arguments and the result of lsh.attend.
+
+    Args:
+      forward: of the same arguments; returns the result and what backward needs.
+      backward: of the plan, what forward saved, and the gradient of the result.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attend(plan: windows.Plan, *arrays: jax.Array | None) -> jax.Array:
+        return forward(plan, *arrays)[0]
+
+    attend.defvjp(forward, backward)
+    return attend
+
+
 def share_of_itself(
     plan: windows.Plan, order_BHRL: jax.Array, dropout_RCW: jax.Array | None
 ) -> jax.Array | None:
