@@ -81,8 +81,8 @@ def _attend_backward(plan, saved, dout_BLHK):
         lse_BHL,
         rounds.own(dout_BLHK, share_BHL),
     )
-    dtype = qk_BLHK.dtype
-    return dqk_BLHK.astype(dtype), dv_BLHK.astype(dtype), None, None, None, None
+    dqk_BLHK, dv_BLHK = dqk_BLHK.astype(qk_BLHK.dtype), dv_BLHK.astype(v_BLHK.dtype)
+    return dqk_BLHK, dv_BLHK, None, None, None, None
 
 
 attend = rounds.differentiable(_attend_forward, _attend_backward)

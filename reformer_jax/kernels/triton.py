@@ -81,8 +81,8 @@ def _attend_backward(plan, saved, dout_BLHK):
         lse_BHL,
         rounds.own(dout_BLHK, share_BHL),
     )
-    dtype = qk_BLHK.dtype
-    return dqk_BLHK.astype(dtype), dv_BLHK.astype(dtype), None, None, None, None
+    dqk_BLHK, dv_BLHK = dqk_BLHK.astype(qk_BLHK.dtype), dv_BLHK.astype(v_BLHK.dtype)
+    return dqk_BLHK, dv_BLHK, None, None, None, None
 
 
 attend = rounds.differentiable(_attend_forward, _attend_backward)
@@ -114,7 +114,9 @@ def _forward(plan: windows.Plan, head_size: int, inputs: tiles.Inputs, *, interp
     """Output [B, H, R, L, K] and log-sum-exp [B, H, R, L] of every round."""
     batch, length, heads, width = inputs.v.shape
     hash_rounds = inputs.order.shape[-1] // length
-    query_tile, key_tile = (_tile(plan, most) for most in (128, 64))
+    row_bytes = width * inputs.v.dtype.itemsize
+    query_tile = _tile(plan, 128 if row_bytes <= _MOST_ROW_BYTES else 64)
+    key_tile = _tile(plan, 64)
     lse = jax.ShapeDtypeStruct((batch, heads, hash_rounds, length), jnp.float32)
     out = jax.ShapeDtypeStruct((*lse.shape, width), inputs.v.dtype)
     return pl.pallas_call(
