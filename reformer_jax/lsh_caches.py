@@ -262,9 +262,11 @@ def _attend_prompt(
     ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, count)
     order_BHRP = attention.sorted_order(ids_BHRP, None, count + 1)
     length, _, head_size = qk_BPHK.shape[1:]
-    chosen = None
-    if length > chunk_length:
-        chosen = choice.choose(implementation, qk_BPHK.dtype, head_size, chunk_length)
+    sizes = qk_BPHK.dtype, head_size, min(chunk_length, length)
+    chosen: str | None = choice.choose(implementation, *sizes)
+    exact = settings['rule'] != 'strict' and not settings.get('within_bucket')
+    if length <= chunk_length and exact:
+        chosen = None  # exact attention, which one chunk comes to
     out_BPHK = attention.lsh_attention(
         qk_BPHK,
         v_BPHK,

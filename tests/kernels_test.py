@@ -362,6 +362,13 @@ def test_kernel_of_another_accelerator_is_an_error(monkeypatch):
     assert choice.attend('triton') and choice.attend('xla')
 
 
+def test_on_several_devices_kernels_are_for_shard_map():
+    kinds = {AxisType.Auto: 'xla', AxisType.Manual: 'triton'}
+    for kind, wanted in kinds.items():
+        with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ('x',), (kind,))):
+            assert choice.choose('triton', 'bfloat16', 64, 64) == wanted
+
+
 @pytest.mark.parametrize(
     ('backend', 'capability', 'wanted'),
     [

@@ -35,8 +35,11 @@ def check(implementation: str, dtype: Any, head_size: int, chunk_length: int) ->
 def choose(preferred: str, dtype: Any, head_size: int, chunk_length: int) -> str:
     """The preferred implementation, or '' for that of the device at hand.
 
-    XLA's where it does not take such arrays.
+    XLA's where it does not take such arrays, and on a mesh of several devices outside
+    shard_map, since kernels cannot be partitioned.
     """
+    if _is_partitioned():
+        return 'xla'
     name = preferred or _of_this_device()
     return name if _takes(name, dtype, head_size, chunk_length) else 'xla'
 
@@ -58,6 +61,12 @@ def attend(implementation: str) -> Callable[..., jax.Array]:
 
 def _takes(name: str, dtype: Any, head_size: int, chunk_length: int) -> bool:
     return name == 'xla' or _KERNELS[name].supports(dtype, head_size, chunk_length)
+
+
+def _is_partitioned() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = all(kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types)
+    return not mesh.empty and mesh.size > 1 and not manual
 
 
 def _of_this_device() -> str:
