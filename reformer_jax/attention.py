@@ -71,7 +71,8 @@ def full_attention(
     if shared_qk:
         k_BLHK = lsh.unit_keys(k_BLHK).astype(q_BLHK.dtype)
     dropout = bool(dropout_rate) and key is not None
-    if cudnn.takes(
+    one_dtype = q_BLHK.dtype == k_BLHK.dtype == v_BLHK.dtype
+    if one_dtype and cudnn.takes(
         q_BLHK, causal=causal, mask=mask, shared_qk=shared_qk, dropout=dropout
     ):
         return cudnn.attend(q_BLHK, k_BLHK, v_BLHK, causal=causal, shared_qk=shared_qk)

@@ -55,7 +55,8 @@ class ModelConfig:
         (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
         rule 'strict'; with rule 'trax' the length of the sequence decides.
       implementation: of LSH attention, 'xla', 'triton' (NVIDIA GPUs) or 'mosaic_tpu';
-        '' for the fastest on the device. Sequences shorter than a chunk get 'xla'.
+        '' for the fastest on the device. 'xla' where a kernel does not take the
+        arrays, such as the single chunk of a short sequence.
       shared_qk: whether full attention shares queries and keys, as LSH does.
       activation: 'relu', 'gelu' (by tanh), 'gelu_erf' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.

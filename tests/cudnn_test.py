@@ -25,7 +25,7 @@ def xla_in_its_place(monkeypatch):
     monkeypatch.setattr(cudnn, 'attend', attend)
     monkeypatch.setattr(cudnn, '_is_installed', lambda: True)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    monkeypatch.setattr(cudnn.choice, 'has_tensor_cores', lambda device: True)
+    monkeypatch.setattr(cudnn.choice, 'is_ampere_or_later', lambda device: True)
     return calls
 
 
@@ -74,6 +74,12 @@ def test_what_it_does_not_have_goes_elsewhere(xla_in_its_place, changes):
     x = jnp.ones((1, 16, 1, changes.pop('head_size', 64)), dtype)
     attend = functools.partial(attention.full_attention, **{'causal': True, **changes})
     attend(x, x, x)
+    assert not xla_in_its_place
+
+
+def test_values_of_another_dtype_go_elsewhere(xla_in_its_place):
+    x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
+    attention.full_attention(x, x, x.astype(jnp.float32), causal=True)
     assert not xla_in_its_place
 
 

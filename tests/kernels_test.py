@@ -107,6 +107,25 @@ def test_bfloat16_errs_no_more_than_the_xla_path(implementation):
         assert xla_error < 1.25 * error or error < 1.25 * xla_error, errors
 
 
+@pytest.mark.parametrize('dtypes', [('bfloat16', 'float32'), ('float32', 'bfloat16')])
+@pytest.mark.parametrize('implementation', KERNELS)
+def test_gradients_have_the_dtypes_of_their_inputs(implementation, dtypes):
+    qk, v = (jax.ShapeDtypeStruct((1, 32, 1, 16), dtype) for dtype in dtypes)
+
+    def gradients(qk, v):
+        attend = oracles.lsh(
+            buckets_BHRL=jnp.zeros((1, 1, 2, 32), jnp.int32),
+            chunk_length=16,
+            causal=True,
+            implementation=implementation,
+        )
+        out, pullback = jax.vjp(attend, qk, v)
+        return out, *pullback(out)
+
+    out, dqk, dv = jax.eval_shape(gradients, qk, v)
+    assert (out.dtype, dqk.dtype, dv.dtype) == (v.dtype, qk.dtype, v.dtype)
+
+
 # ---------------------------------------------------------------- in a model
 
 

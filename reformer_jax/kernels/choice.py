@@ -73,12 +73,12 @@ def _of_this_device() -> str:
     backend = jax.default_backend()
     if backend == 'tpu':
         return 'mosaic_tpu'
-    if backend == 'gpu' and has_tensor_cores(jax.local_devices()[0]):
+    if backend == 'gpu' and is_ampere_or_later(jax.local_devices()[0]):
         return 'triton'
     return 'xla'
 
 
-def has_tensor_cores(device: Any) -> bool:
+def is_ampere_or_later(device: Any) -> bool:
     """Whether a device is an NVIDIA GPU from Ampere on."""
     capability = str(getattr(device, 'compute_capability', ''))
     if not capability[:1].isdigit():  # AMD's are names
