@@ -35,7 +35,7 @@ SUPPORTED = 'float32 or bfloat16, head sizes up to 128, chunks that 16 divides'
 _LEAST_TILE = 16
 _MOST_HEAD_SIZE = 128
 
-# With longer rows the backward pass would not fit into shared memory by 64.
+# With longer rows larger tiles would not fit into shared memory.
 _MOST_ROW_BYTES = 256
 
 
@@ -115,8 +115,8 @@ def _forward(plan: windows.Plan, head_size: int, inputs: tiles.Inputs, *, interp
     batch, length, heads, width = inputs.v.shape
     hash_rounds = inputs.order.shape[-1] // length
     row_bytes = width * inputs.v.dtype.itemsize
-    query_tile = _tile(plan, 128 if row_bytes <= _MOST_ROW_BYTES else 64)
-    key_tile = _tile(plan, 64)
+    most = (128, 64) if row_bytes <= _MOST_ROW_BYTES else (64, 32)
+    query_tile, key_tile = (_tile(plan, tokens) for tokens in most)
     lse = jax.ShapeDtypeStruct((batch, heads, hash_rounds, length), jnp.float32)
     out = jax.ShapeDtypeStruct((*lse.shape, width), inputs.v.dtype)
     return pl.pallas_call(
