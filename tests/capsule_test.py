@@ -1,0 +1,169 @@
+"""What the code of before the rooms made, the code of today makes: see capsule/README.md.
+
+Bit for bit with the XLA and on the processor of then. Elsewhere sums have another order:
+there the same to rounding.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from reformer_jax import checkpoint
+from reformer_jax import huggingface
+from reformer_jax import initial
+from reformer_jax import loop
+from reformer_jax import metrics
+from reformer_jax import preparation
+from reformer_jax import run_folder
+from reformer_jax import samples
+from reformer_jax.huggingface import __main__ as convert
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_CAPSULE = pathlib.Path('tests/capsule')
+_RUNS = ('lm', 'masked', 'classes')
+_JAX, _PROCESSOR = '0.10.2', ('26', '2')
+_STEPS = (3, 6)
+
+
+def _processor():
+    """Family and model of the CPU."""
+    file = pathlib.Path('/proc/cpuinfo')
+    text = file.read_text() if file.exists() else ''
+    return tuple(
+        ''.join(re.findall(rf'^{name}\s*: (\S+)', text, re.M)[:1])
+        for name in ('cpu family', 'model')
+    )
+
+
+_EXACT = (jax.__version__, _processor()) == (_JAX, _PROCESSOR)
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch):
+    monkeypatch.chdir(_ROOT)  # the runs' data have relative paths
+
+
+def _config(workdir, **model):
+    fields = run_folder.load_config(workdir)
+    fields['model'] |= model
+    return ml_collections.ConfigDict(fields)
+
+
+def _assert_same(new, old, name=''):
+    if _EXACT:
+        np.testing.assert_array_equal(new, old, name)
+    else:
+        np.testing.assert_allclose(new, old, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def _states(workdir, config):
+    run = preparation.prepare(config)
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        return {step: checkpointer.restore(run.state, step=step)[0] for step in _STEPS}
+
+
+def _metrics(workdir):
+    lines = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
+    return {
+        (line['step'], line['split'], name): value
+        for line in lines
+        for name, value in line.items()
+        if name not in ('split', 'tokens_per_second')
+    }
+
+
+def _assert_same_run(workdir, original):
+    config = _config(original)
+    new, old = _metrics(workdir), _metrics(original)
+    assert new.keys() == old.keys()
+    for name, value in old.items():
+        _assert_same(new[name], value, str(name))
+    states, originals = _states(workdir, config), _states(original, config)
+    assert jax.tree.structure(states) == jax.tree.structure(originals)
+    for path, leaf in jax.tree.leaves_with_path(originals):
+        found = dict(jax.tree.leaves_with_path(states))[path]
+        if _EXACT:
+            _assert_same(found, leaf, jax.tree_util.keystr(path))
+    for step in _STEPS:
+        place = f'checkpoints/{step}/data/process_0-of-1.json'
+        text = pathlib.Path(workdir, place).read_text()
+        assert json.loads(text) == json.loads((original / place).read_text())
+
+
+@pytest.mark.parametrize('name', _RUNS)
+def test_trained_anew(name, tmp_path):
+    original = _CAPSULE / 'runs' / name
+    loop.train(_config(original), str(tmp_path / 'run'))
+    _assert_same_run(tmp_path / 'run', original)
+
+
+@pytest.mark.parametrize('name', _RUNS)
+def test_resumed_in_the_middle_and_evaluated(name, tmp_path):
+    original, workdir = _CAPSULE / 'runs' / name, tmp_path / 'run'
+    shutil.copytree(original, workdir)
+    shutil.rmtree(workdir / 'checkpoints' / '6')
+    os.remove(workdir / 'result.json')
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)['step'] <= 3]
+    (workdir / 'metrics.jsonl').write_text(''.join(kept))
+    loop.train(_config(workdir), str(workdir))
+    _assert_same_run(workdir, original)
+
+
+@pytest.mark.parametrize('name', _RUNS)
+def test_evaluations(name, tmp_path):
+    expected = json.loads((_CAPSULE / 'evaluations.json').read_text())
+    workdir = tmp_path / 'run'
+    shutil.copytree(_CAPSULE / 'runs' / name, workdir)
+    for rounds, found in (({}, name), ({'rounds': 4}, f'{name}, 4 rounds')):
+        splits = list(expected[found])
+        new = loop.evaluate(_config(workdir, **rounds), str(workdir), splits=splits)
+        for split, values in expected[found].items():
+            assert new[split].keys() == values.keys()
+            for metric, value in values.items():
+                _assert_same(new[split][metric], value, f'{found} {split} {metric}')
+
+
+@pytest.mark.parametrize('rule', ('reformer', 'strict', 'trax'))
+def test_samples(rule, capfdbinary):
+    workdir = str(_CAPSULE / 'runs' / 'lm')
+    run = preparation.prepare(initial.resolve(_config(workdir, rule=rule), workdir))
+    samples.write_text(
+        run,
+        workdir,
+        b'The Reformer',
+        step=None,
+        tokens=64,
+        stop=None,
+        key=jax.random.key(5),
+        temperature=0.9,
+        top_k=None,
+        top_p=0.95,
+        samples=2,
+    )
+    written = capfdbinary.readouterr().out
+    old = (_CAPSULE / f'sample_{rule}.bin').read_bytes()
+    assert written.startswith(b'The Reformer')
+    if _EXACT:
+        assert written == old
+
+
+def test_export(tmp_path):
+    convert.export_run(str(_CAPSULE / 'runs' / 'lm'), str(tmp_path), rule_trax=True)
+    for file in (_CAPSULE / 'huggingface').iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_huggingface_logits():
+    _, model = huggingface.load(str(_CAPSULE / 'huggingface'))
+    data = (_CAPSULE / 'text.txt').read_bytes()[:256]
+    tokens = np.frombuffer(data, np.uint8).reshape(4, 64).astype(np.int32) + 2
+    logits = jax.jit(lambda model, tokens: model(tokens))(model, tokens)
+    _assert_same(logits[:, ::8], np.load(_CAPSULE / 'huggingface_logits.npy'))
