@@ -1,6 +1,6 @@
-"""What the code of before the rooms made, the code of today makes: see capsule/README.md.
+"""What the code before the rooms made, the code of today makes: capsule/README.md.
 
-Bit for bit with the XLA and on the processor of then. Elsewhere sums have another order:
+Bit for bit with the XLA and the processor of then. Elsewhere sums have another order:
 there the same to rounding.
 """
 
