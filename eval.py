@@ -12,17 +12,16 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from reformer_jax import checkpoint
-from reformer_jax import loop
-from reformer_jax import metrics
+from reformer_jax.runs import checkpoint
+from reformer_jax.runs import metrics
+from reformer_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _SPLITS = flags.DEFINE_list('splits', [], 'Default: all but the training split.')
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
 )
-flags.mark_flag_as_required('workdir')
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +29,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected arguments: {argv[1:]}')
     logging.set_verbosity(logging.WARNING)
     workdir = _WORKDIR.value
-    assert workdir is not None
     config = _CONFIG.value
     if config is None:
         config = ml_collections.ConfigDict(checkpoint.load_config(workdir))

@@ -21,14 +21,14 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from reformer_jax import checkpoint
 from reformer_jax import data
-from reformer_jax import initial
-from reformer_jax import preparation
-from reformer_jax import samples
+from reformer_jax.generation import show
+from reformer_jax.runs import checkpoint
+from reformer_jax.training import start
+from reformer_jax.training import state
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue.')
 _PROMPT_FILE = flags.DEFINE_string('prompt_file', None, 'File with it; else stdin.')
 _TOKENS = flags.DEFINE_integer('tokens', 256, 'How many to add.')
@@ -38,14 +38,9 @@ _TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
 _TOP_P = flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same samples.')
-_IMAGES = flags.DEFINE_integer(
-    'images', 0, 'How many images to complete.', lower_bound=0
-)
+_IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
-_CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
-)
-flags.mark_flag_as_required('workdir')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, or 'best'; else the last.")
 
 
 def main(argv: list[str]) -> None:
@@ -53,30 +48,32 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f'unexpected arguments: {argv[1:]}')
     logging.set_verbosity(logging.WARNING)
     workdir = _WORKDIR.value
-    assert workdir is not None
     config = _CONFIG.value or ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    run = preparation.prepare(initial.resolve(config, workdir))
+    run = state.prepare(start.resolve(config, workdir))
     settings: dict[str, Any] = {
-        'step': _CHECKPOINT.value,
         'key': jax.random.key(_SEED.value),
         'temperature': _TEMPERATURE.value,
         'top_k': _TOP_K.value,
         'top_p': _TOP_P.value,
         'samples': _NUM_SAMPLES.value,
     }
-    if data.is_images(run.config.data):
+    images = data.is_images(run.config.data)
+    if images:
         _refuse('images', 'prompt', 'tokens', 'stop')
-        path, count, output = _PROMPT_FILE.value, _IMAGES.value, _OUTPUT.value
-        file = samples.write_images(
-            run, workdir, output, path=path, count=count, **settings
-        )
-        print(file)
+        show.check_new(_OUTPUT.value)
+        truth = show.given(run.config.data, _PROMPT_FILE.value, _IMAGES.value)
     else:
         _refuse('text', 'images', 'output')
-        tokens, stop = _TOKENS.value, _STOP.value
-        samples.write_text(
-            run, workdir, _prompt(), tokens=tokens, stop=stop, **settings
-        )
+        prompt = show.text_prompt(run.config.data, _prompt(), _STOP.value)
+    with jax.set_mesh(run.mesh):
+        at = _CHECKPOINT.value
+        model, step = state.restore_model(run.config, run.mesh, workdir, at)
+        print(f'checkpoint of step {step}', file=sys.stderr)
+        if images:
+            picture = show.draw(model, truth, **settings)
+            print(show.save(picture, _OUTPUT.value, workdir, step))
+        else:
+            show.write_text(model, prompt, tokens=_TOKENS.value, **settings)
 
 
 def _refuse(kind: str, *names: str) -> None:

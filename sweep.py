@@ -15,10 +15,9 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from reformer_jax import launching
-from reformer_jax import run_folder
-from reformer_jax import sweep_folder
-from reformer_jax import sweeps
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.sweeps import launching
+from reformer_jax.sweeps import points as points_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
 _WORKDIR = flags.DEFINE_string(
@@ -50,15 +49,17 @@ def main(argv: list[str]) -> None:
     if workdir is None:
         workdir = run_folder.default_workdir(file, 'sweep_')
         print(f'no --workdir: using {workdir}', file=sys.stderr)
-    sweep = sweeps.load(file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value)
+    sweep = points_lib.load(
+        file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value
+    )
     if _PRINT_COMMANDS.value:
-        sweep_folder.record(sweep)
+        points_lib.record(sweep)
         for point in sweep.points:
             if line := launching.command_line(sweep, point):
                 print(line)
     elif _DRY_RUN.value:
         for point in sweep.points:
-            print(f'{point.name}: {sweep_folder.status(point)}')
+            print(f'{point.name}: {points_lib.status(point)}')
     elif not launching.run(sweep, parallel=_PARALLEL.value):
         sys.exit(1)
 

@@ -13,8 +13,8 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
-from reformer_jax import loop
-from reformer_jax import run_folder
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
 _WORKDIR = flags.DEFINE_string(

@@ -23,9 +23,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import small_lm
 from benchmarks import timing
 from reformer_jax import attention
-from reformer_jax import compilation
-from reformer_jax import hashing
-from reformer_jax import model_config
+from reformer_jax.attention import hashing
+from reformer_jax.model import config as model_config
+from reformer_jax.stack import compilation
 
 _LENGTHS = tuple(2**exponent for exponent in range(10, 17))
 _ROUNDS = (1, 2, 4, 8)

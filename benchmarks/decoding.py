@@ -29,10 +29,10 @@ from flax import nnx
 from benchmarks import peers
 from benchmarks import small_lm
 from benchmarks import timing
-from reformer_jax import compilation
-from reformer_jax import incremental
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
+from reformer_jax.generation import steps as steps_lib
+from reformer_jax.model import config as model_config
+from reformer_jax.stack import compilation
 
 _PATTERN = ('local', 'lsh')
 _LAYERS = 6
@@ -75,7 +75,7 @@ def ours(length: int, rule: str, tokens: int, runs: int) -> Decoder:
     prompt = jnp.asarray(_prompt(length))
     options = compilation.options()
     prefill = jax.jit(
-        functools.partial(incremental.prefill, capacity=length + tokens * (runs + 1)),
+        functools.partial(steps_lib.prefill, capacity=length + tokens * (runs + 1)),
         compiler_options=options,
     )
     decode = jax.jit(
@@ -101,7 +101,7 @@ def _decode(model, state, token, *, tokens):
 
     def step(carry, _):
         state, token = carry
-        logits, state = incremental.decode_step(model, state, token, layers)
+        logits, state = steps_lib.decode_step(model, state, token, layers)
         return (state, logits.argmax(-1)), None
 
     return jax.lax.scan(step, (state, token), None, length=tokens)[0]

@@ -21,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from benchmarks import training_step
+from reports import figure5
 
 _RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'reports' / 'results'
 _SHORTEST = 1024
@@ -79,36 +80,8 @@ def _step(kind, length, tokens):
 
 def plot(source: pathlib.Path, target: pathlib.Path) -> None:
     """Draws the points of a file that `measure` wrote as an image."""
-    from matplotlib import figure
-    from matplotlib import ticker
-
-    points = [json.loads(line) for line in source.read_text('utf-8').splitlines()]
-    image = figure.Figure(figsize=(6, 4), layout='constrained')
-    axes = image.subplots()
-    for kind in dict.fromkeys(point['attention'] for point in points):
-        curve = sorted(
-            (point['length'], point['seconds'])
-            for point in points
-            if point['attention'] == kind
-        )
-        axes.plot(*zip(*curve, strict=True), marker='o', markersize=3, label=kind)
-    axes.set_xscale('log', base=2)
-    axes.set_yscale('log')
-    axes.yaxis.set_major_formatter(ticker.LogFormatter())
-    axes.yaxis.set_minor_formatter(ticker.LogFormatter())
-    lengths = sorted({point['length'] for point in points})
-    axes.set_xticks(lengths, [f'{length:,}' for length in lengths])
-    axes.set_xlabel('sequence length (tokens)')
-    axes.set_ylabel('training step (seconds)')
-    first = points[0]
-    axes.set_title(
-        f'{first["tokens"]:,} tokens per step, {first["device"]}, '
-        f'{first["cpu_cores"]} cores',
-        fontsize='medium',
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(title='attention')
-    image.savefig(target, dpi=150)
+    lines = source.read_text('utf-8').splitlines()
+    figure5.draw([json.loads(line) for line in lines], str(target))
 
 
 def main(arguments: list[str]) -> None:

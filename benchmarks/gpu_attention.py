@@ -26,8 +26,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import attention as attention_benchmark
 from benchmarks import timing
 from reformer_jax import attention
-from reformer_jax import hashing
-from reformer_jax.kernels import cudnn
+from reformer_jax.attention import hashing
+from reformer_jax.attention.kernels import cudnn
 
 HEADS = 8
 HEAD_SIZE = 64

@@ -26,8 +26,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import memory
 from benchmarks import timing
 from benchmarks import training_step
-from reformer_jax import experiment
 from reformer_jax.huggingface import fields as huggingface_fields
+from reformer_jax.training import config as training_config
 
 _PRECISIONS = ('bfloat16', 'float32')
 
@@ -38,7 +38,7 @@ def their_steps(
     """The training step of transformers' Reformer in the sizes of ours."""
     from benchmarks import torch_models
 
-    run = experiment.run_config(config)
+    run = training_config.run_config(config)
     model = dataclasses.replace(run.model, rule='trax', dense_length=0, start_token=-1)
     fields = huggingface_fields.from_model_config(model)
     return {

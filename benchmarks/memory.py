@@ -21,10 +21,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from configs import enwik8
-from reformer_jax import loop
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
-from reformer_jax import preparation
+from reformer_jax.model import config as model_config
+from reformer_jax.training import loop
+from reformer_jax.training import state as state_lib
 
 _MIB = 2**20
 _DEPTHS = (2, 8, 32)
@@ -62,12 +62,12 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 def compile_step(
     config: ml_collections.ConfigDict,
-) -> tuple[preparation.Run, Any, dict[str, float]]:
+) -> tuple[state_lib.Run, Any, dict[str, float]]:
     """The run, its compiled step (state, batch, key) -> (state, sums), and `measure`.
 
     The seconds are those of tracing, lowering and compiling together.
     """
-    run = preparation.prepare(config)
+    run = state_lib.prepare(config)
     with jax.set_mesh(run.mesh):
         start = time.perf_counter()
         compiled = loop.compile_train_step(run)

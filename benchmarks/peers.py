@@ -54,7 +54,7 @@ def check_installed() -> None:
 
 def buckets(length: int) -> int | tuple[int, ...]:
     """The hash buckets that our model chooses for this length."""
-    from reformer_jax import hashing
+    from reformer_jax.attention import hashing
 
     return hashing.default_buckets(length, small_lm.CHUNK_LENGTH)
 

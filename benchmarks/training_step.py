@@ -28,9 +28,9 @@ from benchmarks import memory
 from benchmarks import small_lm
 from benchmarks import timing
 from configs import enwik8
-from reformer_jax import model_config
-from reformer_jax import preparation
 from reformer_jax import sharding
+from reformer_jax.model import config as model_config
+from reformer_jax.training import state as state_lib
 
 _LENGTHS = tuple(2**exponent for exponent in range(11, 18))
 _STACK_LENGTHS = (2**14,)
@@ -80,7 +80,7 @@ def step(
     """
     run, compiled, info = memory.compile_step(config)
     init = functools.partial(
-        preparation.init_state, run.config.model, run.optimizer, run.config.seed
+        state_lib.init_state, run.config.model, run.optimizer, run.config.seed
     )
     shape = run.batch['tokens'].shape
     tokens_BL = np.random.default_rng(0).integers(256, size=shape, dtype=np.int32)

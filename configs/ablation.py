@@ -25,8 +25,9 @@ Variants: '' (enwik8), imagenet64, tiny, imagenet64_tiny.
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -59,18 +60,11 @@ def get_full_attention(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _enwik8() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 60_000
-    config.minutes = 0.0
-    config.log_every = 50
-    config.eval_every = 1000
     config.eval_batches = 4
     config.checkpoint_every = 5000
     config.keep_checkpoints = 1
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'enwik8',
         'path': '',
@@ -102,7 +96,7 @@ def _enwik8() -> ml_collections.ConfigDict:
         'loss_chunk_length': 4096,
         'dtype': 'bfloat16',
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adafactor',
         # trax: 2.0 * min(1, step / 8000) / sqrt(max(step, 8000))
         'learning_rate': 2.0 / 8000**0.5,

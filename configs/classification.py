@@ -17,8 +17,9 @@ numbers. optimizer.frozen='embedding|position_tables' trains the rest only.
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 _SOURCES = {
     '': {'source': '', 'text_columns': ('text',), 'length': 256},
@@ -38,18 +39,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             f'unknown variant {variant!r}: use classification.py, or with :imdb or '
             ':sst2.'
         )
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 2000
-    config.minutes = 0.0
-    config.log_every = 50
     config.eval_every = 500
-    config.eval_batches = 0
     config.checkpoint_every = 500
     config.keep_checkpoints = 1
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'classification',
         'label_column': 'label',
@@ -82,7 +76,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'axial_sizes': (32, 96),
         'dropout': 0.1,
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adamw',
         'learning_rate': 5e-4,
         'warmup_steps': 100,

@@ -15,8 +15,9 @@ cannot shift across their rows, stop at 77 % on the small task; learned ones do 
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -25,18 +26,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         raise ValueError(
             f'unknown variant {variant!r}: use duplication.py or duplication.py:tiny.'
         )
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 150_000
-    config.minutes = 0.0
     config.log_every = 100
-    config.eval_every = 1000
-    config.eval_batches = 0
     config.checkpoint_every = 5000
-    config.keep_checkpoints = 2
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'duplication',
         'half_length': 511,
@@ -63,7 +56,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'positions': 'learned',
         'dropout': 0.0,
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',
         'learning_rate': 1e-3,
         'warmup_steps': 1000,

@@ -21,8 +21,9 @@ copy, or any other file, folder, glob, .gz, .zip or .xz instead.
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -40,18 +41,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 
 
 def _paper() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 100_000
-    config.minutes = 0.0
     config.log_every = 20
     config.eval_every = 500
     config.eval_batches = 1
-    config.checkpoint_every = 1000
-    config.keep_checkpoints = 2
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'enwik8',
         'path': '',
@@ -86,7 +80,7 @@ def _paper() -> ml_collections.ConfigDict:
         'loss_chunk_length': 4096,
         'dtype': 'bfloat16',
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',
         # trax: 0.03125 * min(1, step / 2000) / sqrt(max(step, 2000))
         'learning_rate': 0.03125 / 2000**0.5,

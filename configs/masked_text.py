@@ -9,14 +9,15 @@ question_answering.py.
   python train.py --config=configs/masked_text.py --config.data.path=FILE
       any file, folder, glob, .gz, .zip or .xz; bytes unless
       --config.data.tokenizer=spiece.model, which
-      `python -m reformer_jax.data.train_tokenizer --text=FILE --vocab_size=8000
-      --output=spiece.model` makes; set model.vocab_size to its size and one more
+      `python convert.py tokenizer FILE spiece.model --vocab_size=8000` makes; set
+      model.vocab_size to its size and one more
 """
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -25,18 +26,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         raise ValueError(
             f'unknown variant {variant!r}: use masked_text.py or masked_text.py:tiny.'
         )
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 100_000
-    config.minutes = 0.0
-    config.log_every = 50
-    config.eval_every = 1000
     config.eval_batches = 50
-    config.checkpoint_every = 1000
-    config.keep_checkpoints = 2
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'text',
         'path': '',  # empty: the standard library
@@ -65,7 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'axial_sizes': (128, 384),
         'dropout': 0.1,
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adamw',
         'learning_rate': 3e-4,
         'warmup_steps': 5000,

@@ -13,8 +13,7 @@ step: for the notebook's 8, each with the novel at a place of its own, use 8 dev
       standard library; a text of more than 524,288 tokens is read in windows. One step
       has been run, on 2 CPU cores that had other work to do: 5 minutes (of subwords,
       below), 5.3 GiB
-  python -m reformer_jax.data.train_tokenizer --text=FILE --vocab_size=672 \\
-      --output=novel.model
+  python convert.py tokenizer FILE novel.model --vocab_size=672
   python train.py --config=configs/novel.py --config.data.path=FILE \\
       --config.data.tokenizer=novel.model --config.model.vocab_size=672 \\
       --workdir=runs/novel_subwords
@@ -27,26 +26,20 @@ step: for the notebook's 8, each with the novel at a place of its own, use 8 dev
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The experiment; variant 'tiny' is for 2 CPU cores."""
     if variant not in ('', 'tiny'):
         raise ValueError(f'unknown variant {variant!r}: use novel.py or novel.py:tiny.')
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 1000
-    config.minutes = 0.0
     config.log_every = 10
     config.eval_every = 50
-    config.eval_batches = 0
     config.checkpoint_every = 100
-    config.keep_checkpoints = 2
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'novel',
         'path': '',  # empty: the standard library
@@ -78,7 +71,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'feed_forward_chunk_length': 16_384,
         'loss_chunk_length': 16_384,
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',
         # trax: 0.01 * min(1, step / 100) * (1 + cos(pi * (step - 100) / 900)) / 2
         'learning_rate': 0.01,

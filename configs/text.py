@@ -10,26 +10,21 @@ Paper section 5 in miniature: byte language modelling with local and LSH layers.
 
 import ml_collections
 
-from reformer_jax import model_config
-from reformer_jax import optimizer
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The experiment; variant 'tiny' stops after two minutes."""
     if variant not in ('', 'tiny'):
         raise ValueError(f'unknown variant {variant!r}: use text.py or text.py:tiny.')
-    config = ml_collections.ConfigDict()
-    config.seed = 0
+    config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 10_000
     config.minutes = 2.0 if variant == 'tiny' else 0.0
-    config.log_every = 50
     config.eval_every = 500
     config.eval_batches = 50
     config.checkpoint_every = 500
-    config.keep_checkpoints = 2
-    config.init_from = ''
-    config.accumulate = 1
-    config.mesh = {'data': -1, 'fsdp': 1, 'model': 1}
     config.data = {
         'dataset': 'bytes',
         'path': '',  # empty: the standard library
@@ -56,7 +51,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'axial_sizes': (48, 80),
         'dropout': 0.0,
     }
-    config.optimizer = optimizer.defaults() | {
+    config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',
         'learning_rate': 2e-3,
         'warmup_steps': 200,

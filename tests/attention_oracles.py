@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reformer_jax import attention
-from reformer_jax import hashing
+from reformer_jax.attention import hashing
 
 # Compiling is nearly all of the time of these tests; unoptimised code halves it. Where
 # results must be equal bit for bit, the tests jit as a user does.

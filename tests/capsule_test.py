@@ -15,15 +15,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from reformer_jax import checkpoint
 from reformer_jax import huggingface
-from reformer_jax import initial
-from reformer_jax import loop
-from reformer_jax import metrics
-from reformer_jax import preparation
-from reformer_jax import run_folder
-from reformer_jax import samples
-from reformer_jax.huggingface import __main__ as convert
+from reformer_jax.generation import show
+from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
+from reformer_jax.training import exchange
+from reformer_jax.training import loop
+from reformer_jax.training import start as start_lib
+from reformer_jax.training import state as state_lib
+
+pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _CAPSULE = pathlib.Path('tests/capsule')
@@ -64,7 +66,7 @@ def _assert_same(new, old, name=''):
 
 
 def _states(workdir, config):
-    run = preparation.prepare(config)
+    run = state_lib.prepare(config)
     with checkpoint.Checkpointer(workdir) as checkpointer:
         return {step: checkpointer.restore(run.state, step=step)[0] for step in _STEPS}
 
@@ -134,20 +136,20 @@ def test_evaluations(name, tmp_path):
 @pytest.mark.parametrize('rule', ('reformer', 'strict', 'trax'))
 def test_samples(rule, capfdbinary):
     workdir = str(_CAPSULE / 'runs' / 'lm')
-    run = preparation.prepare(initial.resolve(_config(workdir, rule=rule), workdir))
-    samples.write_text(
-        run,
-        workdir,
-        b'The Reformer',
-        step=None,
-        tokens=64,
-        stop=None,
-        key=jax.random.key(5),
-        temperature=0.9,
-        top_k=None,
-        top_p=0.95,
-        samples=2,
-    )
+    run = state_lib.prepare(start_lib.resolve(_config(workdir, rule=rule), workdir))
+    prompt = show.text_prompt(run.config.data, b'The Reformer')
+    with jax.set_mesh(run.mesh):
+        model, _ = state_lib.restore_model(run.config, run.mesh, workdir)
+        show.write_text(
+            model,
+            prompt,
+            tokens=64,
+            key=jax.random.key(5),
+            temperature=0.9,
+            top_k=None,
+            top_p=0.95,
+            samples=2,
+        )
     written = capfdbinary.readouterr().out
     old = (_CAPSULE / f'sample_{rule}.bin').read_bytes()
     assert written.startswith(b'The Reformer')
@@ -156,7 +158,7 @@ def test_samples(rule, capfdbinary):
 
 
 def test_export(tmp_path):
-    convert.export_run(str(_CAPSULE / 'runs' / 'lm'), str(tmp_path), rule_trax=True)
+    exchange.export_run(str(_CAPSULE / 'runs' / 'lm'), str(tmp_path), rule_trax=True)
     for file in (_CAPSULE / 'huggingface').iterdir():
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
 

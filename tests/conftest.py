@@ -3,7 +3,7 @@ import sys
 import pytest
 from absl import flags
 
-from reformer_jax import attention
+from reformer_jax.attention import numerics
 
 # grain reads absl flags, which are parsed nowhere in a test run.
 flags.FLAGS(sys.argv[:1])
@@ -14,6 +14,6 @@ def logits_per_step(monkeypatch):
     """Sets how many logits attention computes at once."""
 
     def choose(logits):
-        monkeypatch.setattr(attention, '_LOGITS_PER_STEP_ON_CPU', logits)
+        monkeypatch.setattr(numerics, '_LOGITS_PER_STEP_ON_CPU', logits)
 
     return choose

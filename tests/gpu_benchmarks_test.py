@@ -16,6 +16,8 @@ from configs import enwik8
 from reformer_jax import attention
 from reports import gpu as gpu_report
 
+pytestmark = pytest.mark.slow
+
 _ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -1,71 +1,21 @@
-"""Imports go one way, and only where they belong."""
+"""Imports go down, only to what is public, and libraries stay where they belong."""
 
 import ast
-import pathlib
+import importlib
 import sys
 import tomllib
 
 import pytest
+import rooms
 
-_ROOT = pathlib.Path(__file__).parents[1]
-_PACKAGE = _ROOT / 'reformer_jax'
-_FILES = sorted(_PACKAGE.rglob('*.py'))
-_ENTRY_POINTS = sorted(_ROOT.glob('*.py'))
-
-# A module imports only modules of earlier rows; a new module gets its place here.
-_ROWS = (
-    (
-        'hashing',
-        'chunking',
-        'positions',
-        'run_folder',
-        'stopping',
-        'compilation',
-        'transcript',
-        'data',
-    ),
-    ('checks', 'head_groups', 'linear', 'windows', 'padding'),
-    ('lsh', 'reversible', 'sharding', 'metrics', 'loss', 'checkpoint'),
-    ('kernels',),
-    ('attention', 'optimizer'),
-    ('layers', 'caches'),
-    ('feed_forward',),
-    ('model_config', 'lsh_caches'),
-    ('blocks', 'heads', 'experiment', 'prompts'),
-    ('model',),
-    ('incremental', 'sampling', 'objectives', 'preparation'),
-    ('beams', 'huggingface'),
-    ('decoding', 'initial'),
-    ('loop', 'sweeps', 'pictures'),
-    ('sweep_folder', 'samples'),
-    ('launching',),
+_ROOMS = sorted(
+    path.name.removesuffix('.py')
+    for path in rooms.PACKAGE.iterdir()
+    if path.name not in ('__init__.py', '__pycache__')
 )
-_ROW = {module: row for row, modules in enumerate(_ROWS) for module in modules}
-_PURE = (
-    'hashing',
-    'checks',
-    'head_groups',
-    'linear',
-    'lsh',
-    'windows',
-    'attention',
-    'reversible',
-    'chunking',
-    'positions',
-    'padding',
-    'caches',
-    'lsh_caches',
-    'sampling',
-)
-_WITH_PARAMETERS = (
-    'layers',
-    'feed_forward',
-    'blocks',
-    'heads',
-    'model',
-    'preparation',
-)
-_WITH_CONFIGS = ('experiment', 'preparation', 'initial', 'loop', 'sweeps')
+_PURE = ('attention', 'stack')
+_WITH_PARAMETERS = ('model', 'training', 'huggingface')
+_WITH_CONFIGS = ('training', 'sweeps')
 _NNX_TRANSFORMS = {
     'jit',
     'grad',
@@ -80,115 +30,109 @@ _NNX_TRANSFORMS = {
 }
 
 
-def _module(path):
-    """hashing for hashing.py; data for all of data/, and so on."""
-    return path.relative_to(_PACKAGE).parts[0].removesuffix('.py')
-
-
-def _imports(path):
-    """Dotted names of the modules that a file imports, wherever in the file."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text('utf-8'))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f'{path}: relative import'
-            names |= {f'{node.module}.{alias.name}' for alias in node.names}
-    return names
-
-
-def _own(path):
-    """Modules of the package that a file imports."""
-    parts = (name.split('.') for name in _imports(path))
-    return {part[1] for part in parts if part[0] == 'reformer_jax'}
+def _name(path):
+    return path.relative_to(rooms.ROOT).as_posix()
 
 
 def _others(path):
     """Top-level names of what else a file imports, without the standard library."""
-    names = {name.split('.')[0] for name in _imports(path)}
+    names = {name.split('.')[0] for name in rooms.imports(path)}
     return names - set(sys.stdlib_module_names) - {'reformer_jax'}
 
 
-def _name(path):
-    return path.relative_to(_ROOT).as_posix()
+def _own(path):
+    return [n for n in rooms.imports(path) if n.startswith('reformer_jax')]
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_name)
-def test_imports_go_one_way(path):
-    module = _module(path)
-    if path == _PACKAGE / '__init__.py':
-        assert not _imports(path)
-        return
-    assert module in _ROW, f'give {module} a place in _ROWS'
-    folder = (_PACKAGE / module).is_dir()
-    for imported in _own(path) - ({module} if folder else set()):
-        assert _ROW[imported] < _ROW[module], f'{module} imports {imported}'
+def test_arrows_between_rooms_go_down():
+    assert not rooms.back_edges()
+    assert len(_ROOMS) <= 20
+    assert len(rooms.arrows()) <= 60
+    assert len(rooms.longest_chain()) <= 6
 
 
-def test_nothing_imports_entry_points_or_configs():
-    outside = {path.stem for path in _ENTRY_POINTS} | {'configs', 'benchmarks', 'tests'}
-    for path in _FILES:
-        assert not {name.split('.')[0] for name in _imports(path)} & outside, path
+@pytest.mark.parametrize('room', _ROOMS)
+def test_no_circle_within_a_room(room):
+    assert not rooms.circles(room)
 
 
-_PURE_FILES = (
-    *(_PACKAGE / f'{module}.py' for module in _PURE),
-    *sorted((_PACKAGE / 'kernels').glob('*.py')),
-)
+@pytest.mark.parametrize('room', _ROOMS)
+def test_rooms_say_what_is_public(room):
+    if (rooms.PACKAGE / room).is_dir():
+        module = importlib.import_module(f'reformer_jax.{room}')
+        assert all(hasattr(module, name) for name in module.__all__)
 
 
-@pytest.mark.parametrize('path', _PURE_FILES, ids=_name)
-def test_pure_modules(path):
-    assert _others(path) <= {'jax', 'numpy'}
-    assert _own(path) <= {*_PURE, 'kernels'}
+@pytest.mark.parametrize('path', rooms.all_files(), ids=_name)
+def test_other_rooms_are_entered_by_what_they_make_public(path):
+    for name in _own(path):
+        parts = name.split('.')
+        if len(parts) > 2 and parts[1] != rooms.room(path):
+            public = importlib.import_module('.'.join(parts[:2])).__all__
+            assert parts[2] in public, f'{name} is not in the __all__ of {parts[1]}'
 
 
-@pytest.mark.parametrize('path', _FILES, ids=_name)
+def test_nothing_imports_doors_or_what_stands_around():
+    outside = {door.stem for door in rooms.DOORS}
+    outside |= {'configs', 'benchmarks', 'reports', 'examples', 'tests'}
+    for path in rooms.FILES:
+        assert not {n.split('.')[0] for n in rooms.imports(path)} & outside, path
+
+
+@pytest.mark.parametrize('path', rooms.FILES, ids=_name)
 def test_libraries_stay_where_they_belong(path):
-    module, others = _module(path), _others(path)
-    if module == 'data':
+    room, others = rooms.room(path), _others(path)
+    if room in _PURE:
+        assert others <= {'jax', 'numpy'}
+    if room == 'data':
         assert not others & {'jax', 'flax', 'optax'}
     else:
         assert not others & {'tensorflow_datasets', 'array_record'}
-    if module != 'checkpoint':
+    if _name(path) != 'reformer_jax/runs/checkpoint.py':
         assert 'orbax' not in others
-    if module not in (*_WITH_PARAMETERS, 'huggingface'):
+    if room not in _WITH_PARAMETERS:
         assert 'flax' not in others
-    if module not in (*_WITH_CONFIGS, 'huggingface'):
+    if room not in _WITH_CONFIGS:
         assert 'ml_collections' not in others
-    assert 'absl' not in others
-    assert not others & {'tensorflow', 'clu'}
-    if module != 'huggingface':
+    assert not others & {'absl', 'argparse', 'tensorflow', 'clu'}
+    if room != 'huggingface':
         assert 'torch' not in others
 
 
-@pytest.mark.parametrize('path', [*_FILES, *_ENTRY_POINTS], ids=_name)
+@pytest.mark.parametrize('path', [*rooms.FILES, *rooms.DOORS], ids=_name)
 def test_modules_are_imported_rather_than_names(path):
     """Classes from collections.abc, typing and jax.sharding aside."""
-    for name in _own_names(path):
-        file = _ROOT.joinpath(*name.split('.'))
+    if path.name == '__init__.py' and path.parent.parent == rooms.PACKAGE:
+        return  # what a room makes public
+    for name in _own(path):
+        file = rooms.ROOT.joinpath(*name.split('.'))
         assert file.is_dir() or file.with_suffix('.py').exists(), name
 
 
-def _own_names(path):
-    return [name for name in _imports(path) if name.startswith('reformer_jax')]
-
-
-@pytest.mark.parametrize('path', [*_FILES, *_ENTRY_POINTS], ids=_name)
+@pytest.mark.parametrize('path', [*rooms.FILES, *rooms.DOORS], ids=_name)
 def test_transforms_are_those_of_jax(path):
     for node in ast.walk(ast.parse(path.read_text('utf-8'))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             used = f'{node.value.id}.{node.attr}'
             assert not (node.value.id == 'nnx' and node.attr in _NNX_TRANSFORMS), used
-    assert not [name for name in _imports(path) if name.startswith('flax.nnx.')]
+    assert not [name for name in rooms.imports(path) if name.startswith('flax.nnx.')]
 
 
 def test_all_packages_are_installed():
-    with open(_ROOT / 'pyproject.toml', 'rb') as file:
+    with open(rooms.ROOT / 'pyproject.toml', 'rb') as file:
         listed = tomllib.load(file)['tool']['setuptools']['packages']
-    folders = [path.parent.relative_to(_ROOT) for path in _PACKAGE.rglob('__init__.py')]
+    folders = [
+        path.parent.relative_to(rooms.ROOT)
+        for path in rooms.FILES
+        if path.name == '__init__.py'
+    ]
     assert sorted(listed) == sorted('.'.join(folder.parts) for folder in folders)
 
 
+def test_doors_are_short():
+    for door in rooms.DOORS:
+        assert len(door.read_text('utf-8').splitlines()) < 100, door
+
+
 def test_nothing_is_called_utils():
-    assert not [path for path in _FILES if 'util' in path.stem]
+    assert not [path for path in rooms.FILES if 'util' in path.stem]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from reformer_jax import run_folder
+from reformer_jax.runs import folder as run_folder
 from reports import bits_per_dim
 from reports import figure5
 from reports import run_folders

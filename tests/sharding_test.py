@@ -18,12 +18,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
-from reformer_jax import decoding
-from reformer_jax import loop
 from reformer_jax import model as model_lib
-from reformer_jax import optimizer as optimizer_lib
-from reformer_jax import preparation
 from reformer_jax import sharding
+from reformer_jax.generation import decoding
+from reformer_jax.training import loop
+from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import state as state_lib
+
+pytestmark = pytest.mark.slow
 
 _MESHES = (
     {'data': 8},
@@ -62,7 +64,7 @@ _OPTIMIZER = optimizer_lib.OptimizerConfig()
 @functools.cache
 def _initial_state():
     optimizer = optimizer_lib.build(_OPTIMIZER, 10)
-    return jax.jit(functools.partial(preparation.init_state, _CONFIG, optimizer, 0))()
+    return jax.jit(functools.partial(state_lib.init_state, _CONFIG, optimizer, 0))()
 
 
 def _train_step(mesh):
@@ -316,7 +318,7 @@ def test_an_axis_that_does_not_divide_is_left_out():
 def test_leaf_names():
     """Of a model, and the same of a train state's parts."""
     optimizer = optimizer_lib.build(optimizer_lib.OptimizerConfig(clip_norm=1.0), 10)
-    state = jax.eval_shape(lambda: preparation.init_state(_CONFIG, optimizer, 0))
+    state = jax.eval_shape(lambda: state_lib.init_state(_CONFIG, optimizer, 0))
 
     def names(tree):
         return [sharding.leaf_name(path) for path, _ in jax.tree.leaves_with_path(tree)]

@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
 from reformer_jax import sharding
+from reformer_jax.model import config as model_config
 
 
 def config(**changes) -> model_config.ModelConfig:

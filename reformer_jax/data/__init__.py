@@ -19,16 +19,35 @@ import grain
 import numpy as np
 
 from reformer_jax.data import batching
-from reformer_jax.data import byte_text
-from reformer_jax.data import classification
+from reformer_jax.data import corpus
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
-from reformer_jax.data import imagenet64
-from reformer_jax.data import novel
-from reformer_jax.data import question_answering
-from reformer_jax.data import tables
+from reformer_jax.data import images
 from reformer_jax.data import text
-from reformer_jax.data import token_classification
+from reformer_jax.data import tokenizers
+from reformer_jax.data.tasks import classification
+from reformer_jax.data.tasks import question_answering
+from reformer_jax.data.tasks import tables
+from reformer_jax.data.tasks import token_classification
+
+__all__ = (
+    'batch_spec',
+    'batching',
+    'build',
+    'classes',
+    'corpus',
+    'decode',
+    'encode',
+    'encode_one',
+    'head',
+    'images',
+    'is_images',
+    'resolve',
+    'score',
+    'splits',
+    'tokenizers',
+    'vocab_size',
+)
 
 _LABELLED = {
     'classification': classification,
@@ -36,13 +55,19 @@ _LABELLED = {
     'question_answering': question_answering,
 }
 _DATASETS = {
-    'bytes': byte_text,
+    'bytes': text,
     'duplication': duplication,
     'enwik8': enwik8,
-    'imagenet64': imagenet64,
-    'novel': novel,
+    'imagenet64': images,
+    'novel': text,
     'text': text,
     **_LABELLED,
+}
+# Fields that a name stands for, and that cannot be set beside it.
+_MEANT: dict[str, dict[str, Any]] = {
+    'bytes': {'tokenizer': text.BYTES, 'masked_fraction': 0.0, 'whole': False},
+    'novel': {'masked_fraction': 0.0, 'whole': True},
+    'text': {'whole': False},
 }
 
 
@@ -124,8 +149,8 @@ def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
       FileNotFoundError: if the data are not there and cannot be fetched.
     """
     module, fields = _select(config)
-    if module is imagenet64:
-        return imagenet64.splits(**fields)
+    if module is images:
+        return images.splits(**fields)
     if config['dataset'] not in _LABELLED:
         return batching.SPLITS
     found = tables.splits(fields['source'], fields.get('data_dir'))
@@ -135,13 +160,13 @@ def splits(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def is_images(config: Mapping[str, Any]) -> bool:
-    """Returns whether the sequences are images, which imagenet64.to_images shows.
+    """Returns whether the sequences are images, which images.to_images shows.
 
     Raises:
       ValueError: for an unknown dataset; an unknown or missing field.
     """
     module, _ = _select(config)
-    return module is imagenet64
+    return module is images
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +178,8 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     module, fields = _select(config)
     if config['dataset'] in _LABELLED:
-        fields = module.resolve(**fields)
-    return {'dataset': config['dataset'], **fields}
+        return {'dataset': config['dataset'], **module.resolve(**fields)}
+    return {'dataset': config['dataset'], **dict(config)}
 
 
 def score(
@@ -227,8 +252,12 @@ def _select(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
             f'unknown dataset {dataset!r}: set config.data.dataset to one of '
             f'{", ".join(_DATASETS)}'
         )
-    module = _DATASETS[dataset]
-    parameters = list(inspect.signature(module.build).parameters.values())[1:]
+    module, meant = _DATASETS[dataset], _MEANT.get(dataset, {})
+    parameters = [
+        parameter
+        for parameter in list(inspect.signature(module.build).parameters.values())[1:]
+        if parameter.name not in meant
+    ]
     allowed = [parameter.name for parameter in parameters]
     missing = [
         parameter.name
@@ -244,4 +273,4 @@ def _select(config: Mapping[str, Any]) -> tuple[ModuleType, dict[str, Any]]:
                 f'{kind} field {", ".join(map(repr, names))} of dataset {dataset!r}: '
                 f'config.data takes {", ".join(["dataset", *allowed])}'
             )
-    return module, fields
+    return module, {**fields, **meant}

@@ -37,6 +37,16 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def take_split(text: np.ndarray, split: str) -> np.ndarray:
+    """Returns the first 90 %, next 5 % or last 5 % of `text` [n], as a view."""
+    train_end, validation_end = text.size * 90 // 100, text.size * 95 // 100
+    return {
+        'train': text[:train_end],
+        'validation': text[train_end:validation_end],
+        'test': text[validation_end:],
+    }[split]
+
+
 def iterate(
     examples: grain.MapDataset,
     assemble: Callable[[np.ndarray], dict[str, np.ndarray]],
@@ -90,6 +100,36 @@ def endless_order(
     return look_up
 
 
+def iterate_epochs(
+    count: int,
+    assemble: Callable[[np.ndarray], dict[str, np.ndarray]],
+    split: str,
+    *,
+    batch_size: int,
+    seed: int,
+) -> grain.DatasetIterator:
+    """Iterates over examples that have numbers: training endlessly, else once in order.
+
+    Args:
+      count: examples in the split; an epoch of training has each once, in an order that
+        is a function of (seed, epoch).
+      assemble: as in `iterate`, of the numbers of examples.
+      split: 'train', 'validation' or 'test'.
+      batch_size: B.
+      seed: in [0, 2**32).
+    """
+    if split != 'train':
+        numbers = grain.MapDataset.range(count)
+        return iterate(numbers, assemble, batch_size=batch_size, endless=False)
+    order = endless_order(count, lambda generator: generator.permutation(count), seed)
+    return iterate(
+        grain.MapDataset.range(sys.maxsize),
+        lambda numbers: assemble(order(numbers)),
+        batch_size=batch_size,
+        endless=True,
+    )
+
+
 def iterate_rows(
     tokens: Sequence[np.ndarray],
     complete: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
@@ -119,7 +159,6 @@ def iterate_rows(
     Returns:
       Iterator with get_state/set_state, as of `iterate`.
     """
-    count = len(tokens)
 
     def assemble(rows: np.ndarray) -> dict[str, np.ndarray]:
         padded, mask = pad(
@@ -130,16 +169,8 @@ def iterate_rows(
         )
         return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
 
-    if split != 'train':
-        rows = grain.MapDataset.range(count)
-        return iterate(rows, assemble, batch_size=batch_size, endless=False)
-    order = endless_order(count, lambda generator: generator.permutation(count), seed)
-    numbers = grain.MapDataset.range(sys.maxsize)
-    return iterate(
-        numbers,
-        lambda numbers: assemble(order(numbers)),
-        batch_size=batch_size,
-        endless=True,
+    return iterate_epochs(
+        len(tokens), assemble, split, batch_size=batch_size, seed=seed
     )
 
 

@@ -13,18 +13,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from reformer_jax.data import batching
-from reformer_jax.data import byte_text
-from reformer_jax.data import downloads
+from reformer_jax.data import corpus
+from reformer_jax.data import text
 
 URL = 'http://mattmahoney.net/dc/enwik8.zip'
 ZIP_BYTES = 36_445_475
 ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
 BLOCK_BYTES = 1_000_000
 
-vocab_size = byte_text.vocab_size
-batch_spec = byte_text.batch_spec
-encode = byte_text.encode
-decode = byte_text.decode
+vocab_size = text.vocab_size
+batch_spec = text.batch_spec
+encode = text.encode
+decode = text.decode
 
 
 class Enwik8(tfds.core.GeneratorBasedBuilder):
@@ -66,7 +66,7 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
             text = np.frombuffer(archive.read('enwik8'), np.uint8)
         return {
             split: self._generate_examples(
-                byte_text.take_split(text, split), BLOCK_BYTES
+                batching.take_split(text, split), BLOCK_BYTES
             )
             for split in batching.SPLITS
         }
@@ -87,7 +87,7 @@ def build(
     seed: int,
     data_dir: str | None = None,
 ) -> grain.DatasetIterator:
-    """Iterates over windows of enwik8, exactly as `byte_text.build` does.
+    """Iterates over windows of enwik8, exactly as `text.build` with bytes does.
 
     Args:
       split: 'train', 'validation' or 'test'.
@@ -106,11 +106,11 @@ def build(
       FileNotFoundError: if nothing is at `path`, or the download fails.
       ValueError: for a bad argument.
     """
-    sizes = {'length': length, 'batch_size': batch_size}
+    sizes: dict[str, Any] = {'length': length, 'batch_size': batch_size}
     if path:
-        return byte_text.build(split, path=path, seed=seed, **sizes)
+        return text.build(split, path=path, seed=seed, **sizes)
     batching.check_arguments(split, seed=seed, **sizes)
-    return byte_text.iterate(load(split, data_dir), split, seed=seed, **sizes)
+    return text.iterate_bytes(load(split, data_dir), split, seed=seed, **sizes)
 
 
 def load(split: str, data_dir: str | None = None) -> np.ndarray:
@@ -129,8 +129,8 @@ def load(split: str, data_dir: str | None = None) -> np.ndarray:
 def _prepare(builder: Enwik8) -> None:
     """Downloads and prepares the dataset; does nothing where that is done."""
     try:
-        downloads.prepare(builder, [URL])
-    except downloads.ERRORS as error:
+        corpus.prepare(builder, [URL])
+    except corpus.ERRORS as error:
         raise FileNotFoundError(
             f'enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be '
             f'downloaded there ({error}): fetch that file on a machine that can, and '

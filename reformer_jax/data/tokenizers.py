@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import sentencepiece
 
-from reformer_jax.data import byte_text
-
 MODEL_TYPES = ('unigram', 'bpe')
+
+_FIRST_BYTE_ID = 2
 
 # Bytes of one text given to the trainer, which drops longer ones without a word.
 _TRAINING_PIECE = 4000
@@ -24,17 +24,20 @@ Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Bytes:
-    """Token = byte + 2; the tokens of `byte_text`."""
+    """Token = byte + 2, so that 0 is padding and 1 a separator.
 
-    vocab_size = byte_text.vocab_size()
+    As in tensor2tensor and in the Hugging Face checkpoint google/reformer-enwik8.
+    """
+
+    vocab_size = _FIRST_BYTE_ID + 256
     pad_id = 0
     separator_id = 1
 
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """Returns the token ids of a text, int32 [n]."""
+    def encode(self, text: str | bytes | np.ndarray) -> np.ndarray:
+        """Returns the token ids of a text or of uint8 [n], int32 [n]."""
         if isinstance(text, str):
             text = text.encode('utf-8', 'surrogatepass')  # JSON may hold lone ones
-        return byte_text.encode(text)
+        return np.frombuffer(text, np.uint8).astype(np.int32) + _FIRST_BYTE_ID
 
     def encode_with_offsets(self, text: str) -> Offsets:
         """Returns the token ids of a text and the character each one belongs to.
@@ -45,13 +48,14 @@ class Bytes:
         """
         ids = self.encode(text)
         # All bytes of a character but the first are 0b10xxxxxx.
-        first = (ids - byte_text.FIRST_BYTE_ID) & 0xC0 != 0x80
+        first = (ids - _FIRST_BYTE_ID) & 0xC0 != 0x80
         starts = np.cumsum(first, dtype=np.int32) - 1
         return ids, starts, starts + 1
 
     def decode(self, ids: np.ndarray) -> bytes:
         """Returns the bytes of token ids [n]; ids that stand for none have none."""
-        return byte_text.decode(np.asarray(ids))
+        values = np.asarray(ids) - _FIRST_BYTE_ID
+        return values[(values >= 0) & (values < 256)].astype(np.uint8).tobytes()
 
 
 class SentencePiece:
@@ -120,8 +124,8 @@ def load(name: str) -> Bytes | SentencePiece:
     if not name or not file.is_file():
         raise FileNotFoundError(
             f"no tokenizer at {name!r}: set config.data.tokenizer to 'bytes' or to the "
-            'path of a SentencePiece model; python -m '
-            'reformer_jax.data.train_tokenizer makes one from a text'
+            'path of a SentencePiece model; python convert.py tokenizer makes one '
+            'from a text'
         )
     proto = file.read_bytes()
     try:

@@ -4,9 +4,7 @@ A folder holds config.json (fields.py) and model.safetensors (tensors.py). All f
 classes: ReformerModel (head 'none'), ReformerModelWithLMHead, ReformerForMaskedLM,
 ReformerForSequenceClassification, ReformerForQuestionAnswering. The bias of the
 language modelling head is applied, which transformers 5 forgets.
-
-  python -m reformer_jax.huggingface import FOLDER WORKDIR
-  python -m reformer_jax.huggingface export WORKDIR FOLDER
+convert.py makes run folders of them, and them of run folders.
 """
 
 import contextlib
@@ -24,15 +22,27 @@ import safetensors
 import safetensors.numpy
 
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
-from reformer_jax import run_folder
 from reformer_jax.huggingface import fields as fields_lib
 from reformer_jax.huggingface import tensors as tensors_lib
+from reformer_jax.model import config as model_config
+
+__all__ = (
+    'CONFIG',
+    'SAFETENSORS',
+    'fields',
+    'is_model',
+    'labels',
+    'load',
+    'load_config',
+    'load_fields',
+    'save',
+    'tensors',
+)
 
 CONFIG = 'config.json'
 SAFETENSORS = 'model.safetensors'
 PYTORCH = 'pytorch_model.bin'
-_TEMPORARY = '.tmp'
+_LISTED = 8  # differences an error message names before it only counts them
 
 # Shape of a tensor and the tensor itself, by its name.
 Reader = tuple[Mapping[str, tuple[int, ...]], Callable[[str], np.ndarray]]
@@ -107,14 +117,20 @@ def save(
         tensor.name: tensors_lib.to_file(tensor, leaves[tensor.leaf])
         for tensor in tensors_lib.tensors(config)
     }
-    temporary = folder / (SAFETENSORS + _TEMPORARY)
-    safetensors.numpy.save_file(arrays, temporary, metadata={'format': 'pt'})
-    os.rename(temporary, folder / SAFETENSORS)
+    with _written_whole(folder / SAFETENSORS) as file:
+        safetensors.numpy.save_file(arrays, file, metadata={'format': 'pt'})
     # Last, so that a folder with it is complete.
-    temporary = folder / (CONFIG + _TEMPORARY)
-    text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
-    temporary.write_text(text, encoding='utf-8')
-    os.rename(temporary, folder / CONFIG)
+    with _written_whole(folder / CONFIG) as file:
+        text = json.dumps(fields, indent=2, sort_keys=True) + '\n'
+        file.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def _written_whole(file: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write to, which becomes `file` when all of it is there."""
+    temporary = file.with_name(f'{file.name}.tmp')
+    yield temporary
+    os.rename(temporary, file)
 
 
 def load_config(directory: str | os.PathLike[str]) -> model_config.ModelConfig:
@@ -233,8 +249,10 @@ def _check(
         if name in shapes and shapes[name] != shape
     ]
     if problems:
+        more = [f'and {len(problems) - _LISTED} more'] * (len(problems) > _LISTED)
+        listed = '\n'.join(f'  {line}' for line in problems[:_LISTED] + more)
         raise ValueError(
             f'{file} does not fit the {CONFIG} beside it:\n'
-            f'{run_folder.listed(problems)}\n'
+            f'{listed}\n'
             'The two files are of different models: copy both again.'
         )

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reformer_jax import attention
-from reformer_jax import hashing
-from reformer_jax import model_config
+from reformer_jax.attention import hashing
+from reformer_jax.model import config as model_config
 
 MODEL_TYPE = 'reformer'
 

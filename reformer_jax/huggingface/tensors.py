@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 
 from reformer_jax import model as model_lib
-from reformer_jax import model_config
 from reformer_jax import sharding
+from reformer_jax.model import config as model_config
 
 # What older versions saved beside the parameters: constants, and a bias twice.
 _IGNORED = (

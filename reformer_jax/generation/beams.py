@@ -1,0 +1,126 @@
+"""Beam search on cached decoding (Wu et al. 2016, section 7), one compiled loop.
+
+Shape letters: E beams, S steps, V vocabulary; rows of the decoding state are [B * E].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from reformer_jax import model as model_lib
+from reformer_jax.generation import steps as steps_lib
+
+
+class _Beams(NamedTuple):
+    """Continuations followed (log-probabilities) and finished (scores), best first."""
+
+    tokens_BES: jax.Array
+    logp_BE: jax.Array
+    finished_BES: jax.Array
+    scores_BE: jax.Array
+
+
+def search(
+    model: model_lib.Reformer,
+    logits_BV: jax.Array,
+    state: steps_lib.State,
+    length_penalty: jax.Array,
+    stop: jax.Array,
+    *,
+    beams: int,
+    steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Continuations [B, E, S] and scores [B, E], best first; see decoding.beam_search.
+
+    Args:
+      model: causal.
+      logits_BV: of the first token, from prefill.
+      state: of B sequences, with room for S - 1 tokens.
+      length_penalty: exponent, at least 0.
+      stop: token that ends a continuation; one that never comes if there is none.
+      beams: E.
+      steps: S, most tokens of a continuation.
+    """
+    batch, vocab_size = logits_BV.shape
+    layers = model.unstacked()
+    state = steps_lib.take_rows(state, jnp.repeat(jnp.arange(batch), beams))
+    # Not the token that stands for no stop token.
+    filling = jnp.maximum(stop, 0)
+    nothing_BES = jnp.full((batch, beams, steps), filling, jnp.int32)
+    no_score_BE = jnp.full((batch, beams), -jnp.inf)
+    # All beams are alike at first: only one counts.
+    found = _Beams(nothing_BES, no_score_BE.at[:, 0].set(0.0), nothing_BES, no_score_BE)
+    logits_BEV = jnp.repeat(logits_BV[:, None], beams, axis=1)
+    found, origins_BE = _choose(found, logits_BEV, 0, stop, length_penalty)
+
+    def unfinished(carry):
+        step, found, _, _ = carry
+        # The best that a continuation can still get, and the worst that it must beat.
+        attainable_B = found.logp_BE[:, 0] / _penalty(steps, length_penalty)
+        return (step < steps) & jnp.any(attainable_B > found.scores_BE[:, -1])
+
+    def extend(carry):
+        step, found, origins_BE, state = carry
+        first_B1 = jnp.arange(batch)[:, None] * beams
+        state = steps_lib.take_rows(state, (first_B1 + origins_BE).reshape(-1))
+        latest_BE = lax.dynamic_index_in_dim(
+            found.tokens_BES, step - 1, axis=2, keepdims=False
+        )
+        logits, state = steps_lib.decode_step(
+            model, state, latest_BE.reshape(-1), layers
+        )
+        logits_BEV = logits.reshape(batch, beams, vocab_size)
+        found, origins_BE = _choose(found, logits_BEV, step, stop, length_penalty)
+        return step + 1, found, origins_BE, state
+
+    _, found, _, _ = lax.while_loop(
+        unfinished, extend, (jnp.int32(1), found, origins_BE, state)
+    )
+    return _all_ended(found, steps, length_penalty)
+
+
+def _all_ended(found: _Beams, steps: int, length_penalty: jax.Array):
+    """The best of those that have finished and those that were cut off."""
+    cut_off_BE = found.logp_BE / _penalty(steps, length_penalty)
+    return _best(
+        jnp.concatenate([found.finished_BES, found.tokens_BES], axis=1),
+        jnp.concatenate([found.scores_BE, cut_off_BE], axis=1),
+        found.scores_BE.shape[1],
+    )
+
+
+def _choose(found: _Beams, logits_BEV, step, stop, length_penalty):
+    """The beams with one token more, and the beams that those followed come from.
+
+    Twice as many candidates as beams: at most one of each beam stops.
+    """
+    beams, vocab_size = logits_BEV.shape[1:]
+    logp_BEV = found.logp_BE[..., None] + jax.nn.log_softmax(logits_BEV)
+    logp_BX, index_BX = lax.top_k(logp_BEV.reshape(logp_BEV.shape[0], -1), 2 * beams)
+    origins_BX, new_BX = index_BX // vocab_size, index_BX % vocab_size
+    tokens_BXS = jnp.take_along_axis(found.tokens_BES, origins_BX[..., None], axis=1)
+    tokens_BXS = tokens_BXS.at[:, :, step].set(new_BX)
+    stops_BX = new_BX == stop
+    scores_BX = jnp.where(
+        stops_BX, logp_BX / _penalty(step + 1, length_penalty), -jnp.inf
+    )
+    finished_BES, scores_BE = _best(
+        jnp.concatenate([found.finished_BES, tokens_BXS], axis=1),
+        jnp.concatenate([found.scores_BE, scores_BX], axis=1),
+        beams,
+    )
+    logp_BE, chosen_BE = lax.top_k(jnp.where(stops_BX, -jnp.inf, logp_BX), beams)
+    tokens_BES = jnp.take_along_axis(tokens_BXS, chosen_BE[..., None], axis=1)
+    origins_BE = jnp.take_along_axis(origins_BX, chosen_BE, axis=1)
+    return _Beams(tokens_BES, logp_BE, finished_BES, scores_BE), origins_BE
+
+
+def _best(tokens_BXS, scores_BX, count: int):
+    scores_BE, chosen_BE = lax.top_k(scores_BX, count)
+    return jnp.take_along_axis(tokens_BXS, chosen_BE[..., None], axis=1), scores_BE
+
+
+def _penalty(length, exponent) -> jax.Array:
+    return ((5 + length) / 6) ** exponent

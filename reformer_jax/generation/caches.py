@@ -1,0 +1,159 @@
+"""Attention of one new token at a time, from caches of the tokens before it.
+
+A cache is a pytree of static shape for B sequences, each at its own length. For each
+kind of attention (those of LSH are in lsh_caches.py) a `..._prompt` function attends
+all tokens of a prompt at once, as training does, and makes the cache, and a `..._step`
+function adds one token. Prompts are [B, P], row b filled up to its own length, and all
+attention is causal.
+
+Shape letters are explained in attention.py; further P prompt tokens (padded), S the
+capacity of a cache in tokens, W here the slots of a local cache or the keys of a step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reformer_jax import attention
+from reformer_jax.attention import numerics
+
+
+class FullCache(NamedTuple):
+    """Keys and values by position."""
+
+    k_BHSK: jax.Array
+    v_BHSK: jax.Array
+
+
+class LocalCache(NamedTuple):
+    """Keys and values of the latest W positions, position p in slot p % W."""
+
+    k_BHWK: jax.Array
+    v_BHWK: jax.Array
+
+
+# --- Full attention ---------------------------------------------------------------
+
+
+def full_prompt(heads, lengths_B, rotations, capacity, *, shared_qk: bool):
+    """Attention output [B, P, H, K] and FullCache of a prompt.
+
+    Args:
+      heads: queries, keys (unless shared) and values, [B, P, H, K] each.
+      lengths_B: real tokens of each prompt; causal attention never sees the others.
+      rotations: not used here.
+      capacity: tokens that the cache can hold.
+      shared_qk: whether queries are the keys too.
+    """
+    q_BPHK, k_BPHK, v_BPHK = heads[0], heads[-2], heads[-1]
+    out_BPHK = attention.full_attention(
+        q_BPHK, k_BPHK, v_BPHK, causal=True, shared_qk=shared_qk
+    )
+    k_BPHK = _keys(k_BPHK, shared_qk)
+    return out_BPHK, FullCache(
+        by_position(k_BPHK, capacity), by_position(v_BPHK, capacity)
+    )
+
+
+def full_step(cache: FullCache, heads, positions_B, rotations, *, shared_qk: bool):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
+    cache = FullCache(
+        put(cache.k_BHSK, positions_B, _keys(k_BHK, shared_qk)),
+        put(cache.v_BHSK, positions_B, v_BHK),
+    )
+    if not shared_qk:
+        q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
+    slots_S = jnp.arange(cache.k_BHSK.shape[2])
+    allowed_BS = slots_S <= positions_B[:, None]
+    if shared_qk:
+        allowed_BS &= (slots_S != positions_B[:, None]) | (positions_B[:, None] == 0)
+    return softmax_sum(q_BHK, cache.k_BHSK, cache.v_BHSK, allowed_BS[:, None]), cache
+
+
+def _keys(k: jax.Array, shared_qk: bool) -> jax.Array:
+    return numerics.unit_keys(k).astype(k.dtype) if shared_qk else k
+
+
+# --- Local attention --------------------------------------------------------------
+
+
+def local_prompt(
+    heads, lengths_B, rotations, capacity, *, chunk_length: int, chunks_before: int
+):
+    """Attention output [B, P, H, K] and LocalCache of a prompt; see full_prompt."""
+    out_BPHK = attention.local_attention(
+        *heads, chunk_length=chunk_length, chunks_before=chunks_before, causal=True
+    )
+    slots_W = jnp.arange((chunks_before + 1) * chunk_length)
+    positions_BW = jnp.maximum(latest_in_slots(lengths_B[:, None] - 1, slots_W), 0)
+
+    def latest(x_BPHK):
+        x_BWHK = jnp.take_along_axis(x_BPHK, positions_BW[:, :, None, None], axis=1)
+        return jnp.moveaxis(x_BWHK, 2, 1)
+
+    return out_BPHK, LocalCache(latest(heads[1]), latest(heads[2]))
+
+
+def local_step(
+    cache: LocalCache,
+    heads,
+    positions_B,
+    rotations,
+    *,
+    chunk_length: int,
+    chunks_before: int,
+):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    q_BHK, k_BHK, v_BHK = (x_B1HK[:, 0] for x_B1HK in heads)
+    slots = cache.k_BHWK.shape[2]
+    cache = LocalCache(
+        put(cache.k_BHWK, positions_B % slots, k_BHK),
+        put(cache.v_BHWK, positions_B % slots, v_BHK),
+    )
+    positions_BW = latest_in_slots(positions_B[:, None], jnp.arange(slots))
+    first_B = jnp.maximum((positions_B // chunk_length - chunks_before), 0)
+    allowed_BW = positions_BW >= first_B[:, None] * chunk_length
+    q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
+    return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
+
+
+def latest_in_slots(last: jax.Array, slots: jax.Array) -> jax.Array:
+    """The latest number up to `last` that each slot of a ring holds; may be negative.
+
+    Slots are 0 .. n - 1 along the last axis, number i stands in slot i % n.
+    """
+    return last - (last - slots) % slots.shape[-1]
+
+
+# --- Shared -----------------------------------------------------------------------
+
+
+def indices(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Indices along each axis, to be broadcast against each other."""
+    return tuple(jnp.ix_(*(jnp.arange(size) for size in shape)))
+
+
+def by_position(x_BPHK: jax.Array, capacity: int) -> jax.Array:
+    """[B, P, H, K] as [B, H, S, K], zeros behind."""
+    padding = [(0, 0), (0, 0), (0, capacity - x_BPHK.shape[1]), (0, 0)]
+    return jnp.pad(jnp.moveaxis(x_BPHK, 2, 1), padding)
+
+
+def put(x_BHSK: jax.Array, slots_B: jax.Array, new_BHK: jax.Array) -> jax.Array:
+    """x with one row of each head replaced."""
+    b_B1, h_1H = indices(x_BHSK.shape[:2])
+    return x_BHSK.at[b_B1, h_1H, slots_B[:, None]].set(
+        new_BHK, mode='promise_in_bounds', unique_indices=True
+    )
+
+
+def softmax_sum(q_BHK, k_BHWK, v_BHWK, allowed) -> jax.Array:
+    """Attention output [B, 1, H, K] in the dtype of v; softmax in float32."""
+    logits_BHW = jnp.einsum(
+        'bhk,bhwk->bhw', q_BHK, k_BHWK, preferred_element_type=jnp.float32
+    )
+    p_BHW = jax.nn.softmax(jnp.where(allowed, logits_BHW, numerics.MASKED), axis=-1)
+    out_BHK = jnp.einsum('bhw,bhwk->bhk', p_BHW.astype(v_BHWK.dtype), v_BHWK)
+    return out_BHK[:, None]

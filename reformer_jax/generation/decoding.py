@@ -1,0 +1,460 @@
+"""Text from a model: generate and stream, beam_search, score.
+
+Prompts are token ids [B, P], with a mask where they differ in length (prompts.pad makes
+both). They get the token in front that training puts there (model.start_token); with
+one a prompt may be empty. What is wrong with the arguments is said before anything is
+compiled. Models are causal.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from reformer_jax import model as model_lib
+from reformer_jax.generation import beams as beams_lib
+from reformer_jax.generation import prompts as prompts_lib
+from reformer_jax.generation import steps as steps_lib
+from reformer_jax.stack import chunking
+from reformer_jax.stack import compilation
+
+# Tokens that one call of the compiled loop adds: few enough to watch them appear, so
+# many that the copy of the parameters at its start does not count.
+_STEPS_PER_CALL = 32
+
+# Stands for no stop token.
+_NEVER = -1
+
+
+def generate(
+    model: model_lib.Reformer,
+    prompt: Any,
+    *,
+    key: jax.Array,
+    steps: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    samples: int = 1,
+    mask: Any = None,
+    rounds: int | None = None,
+) -> np.ndarray:
+    """Continues prompts; arguments and errors are those of `stream`.
+
+    Returns:
+      New tokens, int32 [B * samples, steps], the samples of a prompt one after another.
+      A row that has met a stop token goes on with stop tokens.
+    """
+    parts = stream(
+        model,
+        prompt,
+        key=key,
+        steps=steps,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop_token=stop_token,
+        samples=samples,
+        mask=mask,
+        rounds=rounds,
+    )
+    tokens_BT = np.concatenate(list(parts), axis=1)
+    # Fewer than `steps` only if the last column has nothing but stop tokens.
+    missing = steps - tokens_BT.shape[1]
+    return np.pad(tokens_BT, ((0, 0), (0, missing)), mode='edge')
+
+
+def stream(
+    model: model_lib.Reformer,
+    prompt: Any,
+    *,
+    key: jax.Array,
+    steps: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_token: int | None = None,
+    samples: int = 1,
+    mask: Any = None,
+    rounds: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Yields continuations of prompts as they are made; ends early if all have stopped.
+
+    Row i of the results depends on the key, on i and on its own prompt only (with the
+    trax rule also on padding, which its look-around meets).
+
+    Args:
+      model: causal.
+      prompt: token ids [B, P].
+      key: random key; the same key gives the same tokens.
+      steps: tokens to add, at least 1.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: sample from so many likeliest tokens.
+      top_p: sample from the likeliest tokens that together have this probability.
+      stop_token: ends a row.
+      samples: continuations of each prompt.
+      mask: True for the real tokens of the prompt, which may stand anywhere in a row.
+      rounds: hash rounds instead of the config's.
+
+    Yields:
+      New tokens, int32 [B * samples, n] with n at least 1.
+
+    Raises:
+      ValueError: a prompt is empty, too long for the model or has unknown tokens, or an
+        argument is out of its range. Raised by the call, before the first tokens.
+    """
+    drawing = sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        vocab_size=model.config.vocab_size,
+    )
+    _check_at_least_one(steps=steps, samples=samples, rounds=rounds)
+    stop = _stop(model, stop_token)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
+        jnp.arange(prompts.lengths_B.size * samples)
+    )
+
+    return _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds)
+
+
+def beam_search(
+    model: model_lib.Reformer,
+    prompt: Any,
+    *,
+    steps: int,
+    beams: int = 4,
+    best: int = 1,
+    length_penalty: float = 0.6,
+    stop_token: int | None = None,
+    mask: Any = None,
+    rounds: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The continuations of highest score that beam search finds.
+
+    The score is the log-probability divided by ((5 + n) / 6) ** length_penalty (Wu et
+    al. 2016, eq. 14), n the tokens up to and with the stop token.
+
+    Args:
+      model: causal.
+      prompt: token ids [B, P].
+      steps: most tokens to add, at least 1.
+      beams: continuations followed at a time. Each has its own caches, which every step
+        copies from those of the beam that it continues.
+      best: how many to return, at most `beams`.
+      length_penalty: 0 for the plain log-probability; more favours long ones.
+      stop_token: ends a continuation; without one all have `steps` tokens.
+      mask: as in `stream`.
+      rounds: as in `stream`.
+
+    Returns:
+      Tokens, int32 [B, best, steps], best first, filled up with stop tokens; and their
+      scores, float32 [B, best], -inf where there are no more continuations.
+
+    Raises:
+      ValueError: as `stream`.
+    """
+    _check_at_least_one(steps=steps, best=best, rounds=rounds)
+    _check_beams(beams, best, length_penalty)
+    stop = _stop(model, stop_token)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
+    search = _compiled(_search, static=('capacity', 'rounds', 'beams', 'steps'))
+    tokens_BES, scores_BE = search(
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        jnp.float32(length_penalty),
+        stop,
+        capacity=prompts.capacity,
+        rounds=rounds,
+        beams=beams,
+        steps=steps,
+    )
+    return np.asarray(tokens_BES)[:, :best], np.asarray(scores_BE)[:, :best]
+
+
+def score(
+    model: model_lib.Reformer,
+    tokens: Any,
+    *,
+    mask: Any = None,
+    rounds: int | None = None,
+) -> np.ndarray:
+    """Log-probability in nats of each token given those before it: one parallel pass.
+
+    Hash buckets are those of the longest sequence that the model can read, as in
+    generation, however short these are.
+
+    Args:
+      model: causal.
+      tokens: ids [B, L].
+      mask: True for real tokens, which may stand anywhere in a row.
+      rounds: hash rounds instead of the config's.
+
+    Returns:
+      float32 [B, L], 0 where the mask is False, and for the first token of a model
+      without a start token.
+
+    Raises:
+      ValueError: as `stream`.
+    """
+    _check_at_least_one(rounds=rounds)
+    rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
+    first = 0 if model.config.start_token >= 0 else 1
+    read = [row[:-1] for row in prompts_lib.with_start(model.config, rows)]
+    inputs_BP = prompts_lib.filled_up(model.config, read)
+    targets_BP, _ = prompts_lib.pad([row[first:] for row in rows])
+    missing = inputs_BP.shape[1] - targets_BP.shape[1]
+    targets_BP = np.pad(targets_BP, ((0, 0), (0, missing)))
+    lengths_B = np.array([len(row) for row in read], np.int32)
+    logp_BP = np.asarray(
+        _compiled(_score, static=('rounds',))(
+            model, inputs_BP, targets_BP, lengths_B, rounds=rounds
+        )
+    )
+    result_BL = np.zeros(mask_BL.shape, np.float32)
+    for row, real_L in enumerate(mask_BL):
+        places = np.flatnonzero(real_L)[first:]
+        result_BL[row, places] = logp_BP[row, : places.size]
+    return result_BL
+
+
+# --- Compiled ---------------------------------------------------------------------
+
+
+def _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds):
+    start = _compiled(_start, static=('capacity', 'rounds', 'samples'))
+    progress = start(
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        keys_B,
+        drawing,
+        capacity=prompts.capacity,
+        rounds=rounds,
+        samples=samples,
+    )
+    yield np.asarray(progress.tokens_B)[:, None]
+    extend = _compiled(_extend, donate='progress')
+    done = 1
+    while done < steps and not bool(jnp.all(progress.tokens_B == stop)):
+        progress, tokens_BT = extend(
+            model, progress, keys_B, drawing, stop, jnp.int32(steps)
+        )
+        before, done = done, int(progress.done)
+        yield np.asarray(tokens_BT)[:, : done - before]
+
+
+class _Progress(NamedTuple):
+    """State after reading all but the latest tokens, and how many have been made."""
+
+    state: steps_lib.State
+    tokens_B: jax.Array
+    done: jax.Array
+
+
+@functools.cache
+def _compiled(
+    function: Callable[..., Any], *, static: tuple[str, ...] = (), donate: str = ''
+) -> Any:
+    """The jitted function; compiled once per process for each set of shapes."""
+    return jax.jit(
+        function,
+        static_argnames=static,
+        donate_argnames=donate or None,
+        compiler_options=compilation.options(),
+    )
+
+
+def _start(model, tokens_BP, lengths_B, keys_B, drawing, *, capacity, rounds, samples):
+    """Reads the prompts and draws the first token of each sample."""
+    logits_BV, state = steps_lib.prefill(
+        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
+    )
+    if samples > 1:
+        rows_B = jnp.repeat(jnp.arange(lengths_B.size), samples)
+        logits_BV, state = logits_BV[rows_B], steps_lib.take_rows(state, rows_B)
+    tokens_B = draw(drawing, _keys_at(keys_B, 0), logits_BV)
+    return _Progress(state, tokens_B, jnp.int32(1))
+
+
+def _search(
+    model,
+    tokens_BP,
+    lengths_B,
+    length_penalty,
+    stop,
+    *,
+    capacity,
+    rounds,
+    beams,
+    steps,
+):
+    logits_BV, state = steps_lib.prefill(
+        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
+    )
+    return beams_lib.search(
+        model, logits_BV, state, length_penalty, stop, beams=beams, steps=steps
+    )
+
+
+def _extend(model, progress, keys_B, drawing, stop, steps):
+    """Adds up to _STEPS_PER_CALL tokens; returns them as well, [B, T]."""
+    layers = model.unstacked()
+    first = progress.done
+
+    def unfinished(carry):
+        progress, _ = carry
+        added = progress.done - first
+        running = jnp.any(progress.tokens_B != stop)
+        return (added < _STEPS_PER_CALL) & (progress.done < steps) & running
+
+    def add(carry):
+        (state, tokens_B, done), tokens_TB = carry
+        logits_BV, state = steps_lib.decode_step(model, state, tokens_B, layers)
+        drawn_B = draw(drawing, _keys_at(keys_B, done), logits_BV)
+        tokens_B = jnp.where(tokens_B == stop, stop, drawn_B)
+        tokens_TB = lax.dynamic_update_index_in_dim(
+            tokens_TB, tokens_B, done - first, axis=0
+        )
+        return _Progress(state, tokens_B, done + 1), tokens_TB
+
+    nothing_TB = jnp.zeros((_STEPS_PER_CALL, keys_B.shape[0]), jnp.int32)
+    progress, tokens_TB = lax.while_loop(unfinished, add, (progress, nothing_TB))
+    return progress, tokens_TB.T
+
+
+def _keys_at(keys_B: jax.Array, step: jax.Array | int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+
+
+def _score(model, inputs_BP, targets_BP, lengths_B, *, rounds):
+    streams, _ = steps_lib.read(
+        model, inputs_BP, lengths_B, capacity=inputs_BP.shape[1], rounds=rounds
+    )
+    nll_BP, _ = chunking.cross_entropy(
+        model.logits,
+        streams,
+        targets_BP,
+        chunk_length=model.config.loss_chunk_length,
+    )
+    return -nll_BP
+
+
+def _stop(model, stop_token: int | None) -> jax.Array:
+    vocab_size = model.config.vocab_size
+    if stop_token is not None and not 0 <= operator.index(stop_token) < vocab_size:
+        raise ValueError(
+            f'stop_token={stop_token} is outside [0, {vocab_size}), the vocabulary of '
+            'the model: it would never come.'
+        )
+    return jnp.int32(_NEVER if stop_token is None else stop_token)
+
+
+def _check_at_least_one(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f'{name}={number} must be at least 1.')
+
+
+def _check_beams(beams: int, best: int, length_penalty: float) -> None:
+    if best > beams:
+        raise ValueError(
+            f'best={best} is more than beams={beams}: ask for at most as many '
+            'continuations as are followed.'
+        )
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
+            'log-probabilities, 0.6 is usual.'
+        )
+
+
+# Below these float32 runs out; nothing changes by then.
+_LEAST_TOP_P = 1e-6
+_GREEDY = 1e-6
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to draw; made by `sampling`.
+
+    Attributes:
+      temperature: divides the logits; None takes the likeliest token.
+      top_p: the likeliest tokens that together have this probability; None for all.
+      top_k: so many likeliest tokens; None for all.
+    """
+
+    temperature: jax.Array | None
+    top_p: jax.Array | None
+    top_k: int | None = dataclasses.field(metadata={'static': True})
+
+
+def sampling(
+    *, temperature: float, top_k: int | None, top_p: float | None, vocab_size: int
+) -> Sampling:
+    """Checked settings; temperature 0 is greedy.
+
+    Raises:
+      ValueError: temperature negative or not finite, top_k outside [1, vocab_size],
+        top_p outside (0, 1].
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(
+            f'temperature={temperature} must be at least 0: 0 takes the likeliest '
+            'token, 1 samples from the model as it is.'
+        )
+    if top_k is not None and not 1 <= top_k <= vocab_size:
+        raise ValueError(
+            f'top_k={top_k} is not in [1, {vocab_size}], the size of the vocabulary: '
+            'leave it out to sample from all tokens.'
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(
+            f'top_p={top_p} is not in (0, 1]: it is the probability of the tokens to '
+            'sample from; leave it out, or use 1, for all.'
+        )
+    if top_p is not None and top_p < _LEAST_TOP_P:
+        top_p = _LEAST_TOP_P  # still one token
+    return Sampling(
+        jnp.float32(temperature) if temperature > _GREEDY else None,
+        None if top_p is None or top_p == 1 else jnp.float32(top_p),
+        top_k,
+    )
+
+
+def draw(sampling: Sampling, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
+    """One token of each row, int32 [B], each drawn with its own key."""
+    if sampling.temperature is None:
+        return logits_BV.argmax(-1).astype(jnp.int32)
+    logits_BV -= logits_BV.max(-1, keepdims=True)  # else low temperatures overflow
+    logits_BV = restrict(sampling, logits_BV / sampling.temperature)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def restrict(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
+    """Logits with -inf for the tokens that top_k and then top_p leave out.
+
+    Tokens as likely as the last one that stays stay too.
+    """
+    if sampling.top_k is not None:
+        lowest_B1 = lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    if sampling.top_p is not None:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        # A token stays if those before it have less than top_p.
+        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
+        lowest_B1 = jnp.where(stays_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    return logits_BV

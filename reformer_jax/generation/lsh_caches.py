@@ -1,0 +1,337 @@
+"""Cached LSH attention: the strict rule exactly, the other two as they allow.
+
+Strict: a token sees the last C tokens of its bucket in each round, which the cache
+keeps; the cost of a step does not depend on the length. With the reformer and trax
+rules a later token moves the chunks of earlier ones, so that no cache gives the outputs
+of the whole sequence. There a new token sees the chunk that the tokens up to itself put
+it in (as in transformers' cached decoding), and earlier tokens keep what they saw.
+
+Functions and shape letters are those of caches.py.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from reformer_jax import attention
+from reformer_jax.attention import choice
+from reformer_jax.attention import hashing
+from reformer_jax.attention import numerics
+from reformer_jax.generation import caches
+
+# Position of an empty slot.
+_NONE = 2**31 - 1
+
+
+class BucketCache(NamedTuple):
+    """For the strict rule: in each round the last C positions of every bucket.
+
+    Attributes:
+      kv_BHSX: by position a token's unit key and value in one row, X = 2 * K, so that
+        it takes one access to memory.
+      latest_BHRNC: positions, a bucket's i-th token in slot i % C.
+      counts_BHRN: tokens of each bucket.
+    """
+
+    kv_BHSX: jax.Array
+    latest_BHRNC: jax.Array
+    counts_BHRN: jax.Array
+
+
+class SortedCache(NamedTuple):
+    """For the reformer and trax rules: what a round's sorted order can show a token.
+
+    The chunk of a new token, which is the last of its bucket, and the chunks before it
+    reach back to the last W tokens of buckets and forward to the first C of them.
+
+    Attributes:
+      kv_BHSX: as in BucketCache.
+      latest_BHRNW: last positions of each bucket, its i-th token in slot i % W.
+      earliest_BHRNC: first positions of each bucket, its i-th token in slot i.
+      counts_BHRN: tokens of each bucket.
+    """
+
+    kv_BHSX: jax.Array
+    latest_BHRNW: jax.Array
+    earliest_BHRNC: jax.Array
+    counts_BHRN: jax.Array
+
+
+# --- LSH attention, strict rule ---------------------------------------------------
+
+
+def strict_prompt(
+    heads,
+    lengths_B,
+    rotations,
+    capacity,
+    *,
+    chunk_length: int,
+    buckets: hashing.Buckets,
+    implementation: str = '',
+):
+    """Attention output [B, P, H, K] and BucketCache of a prompt; see full_prompt.
+
+    Rotations are those of the layer, [H, K, R, S].
+    """
+    out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
+        heads,
+        lengths_B,
+        rotations,
+        buckets,
+        implementation,
+        chunk_length=chunk_length,
+        rule='strict',
+    )
+    places_BHRNC = caches.latest_in_slots(
+        counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
+    )
+    latest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, places_BHRNC)
+    kv_BHSX = caches.by_position(_keys_and_values(*heads), capacity)
+    return out_BPHK, BucketCache(kv_BHSX, latest_BHRNC, counts_BHRN)
+
+
+def strict_step(
+    cache: BucketCache, heads, positions_B, rotations, *, buckets: hashing.Buckets
+):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    qk_B1HK, v_B1HK = heads
+    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
+    kv_BHSX = _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK)
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    counts_BHR = cache.counts_BHRN[bucket]
+    latest_BHRC = cache.latest_BHRNC[bucket]
+    slots_C = jnp.arange(latest_BHRC.shape[-1])
+    filled_BHRC = slots_C < counts_BHR[..., None]
+    keys_BHW = _flat(jnp.where(filled_BHRC, latest_BHRC, _NONE))
+    out_B1HK = _attend_positions(
+        kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
+    )
+    # Whole rows, made from those that were read: so XLA writes them in place instead
+    # of into a copy of the array.
+    written_BHR1 = (counts_BHR % slots_C.size)[..., None]
+    latest_BHRC = jnp.where(
+        slots_C == written_BHR1, positions_B[:, None, None, None], latest_BHRC
+    )
+    cache = BucketCache(
+        kv_BHSX,
+        _set(cache.latest_BHRNC, bucket, latest_BHRC),
+        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
+    )
+    return out_B1HK, cache
+
+
+# --- LSH attention, reformer and trax rules ---------------------------------------
+
+
+def sorted_prompt(
+    heads,
+    lengths_B,
+    rotations,
+    capacity,
+    *,
+    chunk_length: int,
+    chunks_before: int,
+    buckets: hashing.Buckets,
+    rule: str,
+    within_bucket: bool,
+    implementation: str = '',
+):
+    """Attention output [B, P, H, K] and SortedCache of a prompt; see strict_prompt."""
+    out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
+        heads,
+        lengths_B,
+        rotations,
+        buckets,
+        implementation,
+        chunk_length=chunk_length,
+        chunks_before=chunks_before,
+        rule=rule,
+        within_bucket=within_bucket,
+    )
+    slots_W = jnp.arange((chunks_before + 1) * chunk_length)
+    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
+    cache = SortedCache(
+        caches.by_position(_keys_and_values(*heads), capacity),
+        _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
+        _of_buckets(order_BHRP, counts_BHRN, slots_W[:chunk_length]),
+        counts_BHRN,
+    )
+    return out_BPHK, cache
+
+
+def sorted_step(
+    cache: SortedCache,
+    heads,
+    positions_B,
+    rotations,
+    *,
+    chunk_length: int,
+    chunks_before: int,
+    buckets: hashing.Buckets,
+    rule: str,
+    within_bucket: bool,
+):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache.
+
+    The trax rule looks around the ends of each round, not across rounds.
+    """
+    qk_B1HK, v_B1HK = heads
+    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
+    cache = _add_token(cache, qk_B1HK, v_B1HK, positions_B, ids_BHR)
+    ends_BHRN = jnp.cumsum(cache.counts_BHRN, axis=-1)
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    rank_BHR1 = ends_BHRN[bucket][..., None] - 1
+    offsets_W = jnp.arange((chunks_before + 1) * chunk_length)
+    ranks_BHRW = (rank_BHR1 // chunk_length - chunks_before) * chunk_length + offsets_W
+    tokens_B111 = (positions_B + 1)[:, None, None, None]
+    if rule == 'trax':
+        ranks_BHRW %= tokens_B111
+        inside_BHRW = offsets_W < tokens_B111
+    else:
+        inside_BHRW = (ranks_BHRW >= 0) & (ranks_BHRW < tokens_B111)
+    inside_BHRW &= ranks_BHRW != rank_BHR1
+    if within_bucket:
+        inside_BHRW &= ranks_BHRW < rank_BHR1
+        inside_BHRW &= ranks_BHRW > rank_BHR1 - cache.counts_BHRN[bucket][..., None]
+    ranks_BHRW = jnp.where(inside_BHRW, ranks_BHRW, 0)
+    keys_BHRW = _at_ranks(cache, ends_BHRN, ranks_BHRW)
+    keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
+    out_B1HK = _attend_positions(
+        cache.kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
+    )
+    return out_B1HK, cache
+
+
+def _add_token(cache: SortedCache, qk_B1HK, v_B1HK, positions_B, ids_BHR):
+    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
+    counts_BHR = cache.counts_BHRN[bucket]
+    position_B11 = positions_B[:, None, None]
+    slots = cache.latest_BHRNW.shape[-1]
+    return SortedCache(
+        _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK),
+        _set(cache.latest_BHRNW, (*bucket, counts_BHR % slots), position_B11),
+        # Out of bounds, and so left out, unless among the first.
+        cache.earliest_BHRNC.at[(*bucket, counts_BHR)].set(position_B11, mode='drop'),
+        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
+    )
+
+
+def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
+    """Positions of those ranks in the sorted order that a SortedCache can tell."""
+    find = functools.partial(jnp.searchsorted, side='right')
+    for _ in range(3):
+        find = jax.vmap(find)
+    ids_BHRW = find(ends_BHRN, ranks_BHRW)
+    bucket = (*(i[..., None] for i in caches.indices(ids_BHRW.shape[:3])), ids_BHRW)
+    counts_BHRW = cache.counts_BHRN[bucket]
+    places_BHRW = ranks_BHRW - (ends_BHRN[bucket] - counts_BHRW)
+    slots = cache.latest_BHRNW.shape[-1]
+    first_C = cache.earliest_BHRNC.shape[-1]
+    return jnp.where(
+        places_BHRW >= counts_BHRW - slots,
+        cache.latest_BHRNW[(*bucket, places_BHRW % slots)],
+        cache.earliest_BHRNC[(*bucket, jnp.minimum(places_BHRW, first_C - 1))],
+    )
+
+
+# --- Shared -----------------------------------------------------------------------
+
+
+def _attend_prompt(
+    heads,
+    lengths_B,
+    rotations,
+    buckets: hashing.Buckets,
+    implementation: str,
+    *,
+    chunk_length: int,
+    **settings: Any,
+):
+    """Output [B, P, H, K], sorted positions [B, H, R, P], bucket sizes [B, H, R, N].
+
+    Padding gets a bucket of its own behind the others. As it also stands behind all
+    real tokens, causal attention needs no mask.
+    """
+    qk_BPHK, v_BPHK = heads
+    count = hashing.bucket_count(buckets)
+    real_BP = jnp.arange(qk_BPHK.shape[1]) < lengths_B[:, None]
+    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
+    ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, count)
+    order_BHRP = attention.sorted_order(ids_BHRP, None, count + 1)
+    length, _, head_size = qk_BPHK.shape[1:]
+    sizes = qk_BPHK.dtype, head_size, min(chunk_length, length)
+    chosen: str | None = choice.choose(implementation, *sizes)
+    exact = settings['rule'] != 'strict' and not settings.get('within_bucket')
+    if length <= chunk_length and exact:
+        chosen = None  # exact attention, which one chunk comes to
+    out_BPHK = attention.lsh_attention(
+        qk_BPHK,
+        v_BPHK,
+        ids_BHRP,
+        causal=True,
+        num_buckets=count + 1,
+        order_BHRL=order_BHRP,
+        chunk_length=chunk_length,
+        implementation=chosen,
+        **settings,
+    )
+    rows = (index[..., None] for index in caches.indices(ids_BHRP.shape[:3]))
+    counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], count + 1), jnp.int32)
+    counts_BHRN = counts_BHRN.at[(*rows, ids_BHRP)].add(1, mode='promise_in_bounds')
+    return out_BPHK, order_BHRP, counts_BHRN[..., :-1]
+
+
+def _of_buckets(order_BHRP, counts_BHRN, places) -> jax.Array:
+    """Positions [B, H, R, N, ...] of the tokens at some places of each bucket.
+
+    Anything where there is no such place.
+    """
+    starts_BHRN = jnp.cumsum(counts_BHRN, axis=-1) - counts_BHRN
+    ranks = jnp.clip(starts_BHRN[..., None] + places, 0, order_BHRP.shape[-1] - 1)
+    return jnp.take_along_axis(order_BHRP[..., None, :], ranks, axis=-1)
+
+
+def _set(x_BHRN: jax.Array, bucket, values: jax.Array) -> jax.Array:
+    return x_BHRN.at[bucket].set(values, mode='promise_in_bounds', unique_indices=True)
+
+
+def _flat(x_BHRW: jax.Array) -> jax.Array:
+    return x_BHRW.reshape(*x_BHRW.shape[:2], -1)
+
+
+def _write(kv_BHSX, positions_B, qk_B1HK, v_B1HK) -> jax.Array:
+    kv_B1HX = _keys_and_values(qk_B1HK, v_B1HK)
+    return caches.put(kv_BHSX, positions_B, kv_B1HX[:, 0])
+
+
+def _keys_and_values(qk_BLHK, v_BLHK) -> jax.Array:
+    k_BLHK = numerics.unit_keys(qk_BLHK).astype(v_BLHK.dtype)
+    return jnp.concatenate([k_BLHK, v_BLHK], axis=-1)
+
+
+def _attend_positions(
+    kv_BHSX: jax.Array, q_BHK, positions_B, keys_BHW, *, count_once: bool
+) -> jax.Array:
+    """Shared-QK attention to the keys at some positions, [B, 1, H, K].
+
+    The token itself, which is in the cache, is seen where there is nothing else.
+    """
+    if count_once:
+        keys_BHW = jnp.sort(keys_BHW, axis=-1)
+    hidden_BHW = keys_BHW == _NONE
+    if count_once:
+        hidden_BHW |= keys_BHW == jnp.roll(keys_BHW, 1, axis=-1).at[..., 0].set(-1)
+    alone_BH1 = jnp.all(hidden_BHW, axis=-1, keepdims=True)
+    # The token itself stands in every hidden place; the first is seen if all are.
+    keys_BHW = jnp.where(hidden_BHW, positions_B[:, None, None], keys_BHW)
+    first_W = jnp.arange(keys_BHW.shape[-1]) == 0
+    allowed_BHW = ~hidden_BHW | (alone_BH1 & first_W)
+    b_B11, h_1H1, _ = caches.indices((*kv_BHSX.shape[:2], 1))
+    kv_BHWX = kv_BHSX.at[b_B11, h_1H1, keys_BHW].get(mode='promise_in_bounds')
+    # The whole rows twice, rather than copies of their halves.
+    q_BHX = jnp.concatenate([q_BHK, jnp.zeros_like(q_BHK)], axis=-1)
+    out_B1HX = caches.softmax_sum(q_BHX, kv_BHWX, kv_BHWX, allowed_BHW)
+    return out_B1HX[..., q_BHK.shape[-1] :]

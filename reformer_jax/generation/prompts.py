@@ -1,0 +1,138 @@
+"""Prompts: checked, brought to one length, filled up to whole chunks. Numpy only.
+
+Shape letters: B prompts, P tokens of the longest, padding included.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reformer_jax.data import batching
+from reformer_jax.model import config as model_config
+
+
+class Prompts(NamedTuple):
+    """Prompts with their start token, filled up to a length of whole chunks.
+
+    Attributes:
+      tokens_BP: ids, row b counts up to lengths_B[b].
+      lengths_B: real tokens.
+      capacity: tokens of the longest sequence that is to be read, at least P.
+    """
+
+    tokens_BP: np.ndarray
+    lengths_B: np.ndarray
+    capacity: int
+
+
+def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different lengths as tokens and mask, [B, P], padded at the end."""
+    width = max((len(prompt) for prompt in prompts), default=0)
+    return batching.pad(prompts, batch_size=len(prompts), length=width)
+
+
+def prompts(
+    config: model_config.ModelConfig,
+    prompt: Any,
+    mask: Any,
+    steps: int,
+) -> Prompts:
+    """Checks prompts that `steps` tokens are to be added to, and fills them up.
+
+    Raises:
+      ValueError: as `rows`; or they do not fit the model.
+    """
+    steps = operator.index(steps)
+    read = with_start(config, rows(config, prompt, mask)[0])
+    longest = max(row.size for row in read)
+    most = config.length - longest + 1  # the last token is not read
+    if steps > most:
+        front = ' with its start token' if config.start_token >= 0 else ''
+        raise ValueError(
+            f'a prompt of {longest} tokens{front} and steps={steps} do not fit the '
+            f'model, which has model.length={config.length}: '
+            + (
+                f'take at most {most} steps or a shorter prompt.'
+                if most > 0
+                else 'take a shorter prompt.'
+            )
+        )
+    tokens_BP = filled_up(config, read)
+    lengths_B = np.array([row.size for row in read], np.int32)
+    capacity = _rounded_up(config, longest + steps - 1)
+    capacity = max(tokens_BP.shape[1], capacity)
+    return Prompts(tokens_BP, lengths_B, capacity)
+
+
+def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.ndarray:
+    """Rows as [B, P], with P a length that the model can cut into chunks."""
+    tokens_BP, _ = pad(rows)
+    width = max(1, tokens_BP.shape[1])
+    model_config.check_length(config, width)
+    width = model_config.padded_length(config, _rounded_up(config, width))
+    missing = width - tokens_BP.shape[1]
+    return np.pad(tokens_BP, ((0, 0), (0, missing)))
+
+
+def rows(
+    config: model_config.ModelConfig, tokens: Any, mask: Any
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The real tokens of each row, and the mask [B, P].
+
+    Raises:
+      ValueError: the model is not causal; a row is empty; tokens or mask are no [B, P]
+        of the right type, or a token is outside the vocabulary.
+    """
+    if not config.causal:
+        raise ValueError(
+            'the model is bidirectional (model.causal=False) and gives no probability '
+            'of a next token: use a causal one.'
+        )
+    if config.head != 'lm':
+        raise ValueError(
+            f"the model has head={config.head!r}, not 'lm': it predicts no tokens."
+        )
+    try:
+        tokens = np.asarray(tokens)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            'the prompts are no rectangle [B, P]: for prompts of different lengths, '
+            'prompts.pad makes tokens and mask.'
+        ) from error
+    if tokens.size and not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
+        raise ValueError(
+            f'tokens of shape {tokens.shape} and type {tokens.dtype} are no integers '
+            '[B, P]: for prompts of different lengths, prompts.pad makes tokens and '
+            'mask.'
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f'a mask of shape {mask.shape} does not fit tokens of {tokens.shape}: it '
+            'has True for each real token.'
+        )
+    real = [row[keep] for row, keep in zip(tokens, mask, strict=True)]
+    if not real or (config.start_token < 0 and not all(row.size for row in real)):
+        raise ValueError(
+            f'an empty prompt: each of the {len(real)} rows needs a token, since the '
+            'model has no start token (model.start_token=-1).'
+        )
+    model_config.check_tokens(config, np.concatenate(real))
+    return real, mask
+
+
+def with_start(
+    config: model_config.ModelConfig, rows: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Rows with the model's start token in front, if it has one."""
+    if config.start_token < 0:
+        return rows
+    return [np.append(config.start_token, row) for row in rows]
+
+
+def _rounded_up(config: model_config.ModelConfig, length: int) -> int:
+    """At most a quarter more, so that many lengths share one compiled function."""
+    step = 2 ** max(0, length.bit_length() - 3)
+    return max(length, min(-(-length // step) * step, config.length))

@@ -1,0 +1,401 @@
+"""What makes a Reformer: every choice, checked when it is made."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from reformer_jax.attention import choice
+from reformer_jax.attention import hashing
+from reformer_jax.attention import kinds
+
+ATTENTIONS = ('lsh', 'local', 'full')
+POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')
+STACKS = ('reversible', 'residual', 'checkpoint')
+COMBINES = ('concatenate', 'average')
+DTYPES = ('float32', 'bfloat16')
+POOLINGS = ('first', 'mean', 'last')
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': jax.nn.relu,
+    'gelu': jax.nn.gelu,
+    'gelu_erf': functools.partial(jax.nn.gelu, approximate=False),
+    'swish': jax.nn.swish,
+}
+
+# Queries in a block of exact attention.
+_QUERIES = 128
+
+# Those that look at single places of the whole text: useless on causal models.
+BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
+HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that makes a Reformer; checked when made.
+
+    Attributes:
+      vocab_size: number of token ids.
+      length: longest sequence.
+      d_model: width of each of the two streams.
+      d_ff: hidden units of the feed-forward layers.
+      heads: attention heads.
+      head_size: size of a head's queries, keys and values.
+      layers: attention and feed-forward pairs; a multiple of the pattern's length.
+      pattern: attention of the layers, repeated: 'lsh', 'local' or 'full' each.
+      causal: whether tokens see only earlier ones.
+      local_chunk_length: chunk of local attention, in tokens.
+      local_chunks_before: chunks looked back at.
+      local_chunks_after: chunks looked ahead at.
+      lsh_chunk_length: chunk of LSH attention, in tokens.
+      lsh_chunks_before: chunks looked back at in the sorted order.
+      lsh_chunks_after: chunks looked ahead at in the sorted order.
+      buckets: even factors of the number of hash buckets; () chooses by `length`, the
+        same for shorter sequences.
+      rounds: hash rounds.
+      rule: which keys an LSH query sees, see attention.lsh_attention.
+      within_bucket: for rule 'reformer', only keys of the query's own bucket.
+      dense_length: models of `length` up to this get exact shared-QK attention in LSH
+        layers, as do those of at most one chunk; -1 for as long as that is no slower
+        (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
+        rule 'strict'; with rule 'trax' the length of the sequence decides.
+      implementation: of LSH attention, 'xla', 'triton' (NVIDIA GPUs) or 'mosaic_tpu';
+        '' for the fastest on the device. 'xla' where a kernel does not take the
+        arrays, such as the single chunk of a short sequence.
+      shared_qk: whether full attention shares queries and keys, as LSH does.
+      activation: 'relu', 'gelu' (by tanh), 'gelu_erf' or 'swish'.
+      positions: 'axial', 'learned', 'sinusoidal' or 'none'.
+      axial_shape: positions along each axis, last axis fastest.
+      axial_sizes: width of each axis's embeddings; they add up to d_model.
+      heads_at_once: heads whose queries, keys and values exist at a time, as the
+        paper's code does it; 0 for all.
+      dropout: rate for embeddings and the outputs of the branches.
+      attention_dropout: rate for probabilities of LSH and full attention.
+      local_attention_dropout: rate for probabilities of local attention.
+      norm_epsilon: added to the variance in layer norms.
+      stack: 'reversible'; 'residual', the same function with saved activations; or
+        'checkpoint', the same with recomputation from each repeat's inputs.
+      streams: residual streams, 2, which can be reversible; or the Transformer's 1,
+        as the paper's baseline, with stack 'residual' or 'checkpoint'. (What reads the
+        last streams then gets the same twice: as many parameters.)
+      grid_bits: in training streams are multiples of 2**-grid_bits, which makes the
+        reversible stack exact (see reversible.py); 0 for plain float32.
+      combine: the streams at the end, 'concatenate' or 'average'.
+      head: what is made of the last streams: 'lm' (the next token, of causal models),
+        'masked_lm' (the hidden token), 'classification' (of the sequence),
+        'token_classification', 'question_answering' (first and last token of the
+        answer) or 'none' (only Reformer.encode).
+      classes: of the two classification heads; 1 for regression.
+      pooling: what stands for a sequence in classification: its 'first' or 'last'
+        token or the 'mean' of all. A causal model needs 'last'.
+      start_token: read before every sequence, so that its first token is predicted
+        too; -1 for none, as in Hugging Face's models. For head 'lm'.
+      tie_output: whether the logits use the embedding; with concatenated streams
+        through a projection to d_model. For the heads 'lm' and 'masked_lm'.
+      feed_forward_chunk_length: tokens at a time in feed-forward layers and in the
+        projections to heads, 0 for all.
+      loss_chunk_length: tokens at a time in logits and loss, 0 for all.
+      dtype: of matrix operands; parameters and streams are float32.
+    """
+
+    vocab_size: int
+    length: int
+    d_model: int
+    d_ff: int
+    heads: int
+    head_size: int
+    layers: int
+    pattern: tuple[str, ...]
+    causal: bool = True
+    local_chunk_length: int = 64
+    local_chunks_before: int = 1
+    local_chunks_after: int = 0
+    lsh_chunk_length: int = 64
+    lsh_chunks_before: int = 1
+    lsh_chunks_after: int = 0
+    buckets: tuple[int, ...] = ()
+    rounds: int = 2
+    rule: str = 'reformer'
+    within_bucket: bool = False
+    dense_length: int = -1
+    implementation: str = ''
+    shared_qk: bool = False
+    activation: str = 'relu'
+    positions: str = 'axial'
+    axial_shape: tuple[int, ...] = ()
+    axial_sizes: tuple[int, ...] = ()
+    heads_at_once: int = 0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    local_attention_dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    stack: str = 'reversible'
+    streams: int = 2
+    grid_bits: int = 14
+    combine: str = 'concatenate'
+    head: str = 'lm'
+    classes: int = 0
+    pooling: str = 'first'
+    start_token: int = 0
+    tie_output: bool = False
+    feed_forward_chunk_length: int = 0
+    loss_chunk_length: int = 0
+    dtype: str = 'float32'
+
+    def __post_init__(self):
+        for name in ('pattern', 'buckets', 'axial_shape', 'axial_sizes'):
+            value = getattr(self, name)
+            several = value if isinstance(value, tuple | list) else (value,)
+            object.__setattr__(self, name, tuple(several))
+        _check_sizes(self)
+        _check_choices(self)
+        _check_attention(self)
+        _check_positions(self)
+        _check_head(self)
+
+    @property
+    def repeats(self) -> int:
+        """How often the pattern is repeated."""
+        return self.layers // len(self.pattern)
+
+    @property
+    def output_width(self) -> int:
+        """Size of a hidden state: of both streams where they are concatenated."""
+        return self.d_model * (2 if self.combine == 'concatenate' else 1)
+
+
+def defaults(kind: Any = ModelConfig) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, for configs to list: a field that
+    is not in a config can't be set on the command line."""
+    fields = dataclasses.fields(kind)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+def check_tokens(config: ModelConfig, tokens: np.ndarray, remedy: str = '') -> None:
+    """Raises a ValueError if a token id is outside of the vocabulary."""
+    bad = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+    if bad.size:
+        raise ValueError(
+            f'token {bad[0]} is outside [0, {config.vocab_size}), the vocabulary of '
+            f'the model{remedy}.'
+        )
+
+
+def check_length(config: ModelConfig, length: int) -> None:
+    """Raises a ValueError if sequences of this length do not fit the model."""
+    if length > config.length:
+        raise ValueError(
+            f'a sequence of {length} tokens is longer than the model, which has '
+            f'length={config.length}: shorten it or enlarge config.model.length.'
+        )
+
+
+def padded_length(config: ModelConfig, length: int) -> int:
+    """The shortest length from `length` on that every layer can cut into chunks.
+
+    Exact attention alone takes any length, but its blocks of queries divide it, so that
+    a prime one would go query by query. With the trax rule as Hugging Face pads: beyond
+    the shortest chunk a multiple of all, since there the padding decides who looks
+    around the ends at whom.
+    """
+    chunks = [
+        getattr(config, f'{kind}_chunk_length')
+        for kind in ('local', 'lsh')
+        if kind in config.pattern
+    ] or [_QUERIES]
+    whole = math.lcm(*chunks)
+    if config.rule == 'trax' and length > min(chunks):
+        return -(-length // whole) * whole
+
+    def fits(padded):
+        return all(padded <= chunk or padded % chunk == 0 for chunk in chunks)
+
+    return next(filter(fits, itertools.count(length)))
+
+
+def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
+    """Shapes of the position embeddings that are parameters."""
+    if config.positions == 'axial':
+        return list(zip(config.axial_shape, config.axial_sizes, strict=True))
+    if config.positions == 'learned':
+        return [(config.length, config.d_model)]
+    return []
+
+
+def hash_buckets(config: ModelConfig) -> hashing.Buckets:
+    """Buckets of the LSH layers.
+
+    Chosen by the longest sequence for all: what a token gives must depend neither on
+    how many follow nor on the padding of its batch.
+    """
+    if config.buckets:
+        return config.buckets
+    return hashing.default_buckets(config.length, config.lsh_chunk_length)
+
+
+def _check_sizes(config: ModelConfig) -> None:
+    for name in (
+        'vocab_size',
+        'length',
+        'd_model',
+        'd_ff',
+        'heads',
+        'head_size',
+        'layers',
+        'local_chunk_length',
+        'lsh_chunk_length',
+        'rounds',
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f'model.{name}={getattr(config, name)} must be at least 1.'
+            )
+    for name in ('dropout', 'attention_dropout', 'local_attention_dropout'):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(
+                f'model.{name}={getattr(config, name)} is no rate in [0, 1).'
+            )
+    if not config.pattern or config.layers % len(config.pattern):
+        raise ValueError(
+            f'model.layers={config.layers} is no multiple of the pattern '
+            f'{config.pattern} of {len(config.pattern)}: change one of them.'
+        )
+    if config.streams not in (1, 2):
+        raise ValueError(f'model.streams={config.streams} is neither 1 nor 2.')
+    if config.streams == 1 and config.stack == 'reversible':
+        raise ValueError(
+            "model.streams=1 cannot be inverted: set model.stack='residual' or "
+            "'checkpoint', or streams=2."
+        )
+    if not 0 <= config.grid_bits <= 22:
+        raise ValueError(
+            f'model.grid_bits={config.grid_bits} is not in [0, 22]: float32 has 24 '
+            'bits; 14 leaves room for streams up to 1,024.'
+        )
+
+
+def _check_choices(config: ModelConfig) -> None:
+    choices = {
+        'activation': tuple(ACTIVATIONS),
+        'positions': POSITIONS,
+        'rule': kinds.RULES,
+        'implementation': ('', *choice.IMPLEMENTATIONS),
+        'stack': STACKS,
+        'combine': COMBINES,
+        'head': HEADS,
+        'pooling': POOLINGS,
+        'dtype': DTYPES,
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(
+                f'model.{name}={getattr(config, name)!r} is none of {allowed}.'
+            )
+    for kind in config.pattern:
+        if kind not in ATTENTIONS:
+            raise ValueError(
+                f'model.pattern has {kind!r}, which is none of {ATTENTIONS}.'
+            )
+
+
+def _check_attention(config: ModelConfig) -> None:
+    for kind in ('local', 'lsh'):
+        if kind in config.pattern:
+            kinds.check_chunks(
+                padded_length(config, config.length),
+                getattr(config, f'{kind}_chunk_length'),
+                getattr(config, f'{kind}_chunks_before'),
+                getattr(config, f'{kind}_chunks_after'),
+                config.causal,
+            )
+    if config.dense_length < -1:
+        raise ValueError(
+            f'model.dense_length={config.dense_length} is below -1: use -1 for '
+            'automatic, 0 for never beyond one chunk, or a length.'
+        )
+    if config.rule == 'strict' and config.dense_length > 0:
+        raise ValueError(
+            f"model.dense_length={config.dense_length} does not go with rule='strict', "
+            'which is the same function of the past at every length: set it to 0.'
+        )
+    if 'lsh' in config.pattern:
+        kinds.check_rule(
+            config.rule,
+            config.within_bucket,
+            config.lsh_chunks_before,
+            config.lsh_chunks_after,
+            config.causal,
+        )
+    if config.implementation:
+        sizes = config.head_size, config.lsh_chunk_length
+        choice.check(config.implementation, config.dtype, *sizes)
+    if config.heads_at_once < 0 or config.heads % (config.heads_at_once or 1):
+        raise ValueError(
+            f'model.heads_at_once={config.heads_at_once} does not divide heads='
+            f'{config.heads}: use a divisor, or 0 for all.'
+        )
+    if config.buckets:
+        hashing.bucket_factors(config.buckets)
+
+
+def _check_positions(config: ModelConfig) -> None:
+    if config.positions == 'sinusoidal' and config.d_model % 2:
+        raise ValueError(
+            f'sinusoidal positions need an even d_model, not {config.d_model}.'
+        )
+    if config.positions != 'axial':
+        return
+    shape, sizes = config.axial_shape, config.axial_sizes
+    if len(shape) < 2 or len(shape) != len(sizes) or min(*shape, *sizes) < 1:
+        raise ValueError(
+            f'axial_shape={shape} and axial_sizes={sizes} need two or more axes each, '
+            'as many of one as of the other.'
+        )
+    if sum(sizes) != config.d_model:
+        raise ValueError(
+            f'axial_sizes={sizes} add up to {sum(sizes)}, not to '
+            f'd_model={config.d_model}: they are concatenated, so they must.'
+        )
+    if math.prod(shape) < config.length:
+        raise ValueError(
+            f'axial_shape={shape} has {math.prod(shape)} positions for '
+            f'length={config.length}: enlarge an axis.'
+        )
+
+
+def _check_head(config: ModelConfig) -> None:
+    if config.head == 'lm' and not config.causal:
+        raise ValueError(
+            "model.head='lm' predicts the next token, which a bidirectional model "
+            "(model.causal=False) can see: use head='masked_lm', or causal=True."
+        )
+    if config.head in BIDIRECTIONAL_HEADS and config.causal:
+        raise ValueError(
+            f'model.head={config.head!r} needs a bidirectional model, and with '
+            'model.causal=True no token sees those after it: set model.causal=False, '
+            'or start from a bidirectional checkpoint.'
+        )
+    if config.head == 'classification' and config.causal and config.pooling != 'last':
+        raise ValueError(
+            f"model.head='classification' with pooling={config.pooling!r} needs a "
+            'bidirectional model: in a causal one the first token has seen nothing of '
+            "the text. Use model.pooling='last', or a bidirectional model."
+        )
+    least = {'classification': 1, 'token_classification': 2}.get(config.head, 0)
+    if config.classes < least:
+        raise ValueError(
+            f'model.classes={config.classes}: head {config.head!r} needs at least '
+            f'{least}.'
+        )
+    if not -1 <= config.start_token < config.vocab_size:
+        raise ValueError(
+            f'model.start_token={config.start_token} is outside [0, '
+            f'{config.vocab_size}): use a token, or -1 for none.'
+        )
+    if not config.norm_epsilon > 0:
+        raise ValueError(f'model.norm_epsilon={config.norm_epsilon} must be positive.')

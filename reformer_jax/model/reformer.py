@@ -1,0 +1,350 @@
+"""Reformer: embeddings, a stack of two-stream layers, a head (paper section 3)."""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from reformer_jax import sharding
+from reformer_jax.attention import hashing
+from reformer_jax.model import config as model_config
+from reformer_jax.model import heads
+from reformer_jax.model import layers
+from reformer_jax.model import padding
+from reformer_jax.model import positions
+from reformer_jax.stack import reversible
+
+ModelConfig = model_config.ModelConfig
+
+
+class Reformer(nnx.Module):
+    """A model with its head; a pytree whose leaves are its parameters."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        normal = jax.nn.initializers.normal
+        self.config = config
+        self.embedding = nnx.Param(
+            normal(1.0)(rngs.params(), (config.vocab_size, config.d_model))
+        )
+        self.position_tables = nnx.List(
+            nnx.Param(normal(1.0)(rngs.params(), shape))
+            for shape in model_config.position_table_shapes(config)
+        )
+        self.layers = nnx.List(
+            layers.stack(config, kind, rngs) for kind in config.pattern
+        )
+        self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs)
+        self.head = heads.build(config, rngs)
+
+    def __call__(
+        self,
+        tokens_BL: jax.Array,
+        mask_BL: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        hash_rotations: list[jax.Array | None] | None = None,
+        rounds: int | None = None,
+    ) -> jax.Array:
+        """What the head makes of a batch of sequences, in float32.
+
+        Logits [B, L, V] of the next token ('lm') or of the token itself ('masked_lm');
+        [B, classes] of the sequence ('classification'); [B, L, classes] of each token;
+        [B, L, 2] of its being the first and the last of the answer.
+
+        With the rules reformer and strict, real tokens give what they give alone,
+        wherever padding stands; with trax, padding takes up positions.
+
+        Args:
+          tokens_BL: ids in [0, vocab_size), of any length L up to config.length.
+          mask_BL: True for real tokens, None if all are.
+          key: random key of hashing and dropout. Needed to train; without one the
+            hashes are the same in every call.
+          train: whether dropout is on, and streams are on the grid that makes a
+            reversible stack's gradients exact (config.grid_bits).
+          hash_rotations: for each layer its rotations [H, K, R, S], None for layers
+            that do not hash.
+          rounds: hash rounds instead of the config's.
+        """
+        streams = self.streams(
+            tokens_BL,
+            mask_BL,
+            key=key,
+            train=train,
+            hash_rotations=hash_rotations,
+            rounds=rounds,
+        )
+        return self.logits(streams, mask_BL, key=key, train=train)
+
+    def encode(
+        self,
+        tokens_BL: jax.Array,
+        mask_BL: jax.Array | None = None,
+        *,
+        hash_rotations: list[jax.Array | None] | None = None,
+        rounds: int | None = None,
+    ) -> jax.Array:
+        """Hidden states [B, L, X] in float32: the embeddings of a text.
+
+        X is 2 * D where the streams are concatenated. Arguments as in a call.
+        """
+        streams = self.streams(
+            tokens_BL, mask_BL, hash_rotations=hash_rotations, rounds=rounds
+        )
+        return self._hidden(streams, None, False)
+
+    def streams(
+        self,
+        tokens_BL: jax.Array,
+        mask_BL: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        hash_rotations: list[jax.Array | None] | None = None,
+        rounds: int | None = None,
+    ) -> reversible.Streams:
+        """The two streams [B, L, D] after the last layer; arguments as in a call."""
+        config, length = self.config, tokens_BL.shape[1]
+        _check_call(config, length, key, train, hash_rotations)
+        order = None
+        if mask_BL is not None and config.rule != 'trax':
+            order = padding.real_first(mask_BL)
+            tokens_BL = padding.take(tokens_BL, order)
+            mask_BL = padding.take(mask_BL, order)
+        tokens_BP, mask_BP = padding.to_length(
+            tokens_BL, mask_BL, model_config.padded_length(config, length)
+        )
+        rate = config.dropout if train else 0.0
+        token_key, position_key, stack_key, *_ = _split(key)
+        x_BPD = self._embed(tokens_BP, rate, token_key, position_key)
+        y1, y2 = self._scan()(
+            tuple(
+                layers.as_functions(config, layer, train, rounds)
+                for layer in self.layers
+            ),
+            self._params(),
+            (x_BPD, x_BPD),
+            stack_key,
+            _rotations_by_block(config, hash_rotations),
+            mask_BP,
+            config.grid_bits if train else 0,
+        )
+        y1, y2 = y1[:, :length], y2[:, :length]
+        if order is not None:
+            y1, y2 = (padding.take(y, order.inverse) for y in (y1, y2))
+        return y1, y2
+
+    def streams_and_saved(
+        self,
+        tokens_BL: jax.Array,
+        attends: Sequence[Callable[..., tuple[jax.Array, Any]]],
+        hash_rotations: list[jax.Array | None],
+        shared: Any,
+    ) -> tuple[reversible.Streams, Any]:
+        """The last streams of an inference pass with other attention functions.
+
+        Args:
+          tokens_BL: ids in [0, vocab_size).
+          attends: for each place in the pattern, as `attend` in reversible.Block, for
+            all heads at once; `extra` is the layer's rotations.
+          hash_rotations: as in a call of the model.
+          shared: what all attentions get.
+
+        Returns:
+          The streams, and what the attentions save (reversible.forward_scan).
+        """
+        config = dataclasses.replace(self.config, heads_at_once=0)
+        key = jax.random.key(0)  # of dropout, which is off
+        x_BLD = self._embed(tokens_BL, 0.0, key, key)
+        functions = (
+            layers.as_functions(config, layer, False, None)._replace(attend=attend)
+            for layer, attend in zip(self.layers, attends, strict=True)
+        )
+        return reversible.forward_scan(
+            tuple(functions),
+            self._params(),
+            (x_BLD, x_BLD),
+            key,
+            _rotations_by_block(config, hash_rotations),
+            shared,
+            0,
+            single=config.streams == 1,
+        )
+
+    def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
+        """Embeddings [B, D] of single tokens at their positions."""
+        x_BD = self.embedding[...][tokens_B]
+        match self.config.positions:
+            case 'axial':
+                tables = [table[...] for table in self.position_tables]
+                return x_BD + positions.axial_at(tables, positions_B)
+            case 'learned':
+                return x_BD + self.position_tables[0][positions_B]
+            case 'sinusoidal':
+                return x_BD + positions.sinusoidal(positions_B, self.config.d_model)
+        return x_BD
+
+    def unstacked(self) -> list[layers.Block]:
+        """The layers one by one, from first to last."""
+        return [
+            jax.tree.map(operator.itemgetter(repeat), stack)
+            for repeat in range(self.config.repeats)
+            for stack in self.layers
+        ]
+
+    def logits(
+        self,
+        streams: reversible.Streams,
+        mask_BL: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """What the head makes of the last streams; arguments as in a call."""
+        config = self.config
+        if config.head in ('lm', 'masked_lm'):
+            x_BLX = self._hidden(streams, key, train)
+            return self.head(x_BLX, self.embedding[...])
+        if config.head == 'classification':
+            x_BX = self._pooled(streams, mask_BL, key, train)
+            return self.head(x_BX, _split(key)[4], train=train)
+        if config.head == 'none':
+            raise ValueError(
+                "the model has no head (model.head='none'): use encode, or build it "
+                'with another head.'
+            )
+        return self.head(self._hidden(streams, key, train))
+
+    def _pooled(self, streams, mask_BL, key, train) -> jax.Array:
+        """What stands for each sequence, [B, X]."""
+        pooling = self.config.pooling
+        if mask_BL is None:
+            mask_BL = jnp.ones(streams[0].shape[:2], bool)
+        if pooling == 'mean':
+            return heads.mean_of_real(self._hidden(streams, key, train), mask_BL)
+        places_B11 = heads.place_of_pooling(pooling, mask_BL)[..., None]
+        y1, y2 = (jnp.take_along_axis(y, places_B11, axis=1) for y in streams)
+        return self._hidden((y1, y2), key, train)[:, 0]
+
+    def _hidden(self, streams, key, train) -> jax.Array:
+        """Combination, norm and dropout of the last streams, [B, L, X] in float32."""
+        y1_BLD, y2_BLD = streams
+        if self.config.combine == 'average':
+            x_BLX = (y1_BLD + y2_BLD) / 2
+        else:
+            x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
+        x_BLX = self.norm(x_BLX)
+        if train and key is not None:
+            x_BLX = layers.dropout(x_BLX, self.config.dropout, _split(key)[3])
+        return x_BLX
+
+    def _embed(self, tokens_BL, dropout, token_key, position_key) -> jax.Array:
+        embedding_VD = sharding.constrain(self.embedding[...], P())
+        x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
+        x_BLD = layers.dropout(x_BLD, dropout, token_key)
+        positions_1LD = self._positions(tokens_BL.shape[1])
+        if positions_1LD is None:
+            return x_BLD
+        return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
+
+    def _positions(self, length: int) -> jax.Array | None:
+        """[1, L, D]; zeros for the padding beyond the longest sequence."""
+        real = min(length, self.config.length)
+        match self.config.positions:
+            case 'axial':
+                tables = [table[...] for table in self.position_tables]
+                embeddings_LD = positions.axial(tables, real)
+            case 'learned':
+                embeddings_LD = self.position_tables[0][:real]
+            case 'sinusoidal':
+                positions_L = jnp.arange(real)
+                embeddings_LD = positions.sinusoidal(positions_L, self.config.d_model)
+            case _:
+                return None
+        return jnp.pad(embeddings_LD, ((0, length - real), (0, 0)))[None]
+
+    def _params(self):
+        return tuple((stack.attention, stack.feed_forward) for stack in self.layers)
+
+    def _scan(self):
+        if self.config.stack == 'reversible':
+            return reversible.reversible_scan
+        return functools.partial(
+            reversible.residual_scan,
+            checkpoint=self.config.stack == 'checkpoint',
+            single=self.config.streams == 1,
+        )
+
+
+def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:
+    """A freshly initialised model."""
+    return Reformer(config, rngs)
+
+
+def shift_right(config: ModelConfig, tokens_BL: jax.Array) -> jax.Array:
+    """What a model reads to predict each token: the start token, all but the last."""
+    starts = jnp.full_like(tokens_BL[:, :1], config.start_token)
+    return jnp.concatenate([starts, tokens_BL[:, :-1]], axis=1)
+
+
+def hash_rotations(
+    config: ModelConfig,
+    key: jax.Array | None = None,
+    *,
+    rounds: int | None = None,
+) -> list[jax.Array | None]:
+    """The rotations that a call with this key draws, in the form it takes them."""
+    buckets = model_config.hash_buckets(config)
+
+    def rotations(layer):
+        if config.pattern[layer % len(config.pattern)] != 'lsh':
+            return None
+        attention_key, *_ = reversible.layer_keys(_split(key)[2], layer)
+        return hashing.random_rotations(
+            jax.random.split(attention_key)[0],
+            heads=config.heads,
+            head_size=config.head_size,
+            rounds=config.rounds if rounds is None else rounds,
+            buckets=buckets,
+        )
+
+    return [rotations(layer) for layer in range(config.layers)]
+
+
+def _split(key: jax.Array | None) -> jax.Array:
+    """Keys of the tokens', positions', stack's, output's and head's randomness."""
+    return jax.random.split(jax.random.key(0) if key is None else key, 5)
+
+
+def parameter_count(model: Any) -> int:
+    """Number of parameters of a model or of its abstract shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+
+
+def _rotations_by_block(config: ModelConfig, hash_rotations):
+    """Per-layer rotations stacked over the repeats, for each block of the pattern."""
+    count = len(config.pattern)
+    if hash_rotations is None:
+        return (None,) * count
+    return tuple(
+        jnp.stack(hash_rotations[place::count]) if kind == 'lsh' else None
+        for place, kind in enumerate(config.pattern)
+    )
+
+
+def _check_call(config, length, key, train, hash_rotations):
+    model_config.check_length(config, length)
+    if train and key is None:
+        raise ValueError('train=True needs a key, for dropout and fresh hashes.')
+    if hash_rotations is not None and len(hash_rotations) != config.layers:
+        raise ValueError(
+            f'hash_rotations has {len(hash_rotations)} entries for {config.layers} '
+            'layers: give one per layer, None for those that do not hash.'
+        )

@@ -1,0 +1,362 @@
+"""Run folders: the config of a run and the record of its starts.
+
+A run folder (`workdir`) holds
+
+    config.json, config.1.json, ...   the run's config, and its allowed later changes
+    runs.jsonl                        one line per start: when, what command and code
+    checkpoints/<step>/               see checkpoint.py
+    metrics.jsonl, tensorboard/       see metrics.py
+    evaluations/                      one file per call of eval.py
+    result.json                       written when a run is complete
+    tokenizer.model                   the SentencePiece model of the data, if any
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+# Top-level config fields that a resumed run may change: they say how long, how often
+# and on which devices, not what is computed.
+CHANGEABLE = (
+    'steps',
+    'minutes',
+    'log_every',
+    'eval_every',
+    'eval_batches',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'mesh',
+)
+
+ABSENT = '(absent)'
+_LISTED = 8  # differences an error message names before it only counts them
+# data.tokenizer of texts read as bytes, which need no file.
+NO_TOKENIZER = 'bytes'
+_TOKENIZER = 'tokenizer.model'
+_RESULT = 'result.json'
+_TEMPORARY = '.config.json.tmp'
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+def default_workdir(file: str, prefix: str = '') -> str:
+    """The run folder of a config file that none was named for: runs/text_tiny."""
+    name = re.sub(r'\W+', '_', re.sub(r'^.*/|\.py', '', file)).strip('_')
+    return f'runs/{prefix}{name}'
+
+
+def open_workdir(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Makes `workdir` the folder of this run, or opens it to resume the run in it.
+
+    Writes the config the first time; later, checks that the run is the same one, see
+    `CHANGEABLE`. Appends one line to `runs.jsonl`. Process 0 does this for all.
+
+    Args:
+      workdir: a folder on a mounted file system; created when absent.
+      config: nested dict of the run, of values that JSON can hold.
+      defaults: values of fields that a config from before they existed lacks, nested
+        as they are in the config.
+
+    Returns:
+      The absolute path of the folder.
+
+    Raises:
+      ValueError: the folder cannot be created or written, or the config is not JSON
+        or differs from the one in the folder.
+      FileExistsError: `workdir` is a file, or a folder of something else.
+    """
+    path = absolute(workdir)
+    if jax.process_index() != 0:
+        return path
+    config, record = as_json(config), _run_record()
+    _create(path)
+    earlier = _config_files(path)
+    if earlier:
+        saved = check_same_run(path, config, defaults)
+        if saved != config:
+            write_json(path / f'config.{len(earlier)}.json', config)
+    else:
+        entries = sorted(p.name for p in path.iterdir() if p.name != _TEMPORARY)
+        if entries:
+            raise FileExistsError(
+                f'workdir {path} is not empty ({", ".join(entries[:3])}) and has no '
+                'config.json: it is not a run folder, and is left as it is. Give '
+                '--workdir a new or an empty folder.'
+            )
+        write_json(path / 'config.json', config)
+    with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
+        file.write(json.dumps(record) + '\n')
+    return path
+
+
+def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest config of the run in `workdir`, with its own copy of the tokenizer.
+
+    Raises:
+      FileNotFoundError: there is no run in `workdir`.
+    """
+    config = recorded_config(workdir)
+    tokenizer = find_tokenizer(workdir)
+    if tokenizer is not None:
+        config['data']['tokenizer'] = tokenizer
+    return config
+
+
+def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest config of the run in `workdir`, as it was given to it.
+
+    Raises:
+      FileNotFoundError: there is no run in `workdir`.
+    """
+    path = absolute(workdir)
+    files = _config_files(path) if path.is_dir() else []
+    if not files:
+        raise FileNotFoundError(
+            f'no config.json in {path}: no run was started there. Give --workdir the '
+            'folder that train.py was started with.'
+        )
+    config = _read_json(files[-1])
+    if 'model_type' in config:
+        raise ValueError(
+            f'{path} is a folder of Hugging Face transformers, not a run: import it '
+            'first, python convert.py import FOLDER WORKDIR.'
+        )
+    return config
+
+
+def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
+    """The SentencePiece model in a run folder or in a Hugging Face one, if any."""
+    files = (absolute(folder) / name for name in (_TOKENIZER, 'spiece.model'))
+    return next((str(file) for file in files if file.is_file()), None)
+
+
+def check_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
+    """Raises a ValueError if the run folder has another tokenizer than `source`."""
+    kept = absolute(workdir) / _TOKENIZER
+    if kept.is_file() and kept.read_bytes() != absolute(source).read_bytes():
+        raise ValueError(
+            f'the tokenizer {source} differs from the one that the run started with, '
+            f'{kept}. Use that one, or another --workdir.'
+        )
+
+
+def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
+    """Copies a tokenizer into a run folder that has none; process 0 does."""
+    kept = absolute(workdir) / _TOKENIZER
+    if jax.process_index() == 0 and not kept.is_file():
+        temporary = kept.with_name(f'.{_TOKENIZER}.tmp')
+        temporary.write_bytes(absolute(source).read_bytes())
+        os.rename(temporary, kept)
+
+
+def write_evaluation(
+    workdir: str | os.PathLike[str], step: int, record: Mapping[str, Any]
+) -> pathlib.Path:
+    """Writes a new file `<workdir>/evaluations/step_<step>_<time>.json`."""
+    folder = absolute(workdir) / 'evaluations'
+    folder.mkdir(exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
+    path = folder / f'step_{step}_{now}.json'
+    write_json(path, record)
+    return path
+
+
+def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What `write_evaluation` wrote, oldest first."""
+    files = (absolute(workdir) / 'evaluations').glob('step_*.json')
+    by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
+    return [_read_json(file) for file in by_time]
+
+
+def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Writes what a run came to; it replaces that of the run before it was prolonged.
+
+    Args:
+      workdir: the run folder.
+      result: step, steps and minutes of the config, and the final metrics.
+    """
+    write_json(absolute(workdir) / _RESULT, result)
+
+
+def load_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What `write_result` wrote; None while there is nothing."""
+    file = absolute(workdir) / _RESULT
+    return _read_json(file) if file.is_file() else None
+
+
+def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    if '://' in os.fspath(workdir):
+        raise ValueError(
+            f'workdir {workdir} is a URL, and a run folder must be on a mounted file '
+            'system. Mount the bucket and give its path.'
+        )
+    return pathlib.Path(os.path.abspath(os.path.expanduser(workdir)))
+
+
+def listed(lines: Sequence[str]) -> str:
+    more = [f'and {len(lines) - _LISTED} more'] if len(lines) > _LISTED else []
+    return '\n'.join(f'  {line}' for line in [*lines[:_LISTED], *more])
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Dotted field names; an empty dict is a value."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            fields |= flat(value, f'{prefix}{name}.')
+        else:
+            fields[f'{prefix}{name}'] = value
+    return fields
+
+
+def _create(path: pathlib.Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(
+            f'workdir {path} is a file. Give --workdir a new or an empty folder.'
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f'workdir {path} cannot be created ({error.strerror}). Give --workdir a '
+            'path under a folder you may write to.'
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(
+            f'workdir {path} cannot be written to. Give --workdir a folder you may '
+            'write to, or change its permissions.'
+        )
+
+
+def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """config.json, config.1.json, ... as far as they go, oldest first."""
+    files = []
+    file = path / 'config.json'
+    while file.is_file():
+        files.append(file)
+        file = path / f'config.{len(files)}.json'
+    return files
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it will be read back: tuples become lists."""
+    for name, value in flat(config).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f'config field {name}={value!r} cannot be written as JSON ({error}). '
+                'Use numbers, strings, booleans, None, lists and dicts.'
+            ) from error
+    return json.loads(json.dumps(config))
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{file} is not JSON ({error}): it was changed by hand or damaged. Restore '
+            'it from a copy, or use another --workdir.'
+        ) from error
+
+
+def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes all of a JSON file or nothing of it."""
+    temporary = file.with_name(f'.{file.name}.tmp')
+    with open(temporary, 'w', encoding='utf-8') as stream:
+        json.dump(fields, stream, indent=2)
+        stream.write('\n')
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(temporary, file)
+
+
+def check_same_run(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns the newest config in a run folder, if `config` may resume its run.
+
+    Raises:
+      ValueError: it is another run's; arguments as in `open_workdir`.
+    """
+    path, saved = absolute(workdir), recorded_config(workdir)
+    new = flat(config)
+    known = flat(as_json(defaults or {}))
+    old = {name: known[name] for name in new if name in known} | flat(saved)
+    differing = [
+        f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
+        for name in [*old, *(name for name in new if name not in old)]
+        if name.split('.')[0] not in CHANGEABLE
+        and not (
+            name == 'data.tokenizer'
+            and NO_TOKENIZER not in (old.get(name), new.get(name))
+        )
+        and json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+    ]
+    if differing:
+        raise ValueError(
+            f'workdir {path} holds a run with another config:\n{listed(differing)}\n'
+            'Give the new config another --workdir, or set the old values to resume. '
+            f'Only these may change: {", ".join(CHANGEABLE)}.'
+        )
+    return saved
+
+
+def _run_record() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        'time': now.isoformat(timespec='seconds'),
+        'command': sys.argv,
+        'python': platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        'commit': _commit(),
+        'device': jax.devices()[0].device_kind,
+        'devices': jax.device_count(),
+        'processor': _processor(),
+        'cpu_cores': os.cpu_count(),
+        'processes': jax.process_count(),
+    }
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux or else Python names it."""
+    cpuinfo = pathlib.Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text('utf-8', 'replace').splitlines():
+            name, _, value = line.partition(':')
+            if name.strip() == 'model name':
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this code, `-dirty` when changed since; None outside of git."""
+    command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        done = subprocess.run(
+            command,
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,67 @@
+"""Position-wise functions over chunks of the sequence (paper section 3, "Chunking")."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def map_chunks(
+    function: Callable[[Any], Any], inputs: Any, *, chunk_length: int
+) -> Any:
+    """function(inputs) in the memory of one chunk, forward and backward.
+
+    Args:
+      function: maps a pytree of [B, c, ...] to a pytree of [B, c, ...], each position
+        on its own. It is recomputed in the backward pass.
+      inputs: pytree of arrays [B, L, ...].
+      chunk_length: positions at a time, the last chunk takes the rest; 0 or at least L
+        applies the function to all at once.
+    """
+    length = jax.tree.leaves(inputs)[0].shape[1]
+    if not 0 < chunk_length < length:
+        return function(inputs)
+    function = jax.checkpoint(function)
+    whole = length - length % chunk_length
+
+    def split(x):
+        x = x[:, :whole].reshape(x.shape[0], -1, chunk_length, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], whole, *x.shape[3:])
+
+    outputs = jax.tree.map(join, lax.map(function, jax.tree.map(split, inputs)))
+    if whole == length:
+        return outputs
+    rest = function(jax.tree.map(lambda x: x[:, whole:], inputs))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), outputs, rest)
+
+
+def cross_entropy(
+    logits: Callable[[Any], jax.Array],
+    hidden: Any,
+    targets_BL: jax.Array,
+    *,
+    chunk_length: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood in nats and whether the target was the likeliest, [B, L].
+
+    Args:
+      logits: maps hidden, cut to c positions, to logits [B, c, V].
+      hidden: pytree of [B, L, ...] that the logits are computed from.
+      targets_BL: ids in [0, V).
+      chunk_length: logits of so many positions exist at a time; 0 for all.
+    """
+
+    def per_token(inputs):
+        hidden, targets = inputs
+        logits_BLV = logits(hidden).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits_BLV, targets[..., None], axis=-1)[..., 0]
+        nll = jax.nn.logsumexp(logits_BLV, axis=-1) - picked
+        return nll, logits_BLV.argmax(-1) == targets
+
+    return map_chunks(per_token, (hidden, targets_BL), chunk_length=chunk_length)

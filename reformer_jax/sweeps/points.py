@@ -1,0 +1,402 @@
+"""A sweep: the runs that a config file asks for, each with its folder and commands.
+
+A config file says which in `sweep(add)`, and in `evaluations(add)`, if it has one, how
+each of them is evaluated once it is trained:
+
+    def sweep(add):
+        for rounds in (1, 2, 4):
+            add({'model.rounds': rounds})
+
+Everything is checked before the first run: unknown fields, impossible values, points
+that repeat each other.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ml_collections
+
+from reformer_jax import data
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
+from reformer_jax.training import config as training_config
+from reformer_jax.training import start as start_lib
+
+_LONGEST_NAME = 200  # file systems take 255 bytes
+_BASE = 'base'
+
+Overrides = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One call of train.py or eval.py, and the config that it comes to.
+
+    Attributes:
+      program: 'train.py' or 'eval.py'.
+      overrides: fields that the call sets, by their dotted names.
+      config: what a run folder or an evaluation records of it.
+    """
+
+    program: str
+    overrides: Overrides
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+      name: of its folder in that of the sweep.
+      folder: the run folder.
+      train: how it is trained.
+      evaluations: how it is evaluated afterwards.
+    """
+
+    name: str
+    folder: pathlib.Path
+    train: Command
+    evaluations: tuple[Command, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs that one config file asks for.
+
+    Attributes:
+      file: the config file, with its variant, as config_flags takes it.
+      workdir: the folder that has the run folders.
+      given: fields that the command line sets, by their dotted names.
+      points: the runs, in the order of the config file.
+    """
+
+    file: str
+    workdir: pathlib.Path
+    given: Overrides
+    points: tuple[Point, ...]
+
+
+def load(
+    file: str,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    given: Overrides,
+    seeds: int = 1,
+) -> Sweep:
+    """Expands the sweep of a config file.
+
+    Args:
+      file: path of the config file, with its variant.
+      config: what its get_config returned, with `given` set.
+      workdir: folder of the sweep; not touched.
+      given: fields that the command line sets.
+      seeds: runs of each point, with config.seed 0, 1, ...; 1 keeps the config's own.
+        data.seed stays as it is: the same batches in the same order.
+
+    Raises:
+      ValueError: the file has no sweep; a point sets an unknown field, one that the
+        command line sets too or an impossible value, or repeats another; its folder
+        has another run.
+    """
+    module = _import(file)
+    if not hasattr(module, 'sweep'):
+        raise ValueError(
+            f'{file} has no sweep: define sweep(add) in it, with a call of '
+            'add({field: value}) for each run, or train it once with train.py.'
+        )
+    listed = _listed(module.sweep)
+    if not listed:
+        raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
+    if seeds > 1:
+        listed = [
+            _with_seed(config, overrides, given, seed)
+            for overrides in listed
+            for seed in range(seeds)
+        ]
+    evaluations = _listed(getattr(module, 'evaluations', lambda add: None))
+    folder = run_folder.absolute(workdir)
+    points = tuple(
+        _point(config, folder, given, overrides, evaluations) for overrides in listed
+    )
+    for point in points:
+        _check_repeats(
+            f'evaluations of point {point.name}',
+            [
+                (_name(e), c)
+                for e, c in zip(evaluations, point.evaluations, strict=True)
+            ],
+        )
+        if (point.folder / 'config.json').is_file():
+            run_folder.check_same_run(
+                point.folder, point.train.config, training_config.DEFAULTS
+            )
+    _check_repeats('points', [(point.name, point.train) for point in points])
+    _check_folders(points)
+    return Sweep(file, folder, given, points)
+
+
+def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
+    """The command line of a command after the program, to be quoted for a shell."""
+    return [
+        f'--config={sweep.file}',
+        f'--workdir={_relative(point.folder)}',
+        *(f'--config.{f}={_text(value)}' for f, value in command.overrides.items()),
+    ]
+
+
+def _import(file: str) -> Any:
+    path = pathlib.Path(re.sub(r'\.py:.*$', '.py', file))
+    spec = importlib.util.spec_from_file_location(f'sweep_of_{path.stem}', path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+
+    def add(overrides: Overrides) -> None:
+        listed.append(dict(overrides))
+
+    define(add)
+    return listed
+
+
+def _with_seed(config, overrides: Overrides, given: Overrides, seed: int):
+    if 'seed' in {**overrides, **given}:
+        raise ValueError(
+            f'the seed is set by --seeds and by the sweep or the command line (in '
+            f'{_name(overrides)}): leave it to one of them.'
+        )
+    # The config's own is the same run with --seeds and without.
+    return overrides if seed == config.seed else {**overrides, 'seed': seed}
+
+
+def _point(config, workdir, given, overrides, evaluations) -> Point:
+    name = _name(overrides)
+
+    def command(program, place, changes):
+        _check_given(place, changes, given)
+        checked = _checked(config, changes, place, str(workdir / name))
+        return Command(program, {**given, **changes}, checked)
+
+    return Point(
+        name,
+        workdir / name,
+        command('train.py', f'point {name} of the sweep', overrides),
+        tuple(
+            command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
+            for e in evaluations
+        ),
+    )
+
+
+def _check_given(place: str, overrides: Overrides, given: Overrides) -> None:
+    both = sorted(set(overrides) & set(given))
+    if both:
+        raise ValueError(
+            f'{", ".join(both)} is set on the command line and by {place}: leave it to '
+            'one of them.'
+        )
+
+
+def _checked(config, overrides, place, folder) -> dict[str, Any]:
+    """The config of a point as its run folder records it."""
+    changed = copy.deepcopy(config)
+    for field, value in overrides.items():
+        _set(changed, field, value, place)
+    try:
+        # Standard output may be a script of commands.
+        with contextlib.redirect_stdout(sys.stderr):
+            resolved = start_lib.resolve(changed, folder)
+        training_config.check_data(training_config.run_config(resolved))
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f'{place}: {error}') from error
+    return run_folder.as_json(resolved.to_dict())
+
+
+def _set(config, field: str, value: Any, place: str) -> None:
+    fields = run_folder.flat(config.to_dict())
+    if field not in fields:
+        close = difflib.get_close_matches(field, fields, n=3)
+        raise ValueError(
+            f'{place} sets {field!r}, which is no field of the config'
+            + (f': did you mean {" or ".join(close)}?' if close else '.')
+        )
+    try:
+        config.update_from_flattened_dict({field: value})
+    except TypeError as error:
+        raise ValueError(
+            f'{place} sets {field}={value!r}, which is of another type than '
+            f'{fields[field]!r} in the config ({error}).'
+        ) from error
+
+
+def _check_repeats(what: str, commands: Iterable[tuple[str, Command]]) -> None:
+    seen: dict[str, str] = {}
+    for name, command in commands:
+        config = json.dumps(command.config, sort_keys=True)
+        if config in seen:
+            raise ValueError(
+                f'{what} {seen[config]} and {name} of the sweep are the same: leave '
+                'one out.'
+            )
+        seen[config] = name
+
+
+def _check_folders(points: Iterable[Point]) -> None:
+    names = [point.name for point in points]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f'two points of the sweep would have the folder {name}: their values '
+                'differ only in characters that a folder name leaves out.'
+            )
+
+
+def _name(overrides: Overrides) -> str:
+    """The folder of a point: its overrides, without what a shell would mind."""
+    parts = []
+    for field, value in overrides.items():
+        several = value if isinstance(value, tuple) else (value,)
+        text = re.sub(r'[^\w.+-]+', '-', '-'.join(map(str, several))).strip('-')
+        parts.append(f'{field}={text}')
+    name = ','.join(parts)
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f'a point of the sweep sets so much that its folder would be named '
+            f'{name!r}, of {len(name)} characters; the limit is {_LONGEST_NAME}: move '
+            'what all points have in common to get_config.'
+        )
+    return name or _BASE
+
+
+def _text(value: Any) -> str:
+    """A value as config_flags reads it; a shell would mind single quotes."""
+    if isinstance(value, tuple):
+        return f'({"".join(json.dumps(part) + "," for part in value)})'
+    return value if isinstance(value, str) else repr(value)
+
+
+def _relative(folder: pathlib.Path) -> str:
+    """The folder as a command line has it: relative where it is below this one."""
+    here = pathlib.Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+_PLAN = 'sweep.json'
+
+
+def record(sweep: Sweep) -> None:
+    """Writes down in the sweep's folder what it has, for reports to know the gaps.
+
+    Raises:
+      ValueError: the folder has another sweep, or is no folder for one.
+    """
+    file = sweep.workdir / _PLAN
+    if sweep.workdir.is_file() or (sweep.workdir / 'config.json').is_file():
+        raise ValueError(
+            f'{sweep.workdir} is a file or the folder of a single run: give --workdir '
+            'a new folder for the sweep, which gets a folder for each run.'
+        )
+    names = [point.name for point in sweep.points]
+    fields = run_folder.as_json(
+        {'config': sweep.file, 'given': dict(sweep.given), 'points': names}
+    )
+    if file.is_file():
+        earlier = json.loads(file.read_text('utf-8'))
+        if _identity(earlier) != _identity(fields):
+            raise ValueError(
+                f'{sweep.workdir} holds another sweep, of {earlier["config"]} with '
+                f'{earlier["given"]}: give this one, of {sweep.file} with '
+                f'{fields["given"]}, another --workdir.'
+            )
+        # Points of an earlier state of the config file that have been run.
+        old = [n for n in earlier['points'] if (sweep.workdir / n).is_dir()]
+        fields['points'] = list(dict.fromkeys([*old, *names]))
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(file, fields)
+
+
+def check_data(sweep: Sweep) -> None:
+    """Opens the data of what is to be run, downloading what is to be downloaded.
+
+    Raises:
+      FileNotFoundError: there are none.
+      ValueError: they are damaged, or too few.
+    """
+    sections = {
+        json.dumps(point.train.config['data']): point.train.config['data']
+        for point in sweep.points
+        if missing(point)
+    }
+    for section in sections.values():
+        for split in ('train', 'validation'):
+            data.build(section, split)
+
+
+def is_trained(point: Point) -> bool:
+    """Whether a run is complete, as long as its config now says."""
+    result = run_folder.load_result(point.folder)
+    config = point.train.config
+    return result is not None and all(
+        result[name] == config[name] for name in ('steps', 'minutes')
+    )
+
+
+def missing(point: Point) -> list[Command]:
+    """What is still to be called, in order."""
+    if not is_trained(point):
+        return [point.train, *point.evaluations]
+    result = run_folder.load_result(point.folder)
+    assert result is not None
+    done = [
+        _computed(record['config'])
+        for record in run_folder.load_evaluations(point.folder)
+        if all(split['step'] == result['step'] for split in record['results'].values())
+    ]
+    return [c for c in point.evaluations if _computed(c.config) not in done]
+
+
+def status(point: Point) -> str:
+    """How far a run is, in words."""
+    left = len(missing(point))
+    if is_trained(point):
+        result = run_folder.load_result(point.folder)
+        assert result is not None
+        told = metrics.summary('validation', result['step'], result['validation'])
+        return told + (f'; {left} evaluations to go' if left else '')
+    try:
+        last = metrics.read(point.folder / 'metrics.jsonl')[-1]
+    except (FileNotFoundError, ValueError, IndexError):
+        return 'not started'
+    return f'unfinished, at step {last["step"]} of {point.train.config["steps"]}'
+
+
+def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    given = {
+        name: value
+        for name, value in fields['given'].items()
+        if name.split('.')[0] not in run_folder.CHANGEABLE
+    }
+    file, _, variant = fields['config'].partition('.py')
+    return (pathlib.Path(file).resolve(), variant), given
+
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the path of its tokenizer, of which the run keeps a copy."""
+    fields = run_folder.flat(config)
+    fields.pop('data.tokenizer', None)
+    return fields

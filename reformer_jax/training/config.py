@@ -1,0 +1,158 @@
+"""The config of a run, checked: what is wrong with it is said before any work."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from reformer_jax import data
+from reformer_jax import sharding
+from reformer_jax.model import config as model_config
+from reformer_jax.training import optimizer as optimizer_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The top level of a config.
+
+    Attributes:
+      seed: of parameters, dropout and hashes (the data have their own).
+      steps: optimizer steps of the run.
+      minutes: stop after so many minutes of this call, with a checkpoint and the final
+        evaluation; 0 for no limit.
+      log_every: steps between progress lines.
+      eval_every: steps between evaluations on the validation split; 0 for only the
+        final one.
+      eval_batches: batches of a periodic evaluation; 0 for the whole split. The final
+        one is always over the whole split.
+      checkpoint_every: steps between checkpoints; 0 for only the final one.
+      keep_checkpoints: how many of the latest to keep, besides the best.
+      init_from: folder that training starts from instead of fresh parameters, a Hugging
+        Face model or a run; '' for none. See initial.py.
+      accumulate: parts that a batch is cut into, one forward and backward pass each.
+      mesh: devices along the axes data, fsdp and model.
+      data: arguments of the dataset, see reformer_jax/data.
+      model: model.ModelConfig.
+      optimizer: optimizer.OptimizerConfig.
+    """
+
+    seed: int
+    steps: int
+    minutes: float
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    accumulate: int
+    mesh: Mapping[str, int]
+    data: Mapping[str, Any]
+    model: model_config.ModelConfig
+    optimizer: optimizer_lib.OptimizerConfig
+    init_from: str = ''
+
+
+# Fields that were added to configs later are taken for these in older run folders.
+DEFAULTS = {'model': model_config.defaults(), 'optimizer': optimizer_lib.defaults()}
+
+
+def defaults() -> dict[str, Any]:
+    """The top level of a config, for configs to start from: steps, data, model and
+    optimizer are theirs."""
+    return {
+        'seed': 0,
+        'minutes': 0.0,
+        'log_every': 50,
+        'eval_every': 1000,
+        'eval_batches': 0,
+        'checkpoint_every': 1000,
+        'keep_checkpoints': 2,
+        'init_from': '',
+        'accumulate': 1,
+        'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
+    }
+
+
+def run_config(config: ml_collections.ConfigDict) -> RunConfig:
+    """The config as checked dataclasses; a ValueError names an unknown field."""
+    fields = dict(config.to_dict())
+    fields['model'] = _section(model_config.ModelConfig, fields.get('model'), 'model.')
+    fields['optimizer'] = _section(
+        optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
+    )
+    run = _section(RunConfig, fields, '')
+    for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
+        if getattr(run, name) < 1:
+            raise ValueError(f'config.{name}={getattr(run, name)} must be at least 1.')
+    for name in ('minutes', 'eval_every', 'eval_batches', 'checkpoint_every', 'seed'):
+        if getattr(run, name) < 0:
+            raise ValueError(f'config.{name}={getattr(run, name)} is negative.')
+    return run
+
+
+def _section(kind: Any, fields: Any, prefix: str) -> Any:
+    fields = dict(fields or {})
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - set(known))
+    missing = sorted(
+        name
+        for name, field in known.items()
+        if name not in fields and field.default is dataclasses.MISSING
+    )
+    for problem, names in (('unknown', unknown), ('missing', missing)):
+        if names:
+            raise ValueError(
+                f'{problem} config field {", ".join(prefix + n for n in names)}: there '
+                f'are {", ".join(prefix + n for n in known)}.'
+            )
+    return kind(**fields)
+
+
+def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises a ValueError if model, data and mesh do not fit each other."""
+    check_data(run)
+    (batch_size, _), _ = data.batch_spec(run.data)['tokens']
+    sharding.check(
+        mesh,
+        batch_size=batch_size // run.accumulate,
+        heads=run.model.heads_at_once or run.model.heads,
+    )
+
+
+def check_data(run: RunConfig) -> None:
+    """Raises a ValueError if model and data do not fit each other."""
+    _check_head(run)
+    (batch_size, length), _ = data.batch_spec(run.data)['tokens']
+    vocab_size = data.vocab_size(run.data)
+    if vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
+            f'{run.model.vocab_size}: '
+            + (
+                f'use the tokenizer that {run.init_from} was trained with.'
+                if run.init_from
+                else f'set it to at least {vocab_size}.'
+            )
+        )
+    if batch_size % run.accumulate:
+        raise ValueError(
+            f'data.batch_size={batch_size} is no multiple of accumulate='
+            f'{run.accumulate}: change one of them.'
+        )
+    model_config.check_length(run.model, length)
+
+
+def _check_head(run: RunConfig) -> None:
+    needed, classes = data.head(run.data), data.classes(run.data)
+    if run.model.head != needed:
+        raise ValueError(
+            f'dataset {run.data["dataset"]!r} is for a model with head={needed!r}, not '
+            f'with model.head={run.model.head!r}: change config.model.head or the data.'
+        )
+    if needed.endswith('classification') and run.model.classes != classes:
+        raise ValueError(
+            f'the data have {classes} classes and the model model.classes='
+            f'{run.model.classes}: set it to {classes}, or to 0 when a run starts.'
+        )

@@ -1,0 +1,161 @@
+"""Between the folders of Hugging Face transformers and run folders; see convert.py."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+
+from reformer_jax import huggingface
+from reformer_jax import sharding
+from reformer_jax.data import tokenizers
+from reformer_jax.huggingface import fields as fields_lib
+from reformer_jax.model import config as model_config
+from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import state as state_lib
+
+# In an imported run folder: the config.json that the model came with.
+_ORIGINAL = 'huggingface.json'
+_SENTENCEPIECE = 'spiece.model'
+
+_DATASETS: dict[str, dict[str, Any]] = {
+    'classification': {
+        'dataset': 'classification',
+        'text_columns': ('text',),
+        'label_column': 'label',
+        'kind': 'single',
+    },
+    'question_answering': {
+        'dataset': 'question_answering',
+        'question_column': 'question',
+        'context_column': 'context',
+        'answers_column': 'answers',
+    },
+}
+
+
+def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
+    """Makes a run folder of a model that transformers saved.
+
+    Raises:
+      FileExistsError: there is something in `workdir`.
+      FileNotFoundError, ValueError: as huggingface.load.
+    """
+    config, model = huggingface.load(folder, pytorch=pytorch)
+    if checkpoint.exists(workdir):
+        raise FileExistsError(f'{workdir} is a run already: give a new folder.')
+    tokenizer = run_folder.find_tokenizer(folder)
+    size = tokenizers.load(tokenizer or run_folder.NO_TOKENIZER).vocab_size
+    if tokenizer and size > config.vocab_size:
+        raise ValueError(
+            f'{tokenizer} has {size} tokens, the model only vocab_size='
+            f'{config.vocab_size}: it is the tokenizer of another model.'
+        )
+    if not tokenizer:
+        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
+    names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
+    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
+    path = checkpoint.open_workdir(workdir, fields)
+    if tokenizer:
+        run_folder.keep_tokenizer(path, tokenizer)
+    shutil.copyfile(
+        pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
+    )
+    run = training_config.run_config(ml_collections.ConfigDict(fields))
+    state = state_lib.init_state(config, state_lib.optimizer(run), run.seed)
+    with checkpoint.Checkpointer(path, keep=1) as checkpointer:
+        checkpointer.save(0, dataclasses.replace(state, model=model))
+
+
+def export_run(
+    workdir: str,
+    folder: str,
+    *,
+    step: str | None = None,
+    rule_trax: bool = False,
+) -> None:
+    """Writes a run's model for transformers.
+
+    Args:
+      workdir: the run folder.
+      folder: a new folder.
+      step: which checkpoint, see Checkpointer.restore.
+      rule_trax: whether a model of another rule, or with exact attention in LSH layers,
+        is exported as what transformers computes: the same parameters, rule 'trax',
+        LSH beyond one chunk.
+
+    Raises:
+      FileExistsError: the folder holds a model.
+      ValueError: transformers has no such model.
+    """
+    fields = checkpoint.load_config(workdir)
+    run = training_config.run_config(ml_collections.ConfigDict(fields))
+    model, _ = state_lib.restore_model(run, sharding.make_mesh(), workdir, step)
+    config = run.model
+    if rule_trax:
+        config = dataclasses.replace(
+            config, rule='trax', within_bucket=False, dense_length=0
+        )
+    tokenizer = run_folder.find_tokenizer(workdir)
+    target = pathlib.Path(folder).expanduser() / _SENTENCEPIECE
+    if tokenizer and target.exists():
+        raise FileExistsError(
+            f'{target} exists and is left as it is: give a new folder.'
+        )
+    like = _original(workdir, run.init_from) or {}
+    if config.head == 'classification' and run.data.get('labels'):
+        like |= fields_lib.label_fields(run.data['labels'])
+    huggingface.save(folder, config, model, like=like)
+    if tokenizer:
+        shutil.copyfile(tokenizer, target)
+    if config.head == 'lm' and config.start_token >= 0:
+        print(
+            f'the model was trained with token {config.start_token} before every '
+            'text, which transformers does not put there: do so yourself'
+        )
+
+
+def _original(workdir: str, source: str) -> dict[str, Any] | None:
+    """The config.json that a run's model, or what it started from, came with."""
+    if source and huggingface.is_model(source):
+        return huggingface.load_fields(source)
+    for folder in filter(None, (workdir, source)):
+        file = run_folder.absolute(folder) / _ORIGINAL
+        if file.is_file():
+            return json.loads(file.read_text(encoding='utf-8'))
+    return None
+
+
+def _run_fields(
+    config: model_config.ModelConfig, tokenizer: str, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """The config of an imported run: its model, and data of the kind it is for."""
+    data: dict[str, Any] = {
+        'tokenizer': tokenizer,
+        'length': config.length,
+        'batch_size': 1,
+        'seed': 0,
+    }
+    if config.head in _DATASETS:
+        data |= {**_DATASETS[config.head], 'source': ''}
+        if config.head == 'classification':
+            data['labels'] = labels
+    else:
+        masked = 0.15 if config.head == 'masked_lm' else 0.0
+        data |= {'dataset': 'text', 'path': '', 'masked_fraction': masked}
+    return {
+        **training_config.defaults(),
+        'steps': 1,
+        'log_every': 1,
+        'eval_every': 0,
+        'checkpoint_every': 0,
+        'keep_checkpoints': 1,
+        'data': data,
+        'model': dataclasses.asdict(config),
+        'optimizer': {**optimizer_lib.defaults(), 'name': 'adafactor'},
+    }

@@ -1,0 +1,348 @@
+"""Attention of all kinds: padding, causality, local and full, dtypes, errors."""
+
+import functools
+
+import attention_oracles as oracles
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer_jax import attention
+from reformer_jax.attention import hashing
+from reformer_jax.attention import kinds
+from reformer_jax.attention import numerics
+
+# ---------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize('rule', kinds.RULES)
+def test_lsh_ignores_the_content_of_padding(rule):
+    qk, v, direction = oracles.inputs(32)
+    mask = oracles.mask(32)
+    pads = ~mask[:, :, None, None]
+    rotations = oracles.normal(2, 6, 2, 2, seed=9)
+    attend = jax.jit(
+        functools.partial(oracles.strict_lsh, rule=rule, mask=jnp.asarray(mask))
+    )
+    out = attend(qk, v, rotations)
+    other_qk, other_v = np.where(pads, (9 * direction, 99 * direction), (qk, v))
+    other = attend(other_qk, other_v, rotations)
+    np.testing.assert_array_equal(out[mask], other[mask])
+
+
+@pytest.mark.parametrize('kind', ['full', 'shared', 'local'])
+@pytest.mark.parametrize('causal', [True, False])
+def test_full_and_local_ignore_the_content_of_padding(kind, causal):
+    q, k, v, direction = oracles.inputs(32, count=3)
+    mask = oracles.mask(32)
+    pads = ~mask[:, :, None, None]
+
+    @jax.jit
+    def attend(q, k, v):
+        if kind == 'local':
+            return attention.local_attention(
+                q, k, v, chunk_length=4, causal=causal, mask=jnp.asarray(mask)
+            )
+        k = q if kind == 'shared' else k
+        return attention.full_attention(
+            q, k, v, causal=causal, mask=jnp.asarray(mask), shared_qk=kind == 'shared'
+        )
+
+    others = np.where(pads, 9 * direction, (q, k, v))
+    out, other = attend(q, k, v), attend(*others)
+    np.testing.assert_array_equal(out[mask], other[mask])
+
+
+@pytest.mark.parametrize(
+    ('rule', 'real'), [('reformer', 16), ('strict', 16), ('strict', 13)]
+)
+def test_a_padded_sequence_is_the_sequence_alone(rule, real):
+    qk, v, _ = oracles.inputs(28)
+    rotations = oracles.normal(2, 6, 2, 2, seed=9)
+    mask = np.broadcast_to(np.arange(28) < real, (2, 28))
+    attend = functools.partial(oracles.strict_lsh, rule=rule)
+    padded = oracles.jit(functools.partial(attend, mask=jnp.asarray(mask)))(
+        qk, v, rotations
+    )
+    if real % 4:  # alone, its length must still be a multiple of the chunk
+        buckets = hashing.hash_vectors(qk, rotations, buckets=4)[..., :real]
+        seen = oracles.numbers_seen(buckets, chunk_length=4, rule=rule)
+        alone = oracles.slow_shared_qk(qk[:, :real], v[:, :real], *seen)
+    else:
+        alone = oracles.jit(attend)(qk[:, :real], v[:, :real], rotations)
+    np.testing.assert_allclose(padded[:, :real], alone, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- causality
+
+
+def _causal_attention(kind):
+    """Attention of q, k, v [B, 32, H, K] that hashes anew, or with fixed buckets."""
+    rotations = oracles.normal(2, 6, 4, 2, seed=9)
+    if kind == 'full':
+        return functools.partial(attention.full_attention, causal=True)
+    if kind == 'shared':
+        return lambda q, k, v: attention.full_attention(
+            q, q, v, causal=True, shared_qk=True
+        )
+    if kind == 'local':
+        return functools.partial(attention.local_attention, chunk_length=4, causal=True)
+    if kind == 'strict':
+        return lambda q, k, v: oracles.strict_lsh(q, v, rotations)
+    fixed = functools.partial(
+        oracles.lsh(chunk_length=4, causal=True, rule=kind),
+        buckets_BHRL=oracles.buckets(32, rounds=4),
+    )
+    return lambda q, k, v: fixed(q, v)
+
+
+KINDS = ['full', 'shared', 'local', 'strict', 'reformer', 'trax']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_future_changes_no_output(kind):
+    inputs = oracles.inputs(32, count=3)[:3]
+    attend = jax.jit(_causal_attention(kind))
+    out = np.asarray(attend(*inputs))
+    # In the strict rule the keys stay but move within their window: another order of
+    # summation. For the others there is no difference at all.
+    tolerance = 1e-6 if kind == 'strict' else 0.0
+    for seed in range(8):
+        change = 3 * oracles.normal(*inputs[0].shape, seed=100 + seed)
+        for start in (31, 17):
+            future = (np.arange(32) >= start)[:, None, None]
+            other = np.asarray(attend(*(x + change * future for x in inputs)))
+            assert not np.allclose(out[:, start:], other[:, start:])
+            np.testing.assert_allclose(
+                out[:, :start], other[:, :start], rtol=0, atol=tolerance
+            )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_future_has_no_gradient(kind):
+    *inputs, direction = oracles.inputs(32, count=3)
+    past = direction * (np.arange(32) < 18)[:, None, None]
+    _, gradients = oracles.value_and_gradients(_causal_attention(kind), inputs, past)
+    for gradient in gradients[:: 2 if kind not in ('full', 'local') else 1]:
+        np.testing.assert_array_equal(gradient[:, 18:], 0.0)
+        assert np.abs(gradient[:, :17]).max() > 0.01
+
+
+def test_strict_depends_on_the_past_alone():
+    qk, v, _ = oracles.inputs(32)
+    rotations = oracles.normal(2, 6, 2, 2, seed=9)
+    attend = oracles.jit(oracles.strict_lsh)
+    whole = attend(qk, v, rotations)
+    cut = attend(qk[:, :20], v[:, :20], rotations)
+    np.testing.assert_allclose(whole[:, :20], cut, rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- local and full
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'causal before after length masked steps'.split(),
+    [
+        (True, 1, 0, 36, False, 'some'),  # steps of three chunks of nine
+        (True, 2, 0, 28, True, 'some'),  # a prime number of chunks
+        (True, 0, 0, 36, False, 'huge'),
+        (False, 1, 1, 36, True, 'some'),
+        (False, 0, 2, 28, True, 'tiny'),
+        (False, 1, 0, 36, True, 'huge'),
+        (True, 1, 0, 4, True, 'some'),  # one chunk: full attention
+        (True, 1, 0, 3, False, 'some'),
+    ],
+)
+def test_local_is_dense_within_a_band(
+    logits_per_step, causal, before, after, length, masked, steps
+):
+    logits_per_step(oracles.STEPS[steps])
+    *inputs, direction = oracles.inputs(length, count=3)
+    mask = oracles.mask(length) if masked else np.ones((2, length), bool)
+    direction *= mask[:, :, None, None]
+    chunk = np.arange(length) // 4
+    ahead = chunk[None, :] - chunk[:, None]
+    allowed = (ahead >= -before) & (ahead <= after)
+    allowed = np.tril(allowed) if causal else allowed
+    allowed = allowed & mask[:, None, None, :]
+    local = functools.partial(
+        attention.local_attention,
+        chunk_length=4,
+        chunks_before=before,
+        chunks_after=after,
+        causal=causal,
+        mask=jnp.asarray(mask) if masked else None,
+    )
+    dense = functools.partial(oracles.dense, allowed=allowed, scale=6**-0.5)
+    out, gradients = oracles.value_and_gradients(local, inputs, direction)
+    wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
+    np.testing.assert_allclose(out[mask], wanted[mask], rtol=1e-5, atol=1e-5)
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+        oracles.assert_near(gradient, wanted_gradient)
+
+
+@pytest.mark.parametrize(
+    'shared causal masked length steps'.split(),
+    [
+        (False, True, False, 24, 'huge'),
+        (False, False, True, 260, 'tiny'),
+        (False, True, True, 260, 'tiny'),
+        (True, True, True, 24, 'huge'),
+        (True, False, True, 260, 'tiny'),
+        (True, True, False, 260, 'tiny'),
+    ],
+)
+def test_full_is_dense(logits_per_step, shared, causal, masked, length, steps):
+    logits_per_step(oracles.STEPS[steps])
+    q, k, v, direction = oracles.inputs(length, count=3, batch=2, head_size=6)
+    mask = oracles.mask(length) if masked else np.ones((2, length), bool)
+    direction *= mask[:, :, None, None]
+    allowed = np.ones((length, length), int)
+    allowed = np.tril(allowed) if causal else allowed
+    allowed = allowed * mask[:, None, None, :]
+    full = functools.partial(
+        attention.full_attention,
+        causal=causal,
+        mask=jnp.asarray(mask) if masked else None,
+        shared_qk=shared,
+    )
+    if shared:
+        inputs = q, v
+        seen = np.broadcast_to(
+            allowed * ~np.eye(length, dtype=bool), (2, 2, length, length)
+        )
+        dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=1.0)
+        out, gradients = oracles.value_and_gradients(
+            lambda q, v: full(q, q, v), inputs, direction
+        )
+    else:
+        inputs = q, k, v
+        dense = functools.partial(oracles.dense, allowed=allowed > 0, scale=6**-0.5)
+        out, gradients = oracles.value_and_gradients(full, inputs, direction)
+    wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
+    np.testing.assert_allclose(out[mask], wanted[mask], rtol=1e-5, atol=1e-5)
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+        oracles.assert_near(gradient, wanted_gradient)
+
+
+# ---------------------------------------------------------------- dtypes, transforms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('kind', 'v_dtype'),
+    [
+        ('full', jnp.bfloat16),
+        ('shared', jnp.float32),
+        ('local', jnp.bfloat16),
+        ('strict', jnp.bfloat16),
+        ('strict', jnp.float32),
+    ],
+)
+def test_bfloat16_is_close_and_outputs_have_the_dtype_of_v(kind, v_dtype):
+    q, k, v, direction = (x.astype(jnp.bfloat16) for x in oracles.inputs(32, count=3))
+    low = q, k, v.astype(v_dtype)
+    high = [x.astype(np.float32) for x in low]
+    direction = direction.astype(v_dtype)
+    attend = _causal_attention(kind)
+    out, gradients = oracles.value_and_gradients(attend, low, direction)
+    wanted, wanted_gradients = oracles.value_and_gradients(
+        attend, high, direction.astype(np.float32)
+    )
+    assert out.dtype == v_dtype
+    oracles.assert_near(out.astype(np.float32), wanted, 0.01)
+    for gradient, wanted_gradient, x in zip(
+        gradients, wanted_gradients, low, strict=True
+    ):
+        assert gradient.dtype == x.dtype
+        if np.any(wanted_gradient):
+            oracles.assert_near(gradient.astype(np.float32), wanted_gradient, 0.02)
+
+
+@pytest.mark.parametrize('kind', ['full', 'local', 'strict'])
+def test_checkpoint_changes_no_gradient(kind):
+    *inputs, direction = oracles.inputs(32, count=3)
+    attend = _causal_attention(kind)
+    plain = oracles.value_and_gradients(attend, inputs, direction)
+    saved = oracles.value_and_gradients(jax.checkpoint(attend), inputs, direction)
+    jax.tree.map(np.testing.assert_array_equal, plain, saved)
+
+
+def test_keys_have_unit_length_and_zero_is_safe():
+    qk = oracles.normal(5, 6) * (np.arange(5) != 2)[:, None]
+    keys = oracles.jit(numerics.unit_keys)(qk.astype(jnp.bfloat16))
+    assert keys.dtype == jnp.float32
+    np.testing.assert_allclose(
+        np.linalg.norm(keys, axis=-1), [1, 1, 0, 1, 1], rtol=1e-5
+    )
+    gradient = oracles.jit(jax.grad(lambda qk: numerics.unit_keys(qk).sum()))(qk)
+    assert np.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _call(function, **options):
+    defaults = {'chunk_length': 4, 'causal': True}
+    qk, v, _ = oracles.inputs(10 if options.pop('ragged', False) else 16)
+    if function == 'lsh':
+        buckets = oracles.buckets(qk.shape[1])
+        return attention.lsh_attention(qk, v, buckets, **defaults | options)
+    return attention.local_attention(qk, qk, v, **defaults | options)
+
+
+@pytest.mark.parametrize('function', ['lsh', 'local'])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'ragged': True}, r'length 10 .* chunk_length=4: use length 8 or 12, or ano'),
+        (
+            {'chunks_before': -1},
+            r'chunks_before=-1, chunks_after=0: neither may be neg',
+        ),
+        (
+            {'chunks_after': -2, 'causal': False},
+            r'chunks_before=1, chunks_after=-2: neither may be negative',
+        ),
+        ({'chunks_after': 2}, r'chunks_after=2 .* set it to 0, or causal=False'),
+    ],
+)
+def test_bad_chunks_are_rejected(function, options, message):
+    with pytest.raises(ValueError, match=message):
+        _call(function, **options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            {'rule': 'loose'},
+            r"rule='loose' is none of \('reformer', 'trax', 'strict'\)",
+        ),
+        (
+            {'rule': 'trax', 'within_bucket': True},
+            r"within_bucket=True belongs to the reformer rule, not to rule='trax'",
+        ),
+        (
+            {'rule': 'strict', 'within_bucket': True},
+            r"within_bucket=True belongs to the reformer rule, not to rule='strict'",
+        ),
+        (
+            {'rule': 'strict', 'causal': False},
+            r'chunks_before=1 and chunks_after=0, not causal=False, .*: change them or',
+        ),
+        (
+            {'rule': 'strict', 'chunks_before': 2},
+            r'chunks_before=1 and chunks_after=0, not .* chunks_before=2, .*: change',
+        ),
+        (
+            {'implementation': 'fast'},
+            r"implementation='fast' is none of \('xla', .*, 'dense'\)",
+        ),
+    ],
+)
+def test_bad_rules_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        _call('lsh', **options)

@@ -1,0 +1,90 @@
+"""Exact attention by cuDNN: what is handed to it, checked with XLA in its place."""
+
+import functools
+
+import attention_oracles as oracles
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reformer_jax import attention
+from reformer_jax.attention.kernels import cudnn
+
+
+@pytest.fixture
+def xla_in_its_place(monkeypatch):
+    """Calls of cudnn.attend, which are given to XLA."""
+    calls = []
+
+    def attend(q, k, v, **options):
+        calls.append(options)
+        return real(q, k, v, **options, implementation='xla')
+
+    real = cudnn.attend
+    monkeypatch.setattr(cudnn, 'attend', attend)
+    monkeypatch.setattr(cudnn, '_is_installed', lambda: True)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(cudnn, 'is_ampere_or_later', lambda device: True)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('shared_qk', 'causal'), [(True, True), (False, True), (False, False)]
+)
+def test_same_attention(xla_in_its_place, monkeypatch, shared_qk, causal):
+    q, k, v, direction = oracles.inputs(24, count=3, head_size=16)
+    k = q if shared_qk else k
+    monkeypatch.setattr(cudnn, '_DTYPES', (jnp.float32,))
+
+    def full(q, k, v):
+        return attention.full_attention(q, k, v, causal=causal, shared_qk=shared_qk)
+
+    out, gradients = oracles.value_and_gradients(full, (q, k, v), direction)
+    assert xla_in_its_place == [{'causal': causal, 'shared_qk': shared_qk}]
+    monkeypatch.setattr(cudnn, '_DTYPES', ())
+    wanted, wanted_gradients = oracles.value_and_gradients(full, (q, k, v), direction)
+    assert len(xla_in_its_place) == 1
+    oracles.assert_near(out, wanted)
+    for x, wanted_x in zip(gradients, wanted_gradients, strict=True):
+        oracles.assert_near(x, wanted_x)
+
+
+def test_a_single_token_gets_its_own_value(xla_in_its_place):
+    x = jnp.ones((1, 1, 2, 64), jnp.bfloat16)
+    out = attention.full_attention(x, x, 3 * x, causal=True, shared_qk=True)
+    assert len(xla_in_its_place) == 1
+    np.testing.assert_array_equal(np.asarray(out, np.float32), 3.0)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'dtype': jnp.float32},
+        {'head_size': 160},
+        {'head_size': 36},
+        {'mask': np.ones((1, 16), bool)},
+        {'dropout_rate': 0.5, 'key': jax.random.key(0)},
+        {'causal': False, 'shared_qk': True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_it_does_not_have_goes_elsewhere(xla_in_its_place, changes):
+    dtype = changes.pop('dtype', jnp.bfloat16)
+    x = jnp.ones((1, 16, 1, changes.pop('head_size', 64)), dtype)
+    attend = functools.partial(attention.full_attention, **{'causal': True, **changes})
+    attend(x, x, x)
+    assert not xla_in_its_place
+
+
+def test_values_of_another_dtype_go_elsewhere(xla_in_its_place):
+    x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
+    attention.full_attention(x, x, x.astype(jnp.float32), causal=True)
+    assert not xla_in_its_place
+
+
+def test_without_a_gpu_it_is_not_asked_for():
+    x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
+    options = {'causal': True, 'mask': None, 'shared_qk': False, 'dropout': False}
+    assert not cudnn.takes(x, **options)
+    assert not cudnn._is_installed()

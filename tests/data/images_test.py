@@ -1,0 +1,364 @@
+"""Tests of ImageNet 64x64: token order, local sources, saved state, errors."""
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reformer_jax import data
+from reformer_jax.data import images as images_lib
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8)
+SPLITS = {'train': IMAGES[:11], 'validation': IMAGES[11:16], 'test': IMAGES[16:19]}
+
+
+def config(source, **changes):
+    fields = {'dataset': 'imagenet64', 'source': str(source)}
+    return {**fields, 'batch_size': 4, 'seed': 3, **changes}
+
+
+def take(iterator, count):
+    return list(itertools.islice(iterator, count))
+
+
+def assert_same_batches(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        np.testing.assert_array_equal(one['tokens'], other['tokens'])
+        np.testing.assert_array_equal(one['weights'], other['weights'])
+
+
+def images_of(settings, split):
+    """All images of an evaluation split, without padding rows."""
+    batches = list(data.build(settings, split))
+    tokens = np.concatenate([batch['tokens'] for batch in batches])
+    weights = np.concatenate([batch['weights'] for batch in batches])
+    assert (weights == weights[:, :1]).all() and set(weights[:, 0]) <= {0, 1}
+    assert not tokens[weights == 0].any()
+    return images_lib.to_images(tokens[weights[:, 0] > 0])
+
+
+def as_set(images):
+    return {image.tobytes() for image in images}
+
+
+def write_image(file, image):
+    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(file)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    file = tmp_path / 'images.npz'
+    np.savez_compressed(file, **SPLITS)
+    return str(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images named 00 to 29 in two folders, so that they are sorted as IMAGES."""
+    for number, image in enumerate(IMAGES):
+        name = f'{"ab"[number // 20]}/{number:02d}.{("png", "BMP")[number % 2]}'
+        write_image(tmp_path / 'images' / name, image)
+    (tmp_path / 'images' / 'README.txt').write_text('no image')
+    (tmp_path / 'images' / '.hidden.png').write_text('no image')
+    return str(tmp_path / 'images')
+
+
+# Tokens.
+
+
+def test_tokens_are_row_by_row_with_channels_fastest():
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    image[0, 0, 0] = 1, 2, 3  # row, column
+    image[0, 0, 1] = 4, 5, 6
+    image[0, 1, 0] = 7, 8, 9
+    image[0, 1, 1] = 10, 11, 255
+    tokens = images_lib.to_tokens(image)
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 255]]
+
+
+def test_to_images_inverts_to_tokens():
+    for side in (1, 5, 64):
+        images = IMAGES[:2, :side, :side]
+        back = images_lib.to_images(images_lib.to_tokens(images))
+        assert back.dtype == np.uint8
+        np.testing.assert_array_equal(back, images)
+
+
+@pytest.mark.parametrize('token', [-1, 256])
+def test_tokens_that_are_no_image_are_named(token):
+    with pytest.raises(ValueError, match=r'13 tokens are no square image.*3 \* S \* S'):
+        images_lib.to_images(np.zeros((1, 13), np.int32))
+    tokens = np.zeros((2, 12), np.int32)
+    tokens[1, 3] = token
+    with pytest.raises(ValueError, match=f'token {token} is no channel.* 0 to 255'):
+        images_lib.to_images(tokens)
+
+
+@pytest.mark.parametrize(
+    'images',
+    [
+        np.zeros((1, 2, 2, 3), np.float32),
+        np.zeros((1, 2, 4, 3), np.uint8),
+        np.zeros((1, 2, 2, 4), np.uint8),
+        np.zeros((2, 2, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_named(images):
+    with pytest.raises(ValueError, match=r'of shape .* dtype .*uint8 \[N, S, S, 3\]'):
+        images_lib.to_tokens(images)
+
+
+def test_average_rounds_the_mean_of_blocks_to_nearest():
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    images[0, 2:4, 4:6, 1] = [[255, 255], [255, 254]]  # 254.75
+    images[0, :2, 62:, 0] = [[1, 1], [0, 0]]  # 0.5
+    images[0, :2, 60:62, 0] = [[1, 0], [0, 0]]  # 0.25
+    small = images_lib.average(images, 2)
+    assert small.dtype == np.uint8 and small.shape == (1, 32, 32, 3)
+    expected = np.zeros((1, 32, 32, 3))
+    expected[0, 1, 2, 1], expected[0, 0, 31, 0] = 255, 1
+    np.testing.assert_array_equal(small, expected)
+    for shrink in (1, 4, 64):
+        blocks = IMAGES.reshape(30, 64 // shrink, shrink, 64 // shrink, shrink, 3)
+        mean = np.floor(blocks.mean((2, 4)) + 0.5)
+        np.testing.assert_array_equal(images_lib.average(IMAGES, shrink), mean)
+
+
+def test_texts_are_no_prompts(npz):
+    with pytest.raises(
+        ValueError, match="of images, not of the text b'a cat': use to_tokens"
+    ):
+        data.encode(config(npz), b'a cat')
+    assert data.decode(config(npz), np.array([0, 255])) == b'0 255 '
+
+
+# Batches.
+
+
+@pytest.mark.parametrize('shrink', [1, 4])
+def test_batch_spec_says_what_batches_hold(npz, shrink):
+    settings = config(npz, shrink=shrink)
+    shape = (4, 12288 // shrink**2)
+    spec = data.batch_spec(settings)
+    assert spec['tokens'] == (shape, np.int32)
+    assert spec['weights'] == (shape, np.float32)
+    for split in data.splits(settings):
+        batch = next(data.build(settings, split))
+        assert {n: (a.shape, a.dtype) for n, a in batch.items()} == spec
+    assert data.vocab_size(settings) == 256
+    assert data.head(settings) == 'lm'
+    assert data.classes(settings) == 0
+
+
+def test_an_epoch_is_every_image_once_in_a_fresh_order(npz):
+    batches = take(data.build(config(npz), 'train'), 22)  # 8 epochs of 11 images
+    assert all((batch['weights'] == 1).all() for batch in batches)
+    rows = np.concatenate([batch['tokens'] for batch in batches])
+    expected = {row.tobytes() for row in images_lib.to_tokens(SPLITS['train'])}
+    epochs = [tuple(r.tobytes() for r in rows[e : e + 11]) for e in range(0, 88, 11)]
+    assert all(set(epoch) == expected for epoch in epochs)
+    assert len(set(epochs)) == 8
+    again, other = config(npz), config(npz, seed=4)
+    assert_same_batches(batches[:3], take(data.build(again, 'train'), 3))
+    assert not np.array_equal(
+        batches[0]['tokens'], next(data.build(other, 'train'))['tokens']
+    )
+
+
+def test_fewer_images_than_a_batch_come_several_times(npz):
+    batch = next(data.build(config(npz, batch_size=22), 'train'))
+    counts = np.unique(batch['tokens'], axis=0, return_counts=True)[1]
+    assert counts.tolist() == [2] * 11 and (batch['weights'] == 1).all()
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_evaluation_is_one_pass_in_order(npz, split):
+    np.testing.assert_array_equal(images_of(config(npz), split), SPLITS[split])
+    small = images_lib.average(SPLITS[split], 8)
+    np.testing.assert_array_equal(images_of(config(npz, shrink=8), split), small)
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+@pytest.mark.parametrize('kind', ['npz', 'folder'])
+def test_restored_iterator_continues_exactly(request, kind, split):
+    settings = config(request.getfixturevalue(kind), batch_size=1, shrink=8)
+    iterator = data.build(settings, split)
+    next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 30)
+    assert expected
+    restored = data.build(settings, split)
+    restored.set_state(state)
+    assert_same_batches(take(restored, 30), expected)
+
+
+# Local sources.
+
+
+def test_a_folder_is_split_in_sorted_order(folder):
+    assert data.splits(config(folder)) == ('train', 'validation', 'test')
+    train = next(data.build(config(folder, batch_size=27), 'train'))
+    assert as_set(images_lib.to_images(train['tokens'])) == as_set(IMAGES[:27])
+    np.testing.assert_array_equal(
+        images_of(config(folder), 'validation'), IMAGES[27:28]
+    )
+    np.testing.assert_array_equal(images_of(config(folder), 'test'), IMAGES[28:])
+
+
+def test_a_folder_may_have_a_folder_per_split(tmp_path):
+    for split in ('train', 'validation'):
+        for number, image in enumerate(SPLITS[split]):
+            write_image(tmp_path / split / 'n01' / f'{number:02d}.png', image)
+    settings = config(tmp_path)
+    assert data.splits(settings) == ('train', 'validation')
+    found = images_of(settings, 'validation')
+    np.testing.assert_array_equal(found, SPLITS['validation'])
+    train = next(data.build(config(tmp_path, batch_size=11), 'train'))
+    assert as_set(images_lib.to_images(train['tokens'])) == as_set(SPLITS['train'])
+    message = "no split 'test', only the folders train, validation: .* name folders"
+    with pytest.raises(ValueError, match=message):
+        data.build(settings, 'test')
+
+
+def test_an_npz_need_not_have_all_splits(tmp_path):
+    file = tmp_path / 'some.npz'
+    np.savez(file, labels=np.arange(3), validation=IMAGES[:2])
+    assert data.splits(config(file)) == ('validation',)
+    message = "no split 'train', only the arrays labels, validation: .* name arrays"
+    with pytest.raises(ValueError, match=message):
+        data.build(config(file), 'train')
+
+
+def test_images_to_complete(folder, npz, tmp_path):
+    np.testing.assert_array_equal(images_lib.read_images(folder), IMAGES)
+    one = f'{folder}/a/03.BMP'
+    np.testing.assert_array_equal(images_lib.read_images(one), IMAGES[3:4])
+    np.testing.assert_array_equal(images_lib.read_images(npz), SPLITS['validation'])
+    for path in (folder, npz):
+        whole = images_lib.read_images(path)
+        np.testing.assert_array_equal(images_lib.read_images(path, 1), whole[:1])
+    np.savez(tmp_path / 'arrays.npz', train=IMAGES)
+    (tmp_path / 'empty').mkdir()
+    write_image(tmp_path / 'small.png', IMAGES[0, :32])
+    for path, message in (
+        ('arrays.npz', "no split 'validation', only the arrays train"),
+        ('empty', 'has no image'),
+        ('small.png', r"small.png' has 64x32 pixels of mode 'RGB'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images_lib.read_images(str(tmp_path / path))
+    with pytest.raises(FileNotFoundError, match="at 'nowhere.png': give an image, a"):
+        images_lib.read_images('nowhere.png')
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ('image', 'found'),
+    [
+        (IMAGES[0, :, :32], "32x64 pixels of mode 'RGB'"),
+        (IMAGES[0, :, :, 0], "64x64 pixels of mode 'L'"),
+        (np.zeros((64, 64, 4), np.uint8), "64x64 pixels of mode 'RGBA'"),
+    ],
+)
+def test_images_of_another_kind_are_named_at_once(folder, image, found):
+    write_image(f'{folder}/a/07x.png', image)
+    message = rf"a/07x.png' has {found} and needs 64x64 of mode RGB: .*resize\(\(64, 64"
+    with pytest.raises(ValueError, match=message):
+        data.build(config(folder), 'train')
+
+
+def test_files_that_are_no_images_are_named(folder):
+    file = pathlib.Path(folder, 'a', '07x.png')
+    file.write_bytes(b'no image')
+    with pytest.raises(ValueError, match="a/07x.png' cannot be read .* remove it"):
+        data.build(config(folder), 'train')
+    whole = pathlib.Path(folder, 'a', '00.png').read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:60] + bytes(60) + whole[120:]):
+        file.write_bytes(broken)  # its header is right
+        with pytest.raises(ValueError, match="a/07x.png' cannot be read .* remove it"):
+            images_lib.read_images(folder)
+
+
+@pytest.mark.parametrize(
+    ('array', 'found'),
+    [
+        (IMAGES[:2].reshape(2, -1), r'uint8 \[2, 12288\]'),
+        (IMAGES[:2, :32, :32], r'uint8 \[2, 32, 32, 3\]'),
+        (IMAGES[:2, ..., 0], r'uint8 \[2, 64, 64\]'),
+        (IMAGES[:2] / 255.0, r'float64 \[2, 64, 64, 3\]'),
+        (IMAGES[:0], r'uint8 \[0, 64, 64, 3\]'),
+    ],
+)
+def test_arrays_of_another_kind_are_named(tmp_path, array, found):
+    file = tmp_path / 'arrays.npz'
+    np.savez(file, train=array)
+    message = rf"array 'train' of .*arrays.npz' is {found}: give uint8 \[n, 64, 64, 3\]"
+    with pytest.raises(ValueError, match=message):
+        data.build(config(file), 'train')
+
+
+def test_a_corrupt_npz_is_named(npz, tmp_path):
+    whole = pathlib.Path(npz).read_bytes()
+    half = len(whole) // 2
+    flipped = whole[:5000] + bytes(100) + whole[5100:]
+    cut, bad, array = (tmp_path / n for n in ('cut.npz', 'bad.npz', 'array.npy'))
+    cut.write_bytes(whole[:half])
+    bad.write_bytes(flipped)
+    np.save(array, IMAGES[:1])
+    for file, message in (
+        (cut, 'is no .npz file, or not all of it: .*np.savez'),
+        (array, 'is no .npz file'),
+        (bad, r'cannot be read \(.*\): write it again'),
+    ):
+        with pytest.raises(ValueError, match=f"{file.name}' {message}"):
+            data.build(config(file), 'train')
+
+
+def test_missing_and_empty_sources_are_named(tmp_path):
+    for source in ('nowhere/x', ''):
+        message = (
+            f"nothing is at '{source}': give 'downsampled_.*', .* folder of images"
+        )
+        with pytest.raises(FileNotFoundError, match=message):
+            data.build(config(source), 'train')
+        with pytest.raises(FileNotFoundError, match=message):
+            data.splits(config(source))
+    with pytest.raises(ValueError, match='train split .* no image, of 0 found'):
+        data.build(config(tmp_path), 'train')
+    for number in range(9):
+        write_image(tmp_path / f'{number}.png', IMAGES[number])
+    message = 'validation split .* no image, of 9 found in all: .* or 20 images'
+    with pytest.raises(ValueError, match=message):
+        data.build(config(tmp_path), 'validation')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'split': 'eval'}, "unknown split 'eval'"),
+        ({'batch_size': 0}, 'batch_size=0: give a positive integer'),
+        ({'seed': -1}, 'seed=-1: give an integer'),
+        ({'shrink': 0}, 'shrink=0: give a positive integer'),
+        ({'shrink': 3}, 'shrink=3 does not divide 64: give one of 1, 2, 4'),
+        ({'shrink': 128}, 'shrink=128 does not divide 64'),
+    ],
+)
+def test_bad_arguments_are_named_before_anything_is_read(changes, message):
+    split = changes.get('split', 'train')
+    fields = {name: value for name, value in changes.items() if name != 'split'}
+    with pytest.raises(ValueError, match=message):
+        data.build(config('nowhere', **fields), split)
+
+
+def test_batch_spec_names_a_wrong_shrink():
+    for shrink in (0, 3):
+        with pytest.raises(ValueError, match=f'shrink={shrink} does not divide 64'):
+            data.batch_spec(config('', shrink=shrink))

@@ -1,0 +1,360 @@
+"""Tests of reading labelled rows: files, splits, tfds, errors."""
+
+import gzip
+import http.server
+import json
+import re
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from reformer_jax import data
+from reformer_jax.data import corpus
+from reformer_jax.data.tasks import tables
+
+SPLITS = ('train', 'validation', 'test')
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, 'utf-8', newline='')
+    return str(path)
+
+
+def write_json(path, rows):
+    return write(path, ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def numbered(count, start=0):
+    return [{'n': n} for n in range(start, start + count)]
+
+
+def values(source, split, **fields):
+    return [row['n'] for row in tables.read(source, split, **fields)]
+
+
+# Kinds of files.
+
+
+def test_reads_json_lines(tmp_path):
+    rows = [
+        {'text': 'a\u2028é', 'label': n, 'more': [1, {'x': None}]} for n in range(3)
+    ]
+    lines = '\n\n'.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    write(tmp_path / 'a' / 'train.jsonl', lines)
+    write(tmp_path / 'b' / 'train.json', '\ufeff' + lines + '\r\n')
+    (tmp_path / 'c').mkdir()
+    packed = gzip.compress(lines.encode())
+    (tmp_path / 'c' / 'train.jsonl.gz').write_bytes(packed)
+    for folder in 'abc':
+        write_json(tmp_path / folder / 'dev.jsonl', rows[:1])
+        assert tables.read(str(tmp_path / folder), 'train') == rows
+        assert tables.read(str(tmp_path / folder), 'validation') == rows[:1]
+
+
+def test_reads_csv_and_tsv(tmp_path):
+    long = 'x' * 200_000
+    csv = f'text,label\r\n"a, ""b""\r\nc",1\r\n\r\n{long},é\r\n'
+    tsv = f'text\tlabel\n"a, b\t1\n{long}\té\n'
+    write(tmp_path / 'a' / 'train.csv', csv)
+    write(tmp_path / 'b' / 'train.tsv', tsv)
+    write(tmp_path / 'a' / 'valid.csv', 'text,label\nx,y\n')
+    write(tmp_path / 'b' / 'dev.tsv', 'text\tlabel\nx\ty\n')
+    last = {'text': long, 'label': 'é'}
+    first = {'text': 'a, "b"\r\nc', 'label': '1'}
+    assert tables.read(str(tmp_path / 'a'), 'train') == [first, last]
+    first = {'text': '"a, b', 'label': '1'}  # quotes mean nothing in .tsv
+    assert tables.read(str(tmp_path / 'b'), 'train') == [first, last]
+    for folder in 'ab':
+        rows = tables.read(str(tmp_path / folder), 'validation')
+        assert rows == [{'text': 'x', 'label': 'y'}]
+    assert tables.where(str(tmp_path / 'a'), 'train', 0).startswith('line 2 of ')
+    assert tables.where(str(tmp_path / 'a'), 'train', 1).startswith('line 5 of ')
+
+
+# Splits.
+
+
+def test_one_file_is_divided_90_5_5_by_a_fixed_permutation(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_json(tmp_path / 'rows.jsonl', numbered(210))
+    source = '~/rows.jsonl'
+    assert tables.splits(source) == SPLITS
+    parts = [values(source, split) for split in SPLITS]
+    assert [len(part) for part in parts] == [189, 10, 11]
+    assert sorted(sum(parts, [])) == list(range(210))
+    for part in parts:
+        assert part == sorted(part)
+    # Published results depend on the division: a change of it must be on purpose.
+    assert parts[1] == [7, 69, 76, 77, 104, 113, 127, 176, 191, 209]
+    where = tables.where(source, 'validation', 1)
+    assert where == f'line 70 of {tmp_path / "rows.jsonl"}'
+
+
+def test_a_file_per_split(tmp_path):
+    write_json(tmp_path / 'train.jsonl', numbered(30))
+    write_json(tmp_path / 'valid.jsonl.ignored', numbered(1))
+    source = str(tmp_path)
+    assert tables.splits(source) == ('train', 'validation')
+    train, validation = values(source, 'train'), values(source, 'validation')
+    assert len(train) == 28 and sorted(train + validation) == list(range(30))
+    assert validation != [28, 29]
+    pattern = str(tmp_path / 'x_{split}.jsonl')
+    for offset, name in enumerate(('train', 'dev', 'test')):
+        write_json(tmp_path / f'x_{name}.jsonl', numbered(3, 100 * offset))
+    assert tables.splits(pattern) == SPLITS
+    assert [values(pattern, split)[0] for split in SPLITS] == [0, 100, 200]
+
+
+def test_splits_that_are_not_there(tmp_path):
+    source = str(tmp_path)
+    write_json(tmp_path / 'test.jsonl', numbered(3))
+    with pytest.raises(
+        ValueError, match='has no train split: it needs a file named tr'
+    ):
+        tables.splits(source)
+    write_json(tmp_path / 'train.jsonl', numbered(1))
+    with pytest.raises(ValueError, match='the train split of .* is empty: 1 rows'):
+        tables.read(source, 'train')
+    (tmp_path / 'test.jsonl').unlink()
+    with pytest.raises(ValueError, match='has no test split, only train, validation'):
+        tables.read(source, 'test')
+    write(tmp_path / 'train.csv', 'n\n1\n')
+    with pytest.raises(ValueError, match='several files for the train split, .*csv'):
+        tables.splits(source)
+    few = write_json(tmp_path / 'few.jsonl', numbered(10))
+    with pytest.raises(ValueError, match=r'the validation split of .*give at least 20'):
+        tables.read(few, 'validation')
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('a.jsonl', '{"n": 1}\n\n{"n": \n', 'line 3 of .*a.jsonl is no JSON'),
+        ('b.jsonl', '{"n": 1}\n[1]\n', 'line 2 of .*b.jsonl is no JSON object'),
+        ('c.csv', 'a,b\n"x\ny",1\n1,2,3\n', r'line 4 .* 3 cells.* has 2 \(a, b\)'),
+        ('d.tsv', 'a\tb\n1\n', r'line 2 of .*d.tsv has 1 cells, but the header has 2'),
+        ('e.csv', 'a,b\n1,2\n"x,3\n', 'line 3 of .*e.csv cannot be read'),
+        ('f.csv', 'a,a\n1,2\n', "first line of .*, each once, and has 'a', 'a'"),
+        ('g.csv', 'a,\n1,2\n', "first line of .*g.csv must name .* has 'a', ''"),
+        ('h.csv', '', 'h.csv. holds no rows'),
+        ('i.csv', 'a,b\n', 'i.csv. holds no rows'),
+        ('j.jsonl', ' \n', 'j.jsonl. holds no rows'),
+        ('k.txt', 'a', r'k.txt. is of no known kind: .* \.jsonl, \.json, \.csv, \.tsv'),
+    ],
+)
+def test_malformed_files_are_named(tmp_path, name, content, message):
+    source = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message):
+        tables.read(source, 'train')
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / 'a.csv').write_bytes(b'a\n\xe9\n')
+    with pytest.raises(ValueError, match=r"a\.csv' is not UTF-8.*iconv"):
+        tables.read(str(tmp_path / 'a.csv'), 'train')
+    packed = gzip.compress(b'a\n1\n' * 100)
+    for name, content in {'b': packed[:-9], 'c': b'plain', 'd': b''}.items():
+        (tmp_path / f'{name}.csv.gz').write_bytes(content)
+        message = rf"{name}\.csv\.gz' (cannot be unpacked|holds no rows)"
+        with pytest.raises(ValueError, match=message):
+            tables.read(str(tmp_path / f'{name}.csv.gz'), 'train')
+
+
+@pytest.mark.parametrize('name', ['', 'no/such.csv'])
+def test_missing_sources_are_named(name):
+    message = rf"nothing at {re.escape(repr(name))}: set config\.data\.source.*'tfds:N"
+    with pytest.raises(FileNotFoundError, match=message):
+        tables.read(name, 'train')
+    with pytest.raises(FileNotFoundError, match=message):
+        tables.splits(name)
+
+
+def test_missing_columns_are_named():
+    rows = [{'b': 1, 'a': 2}, {'a': 1}]
+    assert tables.column(rows, 'a', 'x.csv') == [2, 1]
+    with pytest.raises(ValueError, match="'x.csv' has no column 'c': it has a, b"):
+        tables.column(rows, 'c', 'x.csv')
+    with pytest.raises(ValueError, match="'x.csv' has no column 'b': it has a"):
+        tables.column(rows, 'b', 'x.csv')
+
+
+# tensorflow_datasets, with builders that tfds finds by the names of their classes.
+
+
+class SmallReviews(tfds.core.GeneratorBasedBuilder):
+    """Rows of all kinds of values; no validation split and no download."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    @tfds.core.utils.classproperty
+    @classmethod
+    def url_infos(cls):
+        return None
+
+    def _info(self):
+        names = ('1', '2')  # as of yelp_polarity_reviews: names are no indices
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Test.',
+            features=tfds.features.FeaturesDict(
+                {
+                    'n': np.int64,
+                    'score': np.float32,
+                    'text': tfds.features.Text(),
+                    'label': tfds.features.ClassLabel(names=names),
+                    'tags': tfds.features.Sequence(
+                        tfds.features.ClassLabel(names=['O', 'B-X'])
+                    ),
+                    'words': tfds.features.Sequence(tfds.features.Text()),
+                    'answers': tfds.features.Sequence(
+                        {'text': tfds.features.Text(), 'answer_start': np.int32}
+                    ),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            'train': self._generate_examples(40),
+            'test': self._generate_examples(4),
+        }
+
+    def _generate_examples(self, count):
+        for n in range(count):
+            yield (
+                n,
+                {
+                    'n': n,
+                    'score': n / 2,
+                    'text': f'review é {n}',
+                    'label': n % 2 if count == 40 else -1,
+                    'tags': [0, 1][: n % 3],
+                    'words': ['a', 'é'][: n % 3],
+                    'answers': {'text': ['é', 'r'], 'answer_start': [7, 0]},
+                },
+            )
+
+
+class FarReviews(SmallReviews):
+    """A dataset that has to be downloaded, from `url`."""
+
+    url = ''
+
+    @tfds.core.utils.classproperty
+    @classmethod
+    def url_infos(cls):
+        return {cls.url: None, 'http://127.0.0.1:9/dead': None}
+
+    def _split_generators(self, dl_manager):
+        raise OSError(f'downloading from {self.url}')
+
+
+def test_reads_tfds_as_plain_values(tmp_path):
+    source, folder = 'tfds:small_reviews', str(tmp_path)
+    assert tables.splits(source, folder) == SPLITS
+    rows = {split: tables.read(source, split, data_dir=folder) for split in SPLITS}
+    assert [len(part) for part in rows.values()] == [38, 2, 4]
+    both = sorted(rows['train'] + rows['validation'], key=lambda row: row['n'])
+    assert [row['n'] for row in both] == list(range(40))
+    assert both[5] == {
+        'n': 5,
+        'score': 2.5,
+        'text': 'review é 5',
+        'label': '2',
+        'tags': ['O', 'B-X'],
+        'words': ['a', 'é'],
+        'answers': {'text': ['é', 'r'], 'answer_start': [7, 0]},
+    }
+    assert both[3]['tags'] == []
+    assert {row['label'] for row in rows['test']} == {-1}
+    json.dumps(rows)  # no numpy values
+    assert tables.label_names(source, 'label', folder) == ('1', '2')
+    assert tables.label_names(source, 'tags', folder) == ('O', 'B-X')
+    assert tables.label_names(source, 'text', folder) == ()
+    assert tables.label_names('x.csv', 'label') == ()
+    where = tables.where(source, 'test', 3, folder)
+    assert where == 'example 3 of tfds:small_reviews, split test'
+    numbers = [tables.where(source, 'validation', i, folder) for i in range(2)]
+    assert len(set(numbers)) == 2 and 'split train' in numbers[0]
+
+
+def test_labels_of_tfds_keep_their_names_and_order(tmp_path):
+    config = {'source': 'tfds:small_reviews', 'data_dir': str(tmp_path), 'labels': ()}
+    config |= {'tokenizer': 'bytes', 'length': 9, 'batch_size': 40, 'seed': 0}
+    texts = {'text_columns': ['text'], 'label_column': 'label', 'kind': 'single'}
+    one = {'dataset': 'classification', **config, **texts}
+    assert data.resolve(one)['labels'] == ('1', '2')
+    batch = next(data.build({**one, 'length': 20}, 'train'))
+    for row, label in zip(batch['tokens'], batch['labels'], strict=True):
+        assert int(data.decode(one, row).split()[-1]) % 2 == label
+    words = {'words_column': 'words', 'tags_column': 'tags'}
+    other = {'dataset': 'token_classification', **config, **words}
+    assert data.resolve(other)['labels'] == ('O', 'B-X')
+
+
+def test_tfds_names_of_splits(monkeypatch):
+    class Builder:
+        class info:
+            splits = {'train': 0, 'validation_matched': 0, 'test_matched': 0, 'more': 0}
+
+    monkeypatch.setattr(tables, '_builder', lambda *_: Builder)
+    assert tables._tfds_splits('mnli', data_dir=None) == {
+        'train': 'train',
+        'validation': 'validation_matched',
+        'test': 'test_matched',
+    }
+
+
+def test_tfds_knows_its_datasets_of_text(tmp_path, monkeypatch):
+    """Without h5py, tfds on its own finds no GLUE."""
+    monkeypatch.setattr(corpus, '_SECONDS_TO_ANSWER', 0.001)
+    for name in ('glue/sst2', 'yelp_polarity_reviews'):
+        # tfds 4.9.10 needs importlib_resources for these, without saying so.
+        reason = 'cannot be downloaded|cannot be prepared without importlib_resources'
+        message = f"'tfds:{name}'.*({reason}).*--config.data.data_dir=FOLDER"
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            tables.read(f'tfds:{name}', 'train', data_dir=str(tmp_path))
+
+
+def test_tfds_failures_are_named(tmp_path, monkeypatch):
+    folder = str(tmp_path)
+    with pytest.raises(ValueError, match="tfds knows no dataset 'no_such_reviews'"):
+        tables.read('tfds:no_such_reviews', 'train', data_dir=folder)
+    monkeypatch.setattr(FarReviews, 'url', 'http://127.0.0.1:9/far')
+    message = "'tfds:far_reviews' is not prepared in .*refused"
+    with pytest.raises(FileNotFoundError, match=message):
+        tables.read('tfds:far_reviews', 'train', data_dir=folder)
+
+    def lacking(*_, **__):
+        raise ModuleNotFoundError('no module', name='h5py')
+
+    monkeypatch.setattr(tfds, 'builder', lacking)
+    with pytest.raises(ValueError, match='cannot be prepared without h5py: install'):
+        tables.read('tfds:other_reviews', 'train', data_dir=folder)
+
+
+def test_tfds_goes_on_where_a_host_answers(tmp_path, monkeypatch):
+    """Whatever it answers: some refuse to be asked for the head alone."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(405)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f'http://127.0.0.1:{server.server_port}/far'
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setattr(FarReviews, 'url', url)
+    with pytest.raises(FileNotFoundError, match=f'downloading from {url}'):
+        tables.read('tfds:far_reviews', 'train', data_dir=str(tmp_path))
+    server.shutdown()
+    server.server_close()

@@ -1,0 +1,62 @@
+"""Samples as text."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from reformer_jax.generation import show
+
+
+def _write(capsys, prompt, rows, *, cuts, stop=None):
+    tokens = np.array(rows)
+    parts = np.split(tokens, cuts, axis=1)
+
+    def decode(row):
+        return bytes(row.tolist())
+
+    show.write(prompt, parts, decode, stop=stop, steps=tokens.shape[1])
+    return capsys.readouterr()
+
+
+def test_characters_that_parts_cut_in_two(capsys):
+    text = 'aé€𝄞b'.encode()
+    for cut in range(len(text) + 1):
+        out, err = _write(capsys, 'Ü'.encode(), [list(text)], cuts=[cut])
+        assert out == 'Üaé€𝄞b\n'
+        assert err == f'{len(text)} of {len(text)} tokens\n'
+
+
+def test_prompt_that_ends_within_a_character(capsys):
+    out, _ = _write(capsys, 'é'.encode()[:1], [list('é'.encode()[1:])], cuts=[])
+    assert out == 'é\n'
+
+
+def test_bytes_that_are_no_text(capsys):
+    out, _ = _write(capsys, b'a', [[0xFF, ord('b'), 0xC3]], cuts=[1])
+    assert out == 'a\ufffdb\ufffd\n'
+
+
+def test_samples_end_at_the_stop_token(capsys):
+    rows = [list(b'ab.c.'), list(b'defgh'), list(b'.....')]
+    for cut in range(6):
+        out, _ = _write(capsys, b'> ', rows, cuts=[cut], stop=ord('.'))
+        assert out == '> ab\n\n=== sample 2 ===\n> defgh\n\n=== sample 3 ===\n> \n'
+
+
+def test_speed_counts_all_samples_after_the_second_part(capsys, monkeypatch):
+    seconds = iter([0.0, *(1.0, 1.0), *(5.0, 5.0), *(7.0, 9.0), 9.0])
+    monkeypatch.setattr(show.time, 'monotonic', lambda: next(seconds, 9.0))
+    _, err = _write(capsys, b'', [list(b'abcdefgh'), list(b'abcdefgh')], cuts=[1, 4])
+    assert err.endswith('8 of 8 tokens, 2.0 tokens/s\n')
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_progress_does_not_cut_the_text_on_a_terminal(capsys, monkeypatch, terminal):
+    seconds = itertools.count(step=20.0)
+    monkeypatch.setattr(show.time, 'monotonic', lambda: next(seconds))
+    monkeypatch.setattr(show.sys.stdout, 'isatty', lambda: terminal, raising=False)
+    rows = [list(b'ab.....'), list(b'abcdefg')]
+    _, err = _write(capsys, b'', rows, cuts=[1, 2, 3, 4, 5], stop=ord('.'))
+    # After each of six parts and at the end, but not after the first two of the text.
+    assert err.count('of 7 tokens') == (5 if terminal else 7)

@@ -1,0 +1,290 @@
+"""The training loop end to end, on small models and generated data."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import duplication
+from configs import imagenet64
+from configs import text
+from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
+from reformer_jax.training import loop
+from reformer_jax.training import losses as losses_lib
+from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import state as state_lib
+
+
+@pytest.fixture(scope='module')
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp('data') / 'text.txt'
+    words = np.random.default_rng(0).choice(['ab', 'cde ', 'f\n', 'ghi'], 8000)
+    path.write_text(''.join(words))
+    return str(path)
+
+
+def _config(text_file, **changes) -> ml_collections.ConfigDict:
+    config = text.get_config('tiny')
+    config.minutes = 0.0
+    config.steps = 6
+    config.log_every = 2
+    config.eval_every = 0
+    config.checkpoint_every = 0
+    config.data.update({'path': text_file, 'length': 64, 'batch_size': 4})
+    config.model.update(
+        {
+            'length': 64,
+            'd_model': 16,
+            'd_ff': 32,
+            'heads': 2,
+            'head_size': 8,
+            'layers': 2,
+            'local_chunk_length': 16,
+            'lsh_chunk_length': 16,
+            'dense_length': 0,
+            'axial_shape': (8, 8),
+            'axial_sizes': (8, 8),
+            'dropout': 0.1,
+            'attention_dropout': 0.1,
+        }
+    )
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _arrays(workdir) -> dict[str, np.ndarray]:
+    run = state_lib.prepare(ml_collections.ConfigDict(checkpoint.load_config(workdir)))
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        state, _ = checkpointer.restore(run.state)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _losses(workdir) -> dict[int, float]:
+    records = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
+    return {r['step']: r['loss'] for r in records if r['split'] == 'train'}
+
+
+@pytest.fixture(scope='module')
+def finished(text_file, tmp_path_factory):
+    """A run of six steps, and its final metrics."""
+    workdir = str(tmp_path_factory.mktemp('runs') / 'whole')
+    return workdir, loop.train(_config(text_file), workdir)
+
+
+@pytest.mark.slow
+def test_resumed_is_uninterrupted_bit_for_bit(finished, text_file, tmp_path):
+    whole, final = finished
+    resumed = str(tmp_path / 'resumed')
+    # Stopped by a lower limit of steps: of a constant schedule nothing else changes.
+    loop.train(_config(text_file, steps=4), resumed)
+    again = loop.train(_config(text_file, steps=6), resumed)
+    assert again == final
+    assert _losses(resumed) == _losses(whole)
+    expected, actual = _arrays(whole), _arrays(resumed)
+    assert expected.keys() == actual.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(array, actual[name], err_msg=name)
+
+
+def test_a_complete_run_says_what_it_came_to(finished, text_file, tmp_path):
+    workdir, final = finished
+    result = run_folder.load_result(workdir)
+    assert result == {'step': 6, 'steps': 6, 'minutes': 0.0, 'validation': final}
+    # A run that was stopped by its time limit is complete as well.
+    loop.train(_config(text_file, minutes=1e-4), str(tmp_path / 'timed'))
+    timed = run_folder.load_result(tmp_path / 'timed')
+    assert timed['step'] < 6 and (timed['steps'], timed['minutes']) == (6, 1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(finished, text_file):
+    workdir, final = finished
+    before = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
+    assert loop.train(_config(text_file), workdir) == final
+    assert (pathlib.Path(workdir) / 'metrics.jsonl').read_text() == before
+
+
+def test_metrics_have_what_readers_expect(finished):
+    records = metrics.read(pathlib.Path(finished[0]) / 'metrics.jsonl')
+    train = [r for r in records if r['split'] == 'train']
+    assert [r['step'] for r in train] == [2, 4, 6]
+    common = {'step', 'split', 'loss', 'bits_per_dim', 'accuracy'}
+    assert common | {'learning_rate', 'grad_norm', 'tokens_per_second'} <= set(train[0])
+    assert records[-1]['split'] == 'validation'
+    assert list((pathlib.Path(finished[0]) / 'tensorboard').iterdir())
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss(text_file, tmp_path):
+    config = _config(text_file, steps=40, log_every=5)
+    config.optimizer.warmup_steps = 5
+    loop.train(config, str(tmp_path / 'run'))
+    losses = _losses(tmp_path / 'run')
+    assert losses[40] < 0.75 * losses[5]
+
+
+def test_evaluation_counts_every_byte(finished, text_file):
+    workdir, final = finished
+    config = _config(text_file)
+    results = loop.evaluate(config, workdir, splits=('validation', 'test'))
+    size = pathlib.Path(text_file).stat().st_size
+    tokens = size * 95 // 100 - size * 90 // 100
+    assert results['validation']['tokens'] == tokens == final['tokens']
+    assert results['validation']['loss'] == pytest.approx(final['loss'], rel=1e-6)
+    files = list((pathlib.Path(workdir) / 'evaluations').iterdir())
+    assert json.loads(files[0].read_text())['results']['test'] == results['test']
+
+
+@pytest.mark.slow
+def test_evaluation_is_on_all_that_was_not_trained_on(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    np.savez(tmp_path / 'images.npz', validation=images, train=images)
+    config = imagenet64.get_config('tiny')
+    config.steps = 1
+    config.data.update({'source': str(tmp_path / 'images.npz'), 'shrink': 16})
+    config.model.update({'length': 48, 'axial_shape': (4, 4, 3)})
+    loop.train(config, str(tmp_path / 'run'))
+    results = loop.evaluate(config, str(tmp_path / 'run'))
+    assert list(results) == ['validation']
+    assert results['validation']['tokens'] == 4 * 48
+
+
+def test_evaluation_may_change_the_attention(finished, text_file):
+    workdir, final = finished
+    more = _config(text_file)
+    more.model.rounds = 4
+    values = loop.evaluate(more, workdir, splits=('validation',))['validation']
+    assert values['loss'] != final['loss']
+    assert values['loss'] == pytest.approx(final['loss'], rel=0.05)
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
+    config = _config(text_file)
+    config.model.update(
+        {'dropout': 0.0, 'attention_dropout': 0.0, 'pattern': ('local',)}
+    )
+    run = state_lib.prepare(config)
+    state = state_lib.init_state(run.config.model, run.optimizer, 0)
+    tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
+    weights = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 64)).astype(jnp.float32)
+    batch = {'tokens': tokens, 'weights': weights}
+    totals = []
+    for accumulate in (1, 2):
+        step = jax.jit(
+            lambda state, batch, accumulate=accumulate: loop.train_step(
+                state,
+                batch,
+                jax.random.key(0),
+                optimizer=run.optimizer,
+                schedule=optimizer_lib.schedule(run.config.optimizer, 6),
+                accumulate=accumulate,
+            )[1]
+        )
+        totals.append(step(state, batch))
+    for name, value in totals[0].items():
+        np.testing.assert_allclose(totals[1][name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_padding_positions_do_not_count(text_file):
+    run = state_lib.prepare(_config(text_file))
+    model = state_lib.init_state(run.config.model, run.optimizer, 0).model
+    tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
+    half = jnp.where(jnp.arange(64) < 32, 1.0, 0.0) * jnp.ones((4, 1))
+    total, _ = losses_lib.evaluate(model, {'tokens': tokens, 'weights': half})
+    nothing, _ = losses_lib.evaluate(model, {'tokens': tokens, 'weights': 0 * half})
+    assert total['weight'] == 128
+    assert nothing['loss'] == nothing['accuracy'] == 0
+
+
+def test_time_limit_stops_with_a_checkpoint(text_file, tmp_path, capsys):
+    config = _config(text_file, steps=100_000, minutes=0.005)
+    loop.train(config, str(tmp_path / 'run'))
+    assert 'final validation after' in capsys.readouterr().out
+    with checkpoint.Checkpointer(tmp_path / 'run') as checkpointer:
+        assert 0 <= checkpointer.latest_step() < 100_000
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint(text_file, tmp_path):
+    config = _config(text_file, steps=20, log_every=1)
+    config.optimizer.update({'learning_rate': 1e30, 'clip_norm': 0.0})
+    with pytest.raises(FloatingPointError, match='learning_rate'):
+        loop.train(config, str(tmp_path / 'run'))
+    with checkpoint.Checkpointer(tmp_path / 'run') as checkpointer:
+        assert checkpointer.latest_step() is None
+
+
+@pytest.mark.slow
+def test_another_config_does_not_touch_the_run(finished, text_file, tmp_path):
+    workdir = str(tmp_path / 'copy')
+    shutil.copytree(finished[0], workdir)
+    config = _config(text_file)
+    config.model.d_ff = 64
+    with pytest.raises(ValueError, match=r'model\.d_ff.*32.*64'):
+        loop.train(config, workdir)
+    other = _config(text_file)
+    other.model.d_ff = 64
+    with pytest.raises(ValueError, match='d_ff|hidden'):
+        loop.evaluate(other, workdir)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('model.axial_shape', (4, 8), r'32 positions for length=64: enlarge'),
+        ('model.lsh_chunk_length', 0, r'lsh_chunk_length=0 must be at least 1'),
+        ('init_from', 'no/such/model', r"init_from='no/such/model' is no folder"),
+        ('model.head', 'none', r"is for a model with head='lm', not .*head='none'"),
+        ('optimizer.frozen', 'embeding', r"frozen='embeding' is found in no parameter"),
+        ('optimizer.frozen', '.', r"frozen='.' is found in every parameter"),
+        ('optimizer.frozen', '(', r"frozen='\(' is no regular expression"),
+        ('model.buckets', (7,), r'7 is not an even number'),
+        ('model.vocab_size', 100, r'token ids up to 257.*at least 258'),
+        ('model.length', 32, r'64 tokens is longer than the model'),
+        ('model.pattern', ('lhs',), r"'lhs', which is none of"),
+        ('optimizer.name', 'sgd', r"optimizer.name='sgd' is none of"),
+        ('mesh.data', 3, r'does not make up the 1 devices'),
+        ('accumulate', 3, r'batch_size=4 is no multiple of accumulate=3'),
+        ('steps', 0, r'config.steps=0 must be at least 1'),
+        ('data.path', 'nowhere.txt', r'nowhere.txt'),
+        ('data.length', 10**6, r'needs at least'),
+    ],
+)
+def test_bad_config_is_an_error_before_anything(
+    text_file, tmp_path, field, value, message
+):
+    config = _config(text_file)
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    if field == 'data.length':
+        config.model.length = value
+        config.model.update({'positions': 'none', 'lsh_chunk_length': value})
+        config.model.local_chunk_length = value
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        loop.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('section', ['', 'model', 'optimizer', 'data'])
+def test_an_unknown_field_is_named(text_file, section):
+    config = _config(text_file)
+    with config.unlocked():
+        (config[section] if section else config).wdith = 1
+    with pytest.raises(ValueError, match='wdith'):
+        state_lib.prepare(config)
+
+
+def test_token_ids_out_of_range_are_an_error(tmp_path):
+    config = duplication.get_config('tiny')
+    config.model.vocab_size = 100
+    with pytest.raises(ValueError, match='up to 127'):
+        loop.train(config, str(tmp_path / 'run'))
