@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from reports import plots
 from reports import run_folders
 from reports import tables
 
@@ -111,7 +112,8 @@ def label(run: run_folders.Run, among: Sequence[run_folders.Run]) -> str:
 
 def draw(points: Sequence[dict[str, Any]], target: str) -> None:
     """Draws curves, the mean over seeds, as an image."""
-    image, axes = tables.image()
+    image, (axes,) = plots.image()
+    named: dict[str, list[tuple[int, float]]] = {}
     for name in dict.fromkeys(point['run'] for point in points):
         by_step: dict[int, list[float]] = {}
         for point in points:
@@ -119,12 +121,11 @@ def draw(points: Sequence[dict[str, Any]], target: str) -> None:
                 by_step.setdefault(point['step'], []).append(point['bits/dim'])
         steps = sorted(by_step)
         means = [sum(by_step[step]) / len(by_step[step]) for step in steps]
-        axes.plot(steps, means, marker='o', markersize=2, label=name)
+        named[name] = list(zip(steps, means, strict=True))
+    plots.lines(axes, named)
     axes.set_xlabel('step')
     axes.set_ylabel('bits per dimension, validation')
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
-    image.savefig(target, dpi=150)
+    plots.save(image, target)
 
 
 def _paper(collection: run_folders.Collection, run: run_folders.Run) -> str | None:

@@ -22,14 +22,14 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from reformer_jax import checkpoint
-from reformer_jax import compilation
 from reformer_jax import data
-from reformer_jax import decoding
-from reformer_jax import incremental
-from reformer_jax import metrics
 from reformer_jax import model as model_lib
-from reformer_jax import preparation
+from reformer_jax.generation import decoding
+from reformer_jax.generation import steps as steps_lib
+from reformer_jax.runs import checkpoint
+from reformer_jax.runs import metrics
+from reformer_jax.stack import compilation
+from reformer_jax.training import state as state_lib
 
 
 def token_by_token(model: model_lib.Reformer, tokens_BL: np.ndarray) -> np.ndarray:
@@ -42,14 +42,14 @@ def token_by_token(model: model_lib.Reformer, tokens_BL: np.ndarray) -> np.ndarr
 
     def read(model, shifted_LB, tokens_LB):
         ones_B = jnp.ones((batch,), jnp.int32)
-        first, state = incremental.prefill(
+        first, state = steps_lib.prefill(
             model, shifted_LB[:1].T, ones_B, capacity=length
         )
         layers = model.unstacked()
 
         def step(state, inputs):
             read_B, next_B = inputs
-            logits, state = incremental.decode_step(model, state, read_B, layers)
+            logits, state = steps_lib.decode_step(model, state, read_B, layers)
             return state, logp(logits, next_B)
 
         _, others = jax.lax.scan(step, state, (shifted_LB[1:], tokens_LB[1:]))
@@ -106,9 +106,9 @@ def main(arguments: list[str]) -> None:
     config = ml_collections.ConfigDict(checkpoint.load_config(options.workdir))
     if options.rounds:
         config.model.rounds = options.rounds
-    run = preparation.prepare(config)
+    run = state_lib.prepare(config)
     with jax.set_mesh(run.mesh):
-        model, step = preparation.restore_model(run.config, run.mesh, options.workdir)
+        model, step = state_lib.restore_model(run.config, run.mesh, options.workdir)
         batch = sequences(config, options.sequences)
         row = {'step': step, **compare(model, batch)}
         if config.data.dataset == 'duplication':

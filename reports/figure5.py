@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from reports import plots
 from reports import run_folders
 from reports import tables
 
@@ -86,22 +87,18 @@ def _grid(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(points: Sequence[dict[str, Any]], target: str) -> None:
     """Draws seconds against length as an image, both axes logarithmic."""
-    image, axes = tables.image()
-    for kind in dict.fromkeys(point['attention'] for point in points):
-        line = sorted(
-            (point['length'], point['seconds'])
-            for point in points
-            if point['attention'] == kind and point['seconds'] is not None
-        )
-        if line:
-            axes.plot(*zip(*line, strict=True), marker='o', markersize=3, label=kind)
+    image, (axes,) = plots.image()
     axes.set_xscale('log', base=2)
     axes.set_yscale('log')
+    named: dict[str, list[tuple[float, float]]] = {}
+    for point in sorted(points, key=lambda point: point['length']):
+        line = named.setdefault(point['attention'], [])
+        if point['seconds'] is not None:
+            line.append((point['length'], point['seconds']))
+    plots.lines(axes, named, marker='o', markersize=3)
     axes.set_xlabel('sequence length (tokens)')
     axes.set_ylabel('training step (seconds)')
-    axes.grid(alpha=0.3)
-    axes.legend(title='attention')
-    image.savefig(target, dpi=150)
+    plots.save(image, target)
 
 
 def _tokens(run: run_folders.Run) -> int:

@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from reformer_jax import metrics
-from reformer_jax import run_folder
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
 
 # Fields in which the runs of one row of a table may differ.
 _SEEDS = ('seed', 'data.seed')

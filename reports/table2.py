@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from reformer_jax import run_folder
+from reformer_jax.runs import folder as run_folder
 from reports import run_folders
 from reports import tables
 

@@ -1,4 +1,4 @@
-"""Writes the rows of a report as Markdown and CSV, and its curves as an image."""
+"""Writes the rows of a report as Markdown and CSV."""
 
 import argparse
 import csv
@@ -48,22 +48,6 @@ def write_csv(path: str, rows: Rows) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)
-
-
-def image() -> Any:
-    """An empty figure of matplotlib with one pair of axes, (figure, axes).
-
-    Raises:
-      ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib: pip install -e '.[reports]', or leave out --output."
-        ) from error
-    empty = figure.Figure(figsize=(6, 4), layout='constrained')
-    return empty, empty.subplots()
 
 
 def _cell(value: Any) -> str:
