@@ -93,7 +93,8 @@ class Step(NamedTuple):
     allowed: jax.Array
 
 
-def plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket):
+def plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket) -> Plan:
+    """The plan of a rule for buckets of a shape; look_around is (before, after)."""
     batch, heads, rounds, length = shape_BHRL
     before, after = look_around
     band = None

@@ -138,9 +138,11 @@ def iterate_bytes(
     """
     encode = tokenizers.Bytes().encode
 
-    def assemble(_: np.ndarray, windows: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def assemble(
+        numbers: np.ndarray, windows: list[np.ndarray]
+    ) -> dict[str, np.ndarray]:
         rows = [encode(window) for window in windows]
-        return _causal(_, rows, batch_size=batch_size, length=length, pad_id=0)
+        return _causal(numbers, rows, batch_size=batch_size, length=length, pad_id=0)
 
     return _iterate(
         text,

@@ -30,7 +30,7 @@ class RunConfig:
       checkpoint_every: steps between checkpoints; 0 for only the final one.
       keep_checkpoints: how many of the latest to keep, besides the best.
       init_from: folder that training starts from instead of fresh parameters, a Hugging
-        Face model or a run; '' for none. See initial.py.
+        Face model or a run; '' for none. See start.py.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
       mesh: devices along the axes data, fsdp and model.
       data: arguments of the dataset, see reformer_jax/data.
