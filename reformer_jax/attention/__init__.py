@@ -10,16 +10,7 @@ All take and return [B, L, H, K] like jax.nn.dot_product_attention; masks are bo
 Attention dropout follows the paper's code: one mask per hash round, shared over the
 batch, the heads and the chunks; without a key there is none.
 
-LSH attention sorts the tokens of every hash round by (bucket, position) and cuts them
-into chunks; the softmax runs over the keys of all rounds together. Which keys a query
-sees is the rule:
-  reformer: its chunk and the chunks before and after it, only of its own bucket if
-    within_bucket; a key met in several rounds counts once (eq. 16).
-  trax: the same across buckets, looking around the ends and from round to round, and a
-    key met in m rounds counts m times (trax v2, Hugging Face).
-  strict: the last chunk_length tokens of its bucket before it; counts once. Depends on
-    the past only, while in the other two the sort moves with the future.
-Padding is sorted behind all buckets and never seen.
+What there is to set travels as a kind: Full, Local or LSH (see kinds.py).
 """
 
 from reformer_jax.attention import choice
@@ -29,16 +20,20 @@ from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
 from reformer_jax.attention import windows
 from reformer_jax.attention.full import full_attention
-from reformer_jax.attention.kinds import dense_crossover
+from reformer_jax.attention.kinds import LSH
+from reformer_jax.attention.kinds import Full
+from reformer_jax.attention.kinds import Kind
+from reformer_jax.attention.kinds import Local
 from reformer_jax.attention.local import local_attention
-from reformer_jax.attention.lsh import IMPLEMENTATIONS
 from reformer_jax.attention.lsh import lsh_attention
 from reformer_jax.attention.lsh import sorted_order
 
 __all__ = (
-    'IMPLEMENTATIONS',
+    'Full',
+    'Kind',
+    'LSH',
+    'Local',
     'choice',
-    'dense_crossover',
     'full_attention',
     'hashing',
     'kernels',

@@ -1,14 +1,21 @@
-"""Which implementation of LSH attention runs: one by name, or the fastest."""
+"""How a call of attention is computed, decided here alone.
+
+LSH attention: exactly, by the XLA path, or by a kernel for the device at hand. Exact
+attention: by cuDNN or by the XLA path.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from reformer_jax.attention import kinds
 from reformer_jax.attention import xla
 from reformer_jax.attention.kernels import cudnn
 from reformer_jax.attention.kernels import mosaic_tpu
 from reformer_jax.attention.kernels import triton
+
+EXACT = 'exact'
 
 _ATTEND: dict[str, Callable[..., jax.Array]] = {
     'xla': xla.attend,
@@ -17,44 +24,60 @@ _ATTEND: dict[str, Callable[..., jax.Array]] = {
 }
 _KERNELS = {'triton': triton, 'mosaic_tpu': mosaic_tpu}
 _PLATFORMS = {'triton': 'gpu', 'mosaic_tpu': 'tpu'}
-IMPLEMENTATIONS = tuple(_ATTEND)
 
 
-def check(implementation: str, dtype: Any, head_size: int, chunk_length: int) -> None:
-    """Raises a ValueError if an implementation does not take such arrays."""
-    if not _takes(implementation, dtype, head_size, chunk_length):
+def check(kind: kinds.LSH, dtype: Any, head_size: int) -> None:
+    """Raises a ValueError if the kind's implementation does not take such arrays, or
+    is of another accelerator than the one here."""
+    name, here = kind.implementation, jax.default_backend()
+    if not name:
+        return
+    if not _takes(name, dtype, head_size, kind.chunk_length):
         raise ValueError(
-            f'implementation={implementation!r} does not take dtype={dtype}, '
-            f'head_size={head_size}, chunk_length={chunk_length}, but '
-            f"{_KERNELS[implementation].SUPPORTED}: use them or implementation='xla'."
+            f'implementation={name!r} does not take dtype={dtype}, head_size='
+            f'{head_size}, chunk_length={kind.chunk_length}, but '
+            f"{_KERNELS[name].SUPPORTED}: use them or implementation='xla'."
+        )
+    needed = _PLATFORMS.get(name)
+    if needed and here not in ('cpu', needed):
+        raise ValueError(
+            f'implementation={name!r} is for a {needed} and JAX runs on a {here} here: '
+            "use implementation='xla', or leave the choice to the device."
         )
 
 
-def choose(preferred: str, dtype: Any, head_size: int, chunk_length: int) -> str:
-    """The preferred implementation, or '' for that of the device at hand.
+def of_lsh(kind: kinds.LSH, length: int, dtype: Any, head_size: int) -> str:
+    """'exact', 'xla', 'triton' or 'mosaic_tpu' for LSH attention to such arrays.
 
-    XLA's where it does not take such arrays, and on a mesh of several devices outside
-    shard_map, since kernels cannot be partitioned.
+    XLA's where a kernel does not take the single chunk of a short sequence, and on a
+    mesh of several devices outside shard_map, since kernels cannot be partitioned.
+
+    Raises:
+      ValueError: as `check`.
     """
+    if kind.is_exact(length):
+        return EXACT
+    check(kind, dtype, head_size)
     if _is_partitioned():
         return 'xla'
-    name = preferred or _of_this_device()
+    name = kind.implementation or _of_this_device()
+    chunk_length = min(kind.chunk_length, length)
     return name if _takes(name, dtype, head_size, chunk_length) else 'xla'
 
 
 def attend(implementation: str) -> Callable[..., jax.Array]:
-    """An implementation by name: a function as xla.attend.
-
-    Raises:
-      ValueError: it is of another accelerator than the one here.
-    """
-    here, needed = jax.default_backend(), _PLATFORMS.get(implementation)
-    if needed and here not in ('cpu', needed):
-        raise ValueError(
-            f'implementation={implementation!r} is for a {needed} and JAX runs on a '
-            f"{here} here: use implementation='xla', or leave the choice to the device."
-        )
+    """LSH attention by the name of an implementation: a function as xla.attend."""
     return _ATTEND[implementation]
+
+
+def of_full(kind: kinds.Full, arrays, mask: Any, key: Any) -> str:
+    """'cudnn' or 'xla' for exact attention to queries, keys and values."""
+    alike = len({x.dtype for x in arrays}) == 1
+    plain = alike and mask is None and not (kind.dropout and key is not None)
+    takes = plain and cudnn.takes(
+        arrays[0], causal=kind.causal, shared_qk=kind.shared_qk
+    )
+    return 'cudnn' if takes else 'xla'
 
 
 def _takes(name: str, dtype: Any, head_size: int, chunk_length: int) -> bool:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import choice
+from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
 from reformer_jax.attention.kernels import cudnn
 
@@ -12,30 +14,23 @@ _LEAST_QUERIES = 128
 
 
 def full_attention(
+    kind: kinds.Full,
     q_BLHK: jax.Array,
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
     *,
-    causal: bool,
     mask: jax.Array | None = None,
-    shared_qk: bool = False,
-    dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Exact attention: by cuDNN, or blocked over queries; memory linear in the length.
+    """Exact attention, [B, L, H, K] in the dtype of v.
 
-    With shared_qk keys have unit length, logits are not scaled further, and a token
-    attends to itself only when nothing else is left: the function that LSH attention
-    approximates. Otherwise logits are scaled by 1 / sqrt(K).
+    Logits are scaled by 1 / sqrt(K), unless queries and keys are shared.
     """
     batch, length, heads, head_size = q_BLHK.shape
+    shared_qk, causal = kind.shared_qk, kind.causal
     if shared_qk:
         k_BLHK = numerics.unit_keys(k_BLHK).astype(q_BLHK.dtype)
-    dropout = bool(dropout_rate) and key is not None
-    one_dtype = q_BLHK.dtype == k_BLHK.dtype == v_BLHK.dtype
-    if one_dtype and cudnn.takes(
-        q_BLHK, causal=causal, mask=mask, shared_qk=shared_qk, dropout=dropout
-    ):
+    if choice.of_full(kind, (q_BLHK, k_BLHK, v_BLHK), mask, key) == 'cudnn':
         return cudnn.attend(q_BLHK, k_BLHK, v_BLHK, causal=causal, shared_qk=shared_qk)
     if not shared_qk:
         q_BLHK = q_BLHK * head_size**-0.5
@@ -57,9 +52,9 @@ def full_attention(
         if mask is not None:
             allowed = allowed & mask[:, None, None, :]
         p_BHCL = numerics.softmax(logits_BHCL, allowed, self_CL)
-        if dropout_rate and key is not None:
+        if kind.dropout and key is not None:
             block_key = jax.random.fold_in(key, index)
-            p_BHCL *= numerics.dropout_mask(block_key, dropout_rate, (block, length))
+            p_BHCL *= numerics.dropout_mask(block_key, kind.dropout, (block, length))
         return jnp.einsum('bhcl,blhk->bchk', p_BHCL.astype(v_BLHK.dtype), v_BLHK)
 
     blocks = q_BLHK.reshape(batch, length // block, block, heads, head_size)

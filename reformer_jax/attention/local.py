@@ -13,37 +13,33 @@ from reformer_jax.attention import windows
 
 
 def local_attention(
+    kind: kinds.Local,
     q_BLHK: jax.Array,
     k_BLHK: jax.Array,
     v_BLHK: jax.Array,
     *,
-    chunk_length: int,
-    chunks_before: int = 1,
-    chunks_after: int = 0,
-    causal: bool,
-    circular: bool = False,
     mask: jax.Array | None = None,
-    dropout_rate: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention within a chunk and its neighbours.
+    """Attention within a chunk and its neighbours, [B, L, H, K] in the dtype of v.
 
-    If circular the first and the last chunk are neighbours (Hugging Face), which a
-    causal model does not notice. A sequence of at most one chunk gets full attention.
-    Logits are scaled by 1 / sqrt(K).
+    A sequence of at most one chunk gets full attention. Logits are scaled by
+    1 / sqrt(K).
     """
     batch, length, heads, head_size = q_BLHK.shape
     kinds.check_shapes(q_BLHK, k_BLHK, v_BLHK)
-    kinds.check_chunks(length, chunk_length, chunks_before, chunks_after, causal)
-    if length <= chunk_length:
-        exact = functools.partial(full.full_attention, causal=causal, mask=mask)
-        return exact(q_BLHK, k_BLHK, v_BLHK, dropout_rate=dropout_rate, key=key)
+    kinds.check_length(kind, length)
+    if length <= kind.chunk_length:
+        exact = kinds.Full(kind.causal, dropout=kind.dropout)
+        return full.full_attention(exact, q_BLHK, k_BLHK, v_BLHK, mask=mask, key=key)
+    chunk_length, causal, circular = kind.chunk_length, kind.causal, kind.circular
+    chunks_before, chunks_after = kind.chunks_before, kind.chunks_after
     window = chunk_length * (chunks_before + 1 + chunks_after)
     chunks = length // chunk_length
     group = numerics.divisor_at_most(
         chunks, numerics.logits_per_step() // (chunk_length * window)
     )
-    dropout_CW = numerics.attention_dropout(key, dropout_rate, (chunk_length, window))
+    dropout_CW = numerics.attention_dropout(key, kind.dropout, (chunk_length, window))
     at_once = max(1, numerics.logits_per_step() // (group * chunk_length * window))
     steps_per_row = chunks // group
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from reformer_jax.attention import hashing
+from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
 
 # Spacing of float32 around -1e5, which is a token's logit of itself in trax and
@@ -93,14 +94,15 @@ class Step(NamedTuple):
     allowed: jax.Array
 
 
-def plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket) -> Plan:
-    """The plan of a rule for buckets of a shape; look_around is (before, after)."""
+def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...]) -> Plan:
+    """The plan for buckets of a shape; a shorter sequence is a chunk."""
     batch, heads, rounds, length = shape_BHRL
-    before, after = look_around
+    chunk_length = min(kind.chunk_length, length)
+    before, after, rule = kind.chunks_before, kind.chunks_after, kind.rule
     band = None
     if rule == 'strict':
         band = (1, chunk_length)
-    elif rule == 'reformer' and (rounds > 1 or within_bucket):
+    elif rule == 'bucket' or (rule == 'reformer' and rounds > 1):
         band = (-after, before)
     chunk_logits = chunk_length**2 * (before + 1 + after)
     group = numerics.divisor_at_most(
@@ -112,10 +114,10 @@ def plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket) -> 
         chunk_length=chunk_length,
         chunks_before=before,
         chunks_after=after,
-        causal=causal,
+        causal=kind.causal,
         circular=rule == 'trax',
         band=band,
-        band_in_round=rule == 'strict' or within_bucket,
+        band_in_round=rule in ('strict', 'bucket'),
         chunks_per_step=group,
         rows_per_step=(numerics.divisor_at_most(batch, rows // heads), heads_per_step),
         order_free=rule == 'strict',
@@ -124,10 +126,10 @@ def plan(shape_BHRL, chunk_length, look_around, causal, rule, within_bucket) -> 
 
 def codes(
     plan: Plan,
+    num_buckets: int,
     buckets_BHRL: jax.Array,
     order_BHRL: jax.Array,
     mask: jax.Array | None,
-    num_buckets: int,
 ) -> jax.Array | None:
     """The codes that the plan's band is about, one per token and round.
 

@@ -61,9 +61,7 @@ def attend(
 
 def _attend_forward(plan, qk_BLHK, v_BLHK, *sorting_and_dropout):
     *sorting, dropout_RCW = sorting_and_dropout
-
-    def forward_row(row):
-        return _forward_row(plan, row, dropout_RCW)
+    forward_row = functools.partial(_forward_row, plan, dropout_RCW)
 
     def forward_rows(out_BLHK, index):
         rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
@@ -170,7 +168,7 @@ def _rows(plan, index, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL) -> wind
 # --- Forward ----------------------------------------------------------------------
 
 
-def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
+def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     """Output [L, K], log-sum-exp [L], and which queries had only themselves [L].
 
     The log-sum-exp of a query with nothing but itself is relative to its own key.
@@ -179,11 +177,8 @@ def _forward_row(plan: windows.Plan, row: windows.Row, dropout_RCW):
 
     def attend_round(carry, hash_round):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
-
-        def attend_step(first):
-            return _forward_step(plan, row, dropout_CW, hash_round, first)
-
-        in_order = lax.map(attend_step, windows.first_chunks(plan, length))
+        step = functools.partial(_forward_step, plan, row, dropout_CW, hash_round)
+        in_order = lax.map(step, windows.first_chunks(plan, length))
         ranks_L = row.ranks_RL[hash_round]
         new = jax.tree.map(lambda x_SGC: windows.at(_flat(x_SGC, 3), ranks_L), in_order)
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None

@@ -36,57 +36,49 @@ class LocalCache(NamedTuple):
 # --- Full attention ---------------------------------------------------------------
 
 
-def full_prompt(heads, lengths_B, rotations, capacity, *, shared_qk: bool):
+def full_prompt(kind: attention.Full, heads, capacity: int):
     """Attention output [B, P, H, K] and FullCache of a prompt.
 
     Args:
+      kind: causal, so that what stands behind a prompt is never seen.
       heads: queries, keys (unless shared) and values, [B, P, H, K] each.
-      lengths_B: real tokens of each prompt; causal attention never sees the others.
-      rotations: not used here.
       capacity: tokens that the cache can hold.
-      shared_qk: whether queries are the keys too.
     """
     q_BPHK, k_BPHK, v_BPHK = heads[0], heads[-2], heads[-1]
-    out_BPHK = attention.full_attention(
-        q_BPHK, k_BPHK, v_BPHK, causal=True, shared_qk=shared_qk
-    )
-    k_BPHK = _keys(k_BPHK, shared_qk)
+    out_BPHK = attention.full_attention(kind, q_BPHK, k_BPHK, v_BPHK)
+    k_BPHK = _keys(kind, k_BPHK)
     return out_BPHK, FullCache(
         by_position(k_BPHK, capacity), by_position(v_BPHK, capacity)
     )
 
 
-def full_step(cache: FullCache, heads, positions_B, rotations, *, shared_qk: bool):
+def full_step(kind: attention.Full, cache: FullCache, heads, positions_B):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
     cache = FullCache(
-        put(cache.k_BHSK, positions_B, _keys(k_BHK, shared_qk)),
+        put(cache.k_BHSK, positions_B, _keys(kind, k_BHK)),
         put(cache.v_BHSK, positions_B, v_BHK),
     )
-    if not shared_qk:
+    if not kind.shared_qk:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     slots_S = jnp.arange(cache.k_BHSK.shape[2])
     allowed_BS = slots_S <= positions_B[:, None]
-    if shared_qk:
+    if kind.shared_qk:
         allowed_BS &= (slots_S != positions_B[:, None]) | (positions_B[:, None] == 0)
     return softmax_sum(q_BHK, cache.k_BHSK, cache.v_BHSK, allowed_BS[:, None]), cache
 
 
-def _keys(k: jax.Array, shared_qk: bool) -> jax.Array:
-    return numerics.unit_keys(k).astype(k.dtype) if shared_qk else k
+def _keys(kind: attention.Full, k: jax.Array) -> jax.Array:
+    return numerics.unit_keys(k).astype(k.dtype) if kind.shared_qk else k
 
 
 # --- Local attention --------------------------------------------------------------
 
 
-def local_prompt(
-    heads, lengths_B, rotations, capacity, *, chunk_length: int, chunks_before: int
-):
-    """Attention output [B, P, H, K] and LocalCache of a prompt; see full_prompt."""
-    out_BPHK = attention.local_attention(
-        *heads, chunk_length=chunk_length, chunks_before=chunks_before, causal=True
-    )
-    slots_W = jnp.arange((chunks_before + 1) * chunk_length)
+def local_prompt(kind: attention.Local, heads, lengths_B):
+    """Attention output [B, P, H, K] and LocalCache of prompts of such lengths."""
+    out_BPHK = attention.local_attention(kind, *heads)
+    slots_W = jnp.arange((kind.chunks_before + 1) * kind.chunk_length)
     positions_BW = jnp.maximum(latest_in_slots(lengths_B[:, None] - 1, slots_W), 0)
 
     def latest(x_BPHK):
@@ -96,15 +88,7 @@ def local_prompt(
     return out_BPHK, LocalCache(latest(heads[1]), latest(heads[2]))
 
 
-def local_step(
-    cache: LocalCache,
-    heads,
-    positions_B,
-    rotations,
-    *,
-    chunk_length: int,
-    chunks_before: int,
-):
+def local_step(kind: attention.Local, cache: LocalCache, heads, positions_B):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     q_BHK, k_BHK, v_BHK = (x_B1HK[:, 0] for x_B1HK in heads)
     slots = cache.k_BHWK.shape[2]
@@ -113,8 +97,9 @@ def local_step(
         put(cache.v_BHWK, positions_B % slots, v_BHK),
     )
     positions_BW = latest_in_slots(positions_B[:, None], jnp.arange(slots))
-    first_B = jnp.maximum((positions_B // chunk_length - chunks_before), 0)
-    allowed_BW = positions_BW >= first_B[:, None] * chunk_length
+    size = kind.chunk_length
+    first_B = jnp.maximum((positions_B // size - kind.chunks_before), 0)
+    allowed_BW = positions_BW >= first_B[:, None] * size
     q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
 

@@ -34,18 +34,7 @@ _NEVER = -1
 
 
 def generate(
-    model: model_lib.Reformer,
-    prompt: Any,
-    *,
-    key: jax.Array,
-    steps: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_token: int | None = None,
-    samples: int = 1,
-    mask: Any = None,
-    rounds: int | None = None,
+    model: model_lib.Reformer, prompt: Any, *, steps: int, **settings: Any
 ) -> np.ndarray:
     """Continues prompts; arguments and errors are those of `stream`.
 
@@ -53,19 +42,7 @@ def generate(
       New tokens, int32 [B * samples, steps], the samples of a prompt one after another.
       A row that has met a stop token goes on with stop tokens.
     """
-    parts = stream(
-        model,
-        prompt,
-        key=key,
-        steps=steps,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop_token=stop_token,
-        samples=samples,
-        mask=mask,
-        rounds=rounds,
-    )
+    parts = stream(model, prompt, steps=steps, **settings)
     tokens_BT = np.concatenate(list(parts), axis=1)
     # Fewer than `steps` only if the last column has nothing but stop tokens.
     missing = steps - tokens_BT.shape[1]
@@ -78,13 +55,10 @@ def stream(
     *,
     key: jax.Array,
     steps: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_token: int | None = None,
     samples: int = 1,
+    stop_token: int | None = None,
     mask: Any = None,
-    rounds: int | None = None,
+    **sampling: Any,
 ) -> Iterator[np.ndarray]:
     """Yields continuations of prompts as they are made; ends early if all have stopped.
 
@@ -96,13 +70,10 @@ def stream(
       prompt: token ids [B, P].
       key: random key; the same key gives the same tokens.
       steps: tokens to add, at least 1.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: sample from so many likeliest tokens.
-      top_p: sample from the likeliest tokens that together have this probability.
-      stop_token: ends a row.
       samples: continuations of each prompt.
+      stop_token: ends a row.
       mask: True for the real tokens of the prompt, which may stand anywhere in a row.
-      rounds: hash rounds instead of the config's.
+      **sampling: temperature, top_k and top_p, the settings of Sampling.
 
     Yields:
       New tokens, int32 [B * samples, n] with n at least 1.
@@ -111,20 +82,15 @@ def stream(
       ValueError: a prompt is empty, too long for the model or has unknown tokens, or an
         argument is out of its range. Raised by the call, before the first tokens.
     """
-    drawing = sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        vocab_size=model.config.vocab_size,
-    )
-    _check_at_least_one(steps=steps, samples=samples, rounds=rounds)
+    drawing = drawing_of(Sampling(**sampling), model.config.vocab_size)
+    _check_at_least_one(steps=steps, samples=samples)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
         jnp.arange(prompts.lengths_B.size * samples)
     )
 
-    return _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds)
+    return _parts(model, prompts, keys_B, drawing, stop, steps, samples)
 
 
 def beam_search(
@@ -133,11 +99,9 @@ def beam_search(
     *,
     steps: int,
     beams: int = 4,
-    best: int = 1,
     length_penalty: float = 0.6,
     stop_token: int | None = None,
     mask: Any = None,
-    rounds: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The continuations of highest score that beam search finds.
 
@@ -150,24 +114,26 @@ def beam_search(
       steps: most tokens to add, at least 1.
       beams: continuations followed at a time. Each has its own caches, which every step
         copies from those of the beam that it continues.
-      best: how many to return, at most `beams`.
       length_penalty: 0 for the plain log-probability; more favours long ones.
       stop_token: ends a continuation; without one all have `steps` tokens.
       mask: as in `stream`.
-      rounds: as in `stream`.
 
     Returns:
-      Tokens, int32 [B, best, steps], best first, filled up with stop tokens; and their
-      scores, float32 [B, best], -inf where there are no more continuations.
+      Tokens, int32 [B, beams, steps], best first, filled up with stop tokens; and their
+      scores, float32 [B, beams], -inf where there are no more continuations.
 
     Raises:
       ValueError: as `stream`.
     """
-    _check_at_least_one(steps=steps, best=best, rounds=rounds)
-    _check_beams(beams, best, length_penalty)
+    _check_at_least_one(steps=steps, beams=beams)
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
+            'log-probabilities, 0.6 is usual.'
+        )
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
-    search = _compiled(_search, static=('capacity', 'rounds', 'beams', 'steps'))
+    search = _compiled(_search, static=('capacity', 'beams', 'steps'))
     tokens_BES, scores_BE = search(
         model,
         prompts.tokens_BP,
@@ -175,20 +141,13 @@ def beam_search(
         jnp.float32(length_penalty),
         stop,
         capacity=prompts.capacity,
-        rounds=rounds,
         beams=beams,
         steps=steps,
     )
-    return np.asarray(tokens_BES)[:, :best], np.asarray(scores_BE)[:, :best]
+    return np.asarray(tokens_BES), np.asarray(scores_BE)
 
 
-def score(
-    model: model_lib.Reformer,
-    tokens: Any,
-    *,
-    mask: Any = None,
-    rounds: int | None = None,
-) -> np.ndarray:
+def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.ndarray:
     """Log-probability in nats of each token given those before it: one parallel pass.
 
     Hash buckets are those of the longest sequence that the model can read, as in
@@ -198,7 +157,6 @@ def score(
       model: causal.
       tokens: ids [B, L].
       mask: True for real tokens, which may stand anywhere in a row.
-      rounds: hash rounds instead of the config's.
 
     Returns:
       float32 [B, L], 0 where the mask is False, and for the first token of a model
@@ -207,7 +165,6 @@ def score(
     Raises:
       ValueError: as `stream`.
     """
-    _check_at_least_one(rounds=rounds)
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
     first = 0 if model.config.start_token >= 0 else 1
     read = [row[:-1] for row in prompts_lib.with_start(model.config, rows)]
@@ -216,11 +173,7 @@ def score(
     missing = inputs_BP.shape[1] - targets_BP.shape[1]
     targets_BP = np.pad(targets_BP, ((0, 0), (0, missing)))
     lengths_B = np.array([len(row) for row in read], np.int32)
-    logp_BP = np.asarray(
-        _compiled(_score, static=('rounds',))(
-            model, inputs_BP, targets_BP, lengths_B, rounds=rounds
-        )
-    )
+    logp_BP = np.asarray(_compiled(_score)(model, inputs_BP, targets_BP, lengths_B))
     result_BL = np.zeros(mask_BL.shape, np.float32)
     for row, real_L in enumerate(mask_BL):
         places = np.flatnonzero(real_L)[first:]
@@ -231,8 +184,8 @@ def score(
 # --- Compiled ---------------------------------------------------------------------
 
 
-def _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds):
-    start = _compiled(_start, static=('capacity', 'rounds', 'samples'))
+def _parts(model, prompts, keys_B, drawing, stop, steps, samples):
+    start = _compiled(_start, static=('capacity', 'samples'))
     progress = start(
         model,
         prompts.tokens_BP,
@@ -240,7 +193,6 @@ def _parts(model, prompts, keys_B, drawing, stop, steps, samples, rounds):
         keys_B,
         drawing,
         capacity=prompts.capacity,
-        rounds=rounds,
         samples=samples,
     )
     yield np.asarray(progress.tokens_B)[:, None]
@@ -275,11 +227,9 @@ def _compiled(
     )
 
 
-def _start(model, tokens_BP, lengths_B, keys_B, drawing, *, capacity, rounds, samples):
+def _start(model, tokens_BP, lengths_B, keys_B, drawing, *, capacity, samples):
     """Reads the prompts and draws the first token of each sample."""
-    logits_BV, state = steps_lib.prefill(
-        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
-    )
+    logits_BV, state = steps_lib.prefill(model, tokens_BP, lengths_B, capacity=capacity)
     if samples > 1:
         rows_B = jnp.repeat(jnp.arange(lengths_B.size), samples)
         logits_BV, state = logits_BV[rows_B], steps_lib.take_rows(state, rows_B)
@@ -295,13 +245,10 @@ def _search(
     stop,
     *,
     capacity,
-    rounds,
     beams,
     steps,
 ):
-    logits_BV, state = steps_lib.prefill(
-        model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds
-    )
+    logits_BV, state = steps_lib.prefill(model, tokens_BP, lengths_B, capacity=capacity)
     return beams_lib.search(
         model, logits_BV, state, length_penalty, stop, beams=beams, steps=steps
     )
@@ -337,9 +284,9 @@ def _keys_at(keys_B: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
 
 
-def _score(model, inputs_BP, targets_BP, lengths_B, *, rounds):
+def _score(model, inputs_BP, targets_BP, lengths_B):
     streams, _ = steps_lib.read(
-        model, inputs_BP, lengths_B, capacity=inputs_BP.shape[1], rounds=rounds
+        model, inputs_BP, lengths_B, capacity=inputs_BP.shape[1]
     )
     nll_BP, _ = chunking.cross_entropy(
         model.logits,
@@ -366,95 +313,89 @@ def _check_at_least_one(**numbers: int | None) -> None:
             raise ValueError(f'{name}={number} must be at least 1.')
 
 
-def _check_beams(beams: int, best: int, length_penalty: float) -> None:
-    if best > beams:
-        raise ValueError(
-            f'best={best} is more than beams={beams}: ask for at most as many '
-            'continuations as are followed.'
-        )
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(
-            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
-            'log-probabilities, 0.6 is usual.'
-        )
-
-
 # Below these float32 runs out; nothing changes by then.
 _LEAST_TOP_P = 1e-6
 _GREEDY = 1e-6
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw; made by `sampling`.
+    """How tokens are drawn.
 
     Attributes:
-      temperature: divides the logits; None takes the likeliest token.
-      top_p: the likeliest tokens that together have this probability; None for all.
-      top_k: so many likeliest tokens; None for all.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: sample from so many likeliest tokens; None for all.
+      top_p: sample from the likeliest tokens that together have this probability; None
+        for all.
     """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self):
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(
+                f'temperature={self.temperature} must be at least 0: 0 takes the '
+                'likeliest token, 1 samples from the model as it is.'
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(
+                f'top_p={self.top_p} is not in (0, 1]: it is the probability of the '
+                'tokens to sample from; leave it out, or use 1, for all.'
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Sampling as arrays, so that other numbers do not compile anew; None if unused."""
 
     temperature: jax.Array | None
     top_p: jax.Array | None
     top_k: int | None = dataclasses.field(metadata={'static': True})
 
 
-def sampling(
-    *, temperature: float, top_k: int | None, top_p: float | None, vocab_size: int
-) -> Sampling:
-    """Checked settings; temperature 0 is greedy.
-
-    Raises:
-      ValueError: temperature negative or not finite, top_k outside [1, vocab_size],
-        top_p outside (0, 1].
-    """
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(
-            f'temperature={temperature} must be at least 0: 0 takes the likeliest '
-            'token, 1 samples from the model as it is.'
-        )
+def drawing_of(sampling: Sampling, vocab_size: int) -> Drawing:
+    """The sampling from a vocabulary; a ValueError if top_k is not in it."""
+    temperature, top_k, top_p = dataclasses.astuple(sampling)
     if top_k is not None and not 1 <= top_k <= vocab_size:
         raise ValueError(
             f'top_k={top_k} is not in [1, {vocab_size}], the size of the vocabulary: '
             'leave it out to sample from all tokens.'
         )
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(
-            f'top_p={top_p} is not in (0, 1]: it is the probability of the tokens to '
-            'sample from; leave it out, or use 1, for all.'
-        )
-    if top_p is not None and top_p < _LEAST_TOP_P:
-        top_p = _LEAST_TOP_P  # still one token
-    return Sampling(
+    if top_p == 1:
+        top_p = None
+    return Drawing(
         jnp.float32(temperature) if temperature > _GREEDY else None,
-        None if top_p is None or top_p == 1 else jnp.float32(top_p),
+        # One token stays however small it is.
+        None if top_p is None else jnp.float32(max(top_p, _LEAST_TOP_P)),
         top_k,
     )
 
 
-def draw(sampling: Sampling, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
+def draw(drawing: Drawing, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """One token of each row, int32 [B], each drawn with its own key."""
-    if sampling.temperature is None:
+    if drawing.temperature is None:
         return logits_BV.argmax(-1).astype(jnp.int32)
     logits_BV -= logits_BV.max(-1, keepdims=True)  # else low temperatures overflow
-    logits_BV = restrict(sampling, logits_BV / sampling.temperature)
+    logits_BV = restrict(drawing, logits_BV / drawing.temperature)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def restrict(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
+def restrict(drawing: Drawing, logits_BV: jax.Array) -> jax.Array:
     """Logits with -inf for the tokens that top_k and then top_p leave out.
 
     Tokens as likely as the last one that stays stay too.
     """
-    if sampling.top_k is not None:
-        lowest_B1 = lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+    if drawing.top_k is not None:
+        lowest_B1 = lax.top_k(logits_BV, drawing.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
-    if sampling.top_p is not None:
+    if drawing.top_p is not None:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         p_BV = jax.nn.softmax(sorted_BV, axis=-1)
         # A token stays if those before it have less than top_p.
-        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
+        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < drawing.top_p
         lowest_B1 = jnp.where(stays_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
         logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
     return logits_BV

@@ -9,14 +9,14 @@ it in (as in transformers' cached decoding), and earlier tokens keep what they s
 Functions and shape letters are those of caches.py.
 """
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from reformer_jax import attention
-from reformer_jax.attention import choice
 from reformer_jax.attention import hashing
 from reformer_jax.attention import numerics
 from reformer_jax.generation import caches
@@ -59,46 +59,42 @@ class SortedCache(NamedTuple):
     counts_BHRN: jax.Array
 
 
-# --- LSH attention, strict rule ---------------------------------------------------
-
-
-def strict_prompt(
-    heads,
-    lengths_B,
-    rotations,
-    capacity,
-    *,
-    chunk_length: int,
-    buckets: hashing.Buckets,
-    implementation: str = '',
-):
-    """Attention output [B, P, H, K] and BucketCache of a prompt; see full_prompt.
+def lsh_prompt(kind: attention.LSH, heads, lengths_B, rotations, capacity: int):
+    """Attention output [B, P, H, K] and the cache of a prompt; see caches.full_prompt.
 
     Rotations are those of the layer, [H, K, R, S].
     """
     out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
-        heads,
-        lengths_B,
-        rotations,
-        buckets,
-        implementation,
-        chunk_length=chunk_length,
-        rule='strict',
+        kind, heads, lengths_B, rotations
     )
-    places_BHRNC = caches.latest_in_slots(
-        counts_BHRN[..., None] - 1, jnp.arange(chunk_length)
-    )
-    latest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, places_BHRNC)
     kv_BHSX = caches.by_position(_keys_and_values(*heads), capacity)
-    return out_BPHK, BucketCache(kv_BHSX, latest_BHRNC, counts_BHRN)
+    strict = kind.rule == 'strict'
+    size = kind.chunk_length
+    slots_W = jnp.arange(size if strict else (kind.chunks_before + 1) * size)
+    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
+    latest_BHRNW = _of_buckets(order_BHRP, counts_BHRN, places_BHRNW)
+    if strict:
+        return out_BPHK, BucketCache(kv_BHSX, latest_BHRNW, counts_BHRN)
+    earliest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, slots_W[:size])
+    return out_BPHK, SortedCache(kv_BHSX, latest_BHRNW, earliest_BHRNC, counts_BHRN)
 
 
-def strict_step(
-    cache: BucketCache, heads, positions_B, rotations, *, buckets: hashing.Buckets
+def lsh_step(
+    kind: attention.LSH,
+    cache: BucketCache | SortedCache,
+    heads,
+    positions_B,
+    rotations,
 ):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    ids_BHR = hashing.hash_vectors(heads[0], rotations, buckets=kind.buckets)[..., 0]
+    if isinstance(cache, BucketCache):
+        return _strict_step(cache, heads, positions_B, ids_BHR)
+    return _sorted_step(kind, cache, heads, positions_B, ids_BHR)
+
+
+def _strict_step(cache: BucketCache, heads, positions_B, ids_BHR):
     qk_B1HK, v_B1HK = heads
-    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
     kv_BHSX = _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK)
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     counts_BHR = cache.counts_BHRN[bucket]
@@ -123,84 +119,32 @@ def strict_step(
     return out_B1HK, cache
 
 
-# --- LSH attention, reformer and trax rules ---------------------------------------
-
-
-def sorted_prompt(
-    heads,
-    lengths_B,
-    rotations,
-    capacity,
-    *,
-    chunk_length: int,
-    chunks_before: int,
-    buckets: hashing.Buckets,
-    rule: str,
-    within_bucket: bool,
-    implementation: str = '',
-):
-    """Attention output [B, P, H, K] and SortedCache of a prompt; see strict_prompt."""
-    out_BPHK, order_BHRP, counts_BHRN = _attend_prompt(
-        heads,
-        lengths_B,
-        rotations,
-        buckets,
-        implementation,
-        chunk_length=chunk_length,
-        chunks_before=chunks_before,
-        rule=rule,
-        within_bucket=within_bucket,
-    )
-    slots_W = jnp.arange((chunks_before + 1) * chunk_length)
-    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
-    cache = SortedCache(
-        caches.by_position(_keys_and_values(*heads), capacity),
-        _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
-        _of_buckets(order_BHRP, counts_BHRN, slots_W[:chunk_length]),
-        counts_BHRN,
-    )
-    return out_BPHK, cache
-
-
-def sorted_step(
-    cache: SortedCache,
-    heads,
-    positions_B,
-    rotations,
-    *,
-    chunk_length: int,
-    chunks_before: int,
-    buckets: hashing.Buckets,
-    rule: str,
-    within_bucket: bool,
-):
-    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache.
-
-    The trax rule looks around the ends of each round, not across rounds.
-    """
+def _sorted_step(kind: attention.LSH, cache: SortedCache, heads, positions_B, ids_BHR):
+    """As lsh_step. The trax rule looks around the ends of each round, not across."""
     qk_B1HK, v_B1HK = heads
-    ids_BHR = hashing.hash_vectors(qk_B1HK, rotations, buckets=buckets)[..., 0]
+    size, before = kind.chunk_length, kind.chunks_before
     cache = _add_token(cache, qk_B1HK, v_B1HK, positions_B, ids_BHR)
     ends_BHRN = jnp.cumsum(cache.counts_BHRN, axis=-1)
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     rank_BHR1 = ends_BHRN[bucket][..., None] - 1
-    offsets_W = jnp.arange((chunks_before + 1) * chunk_length)
-    ranks_BHRW = (rank_BHR1 // chunk_length - chunks_before) * chunk_length + offsets_W
+    offsets_W = jnp.arange((before + 1) * size)
+    ranks_BHRW = (rank_BHR1 // size - before) * size + offsets_W
     tokens_B111 = (positions_B + 1)[:, None, None, None]
-    if rule == 'trax':
+    if kind.rule == 'trax':
         ranks_BHRW %= tokens_B111
         inside_BHRW = offsets_W < tokens_B111
     else:
         inside_BHRW = (ranks_BHRW >= 0) & (ranks_BHRW < tokens_B111)
     inside_BHRW &= ranks_BHRW != rank_BHR1
-    if within_bucket:
+    if kind.rule == 'bucket':
         inside_BHRW &= ranks_BHRW < rank_BHR1
         inside_BHRW &= ranks_BHRW > rank_BHR1 - cache.counts_BHRN[bucket][..., None]
     ranks_BHRW = jnp.where(inside_BHRW, ranks_BHRW, 0)
     keys_BHRW = _at_ranks(cache, ends_BHRN, ranks_BHRW)
     keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
+    count_once = kind.rule != 'trax'
     out_B1HK = _attend_positions(
-        cache.kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=rule != 'trax'
+        cache.kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=count_once
     )
     return out_B1HK, cache
 
@@ -240,43 +184,21 @@ def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
 # --- Shared -----------------------------------------------------------------------
 
 
-def _attend_prompt(
-    heads,
-    lengths_B,
-    rotations,
-    buckets: hashing.Buckets,
-    implementation: str,
-    *,
-    chunk_length: int,
-    **settings: Any,
-):
+def _attend_prompt(kind: attention.LSH, heads, lengths_B, rotations):
     """Output [B, P, H, K], sorted positions [B, H, R, P], bucket sizes [B, H, R, N].
 
     Padding gets a bucket of its own behind the others. As it also stands behind all
     real tokens, causal attention needs no mask.
     """
     qk_BPHK, v_BPHK = heads
-    count = hashing.bucket_count(buckets)
+    count = kind.num_buckets
     real_BP = jnp.arange(qk_BPHK.shape[1]) < lengths_B[:, None]
-    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=buckets)
+    ids_BHRP = hashing.hash_vectors(qk_BPHK, rotations, buckets=kind.buckets)
     ids_BHRP = jnp.where(real_BP[:, None, None], ids_BHRP, count)
-    order_BHRP = attention.sorted_order(ids_BHRP, None, count + 1)
-    length, _, head_size = qk_BPHK.shape[1:]
-    sizes = qk_BPHK.dtype, head_size, min(chunk_length, length)
-    chosen: str | None = choice.choose(implementation, *sizes)
-    exact = settings['rule'] != 'strict' and not settings.get('within_bucket')
-    if length <= chunk_length and exact:
-        chosen = None  # exact attention, which one chunk comes to
+    with_padding = dataclasses.replace(kind, buckets=count + 2)  # an even number
+    order_BHRP = attention.sorted_order(with_padding, ids_BHRP, None)
     out_BPHK = attention.lsh_attention(
-        qk_BPHK,
-        v_BPHK,
-        ids_BHRP,
-        causal=True,
-        num_buckets=count + 1,
-        order_BHRL=order_BHRP,
-        chunk_length=chunk_length,
-        implementation=chosen,
-        **settings,
+        with_padding, qk_BPHK, v_BPHK, ids_BHRP, order=order_BHRP
     )
     rows = (index[..., None] for index in caches.indices(ids_BHRP.shape[:3]))
     counts_BHRN = jnp.zeros((*ids_BHRP.shape[:3], count + 1), jnp.int32)

@@ -8,12 +8,12 @@ buckets are those of the longest sequence that the model can read.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from reformer_jax import attention
 from reformer_jax import model as model_lib
 from reformer_jax.generation import caches
 from reformer_jax.generation import lsh_caches
@@ -21,7 +21,7 @@ from reformer_jax.model import config as model_config
 from reformer_jax.model import layers
 from reformer_jax.stack import reversible
 
-_ALL_HEADS = layers.HeadGroup(0, 1)
+_ALL_HEADS = reversible.HeadGroup()
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ class State:
 
     Attributes:
       lengths_B: tokens read of each; the next one gets this position.
-      caches: for each layer its cache.
+      caches: for each layer and branch its cache, None for a feed-forward.
       rotations: for each layer its hash rotations, None for those that do not hash.
     """
 
@@ -40,20 +40,12 @@ class State:
     rotations: list[jax.Array | None]
 
 
-class _Attention(NamedTuple):
-    """The two functions of caches.py for one kind of layer, their settings bound."""
-
-    prompt: Callable[..., Any]
-    step: Callable[..., Any]
-
-
 def prefill(
     model: model_lib.Reformer,
     tokens_BP: jax.Array,
     lengths_B: jax.Array,
     *,
     capacity: int,
-    rounds: int | None = None,
 ) -> tuple[jax.Array, State]:
     """Reads prompts in one parallel pass.
 
@@ -63,7 +55,6 @@ def prefill(
         to lengths_B[b].
       lengths_B: at least 1 each.
       capacity: tokens a sequence can have in the end.
-      rounds: hash rounds instead of the config's.
 
     Returns:
       Logits [B, V] of the token after each prompt, and the state.
@@ -73,7 +64,7 @@ def prefill(
         the model has.
     """
     lengths_B = jnp.asarray(lengths_B)
-    streams, state = read(model, tokens_BP, lengths_B, capacity=capacity, rounds=rounds)
+    streams, state = read(model, tokens_BP, lengths_B, capacity=capacity)
     last = [
         jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
         for y_BPD in streams
@@ -87,7 +78,6 @@ def read(
     lengths_B: jax.Array,
     *,
     capacity: int,
-    rounds: int | None = None,
 ) -> tuple[reversible.Streams, State]:
     """The last streams [B, P, D] of prompts, and the state; otherwise as prefill."""
     config = model.config
@@ -102,23 +92,18 @@ def read(
             f'capacity={capacity} must be at least the {tokens_BP.shape[1]} tokens of '
             f'the prompts and at most the {most} of the model.'
         )
-    rotations = model_lib.hash_rotations(config, rounds=rounds)
-
-    def prompt_attention(layer):
-        prompt = _attention(config, layer.attention, rounds).prompt
-
-        def attend(heads, key, rotations, lengths_B, group, saved):
-            return prompt(heads, lengths_B, rotations, capacity)
-
-        return attend
-
-    attends = [prompt_attention(layer) for layer in model.layers]
-    streams, stacked = model.streams_and_saved(tokens_BP, attends, rotations, lengths_B)
+    rotations = model_lib.hash_rotations(model)
+    streams, saved = model.streams_and_saved(
+        tokens_BP,
+        functools.partial(_Prompt, capacity=capacity),
+        rotations,
+        lengths_B,
+    )
     # Stacked over repeats and over one group of all heads.
     layer_caches = [
-        jax.tree.map(operator.itemgetter((repeat, 0)), cache)
+        [jax.tree.map(operator.itemgetter((repeat, 0)), cache) for cache in of_layer]
         for repeat in range(config.repeats)
-        for cache in stacked
+        for of_layer in saved
     ]
     return streams, State(lengths_B, layer_caches, rotations)
 
@@ -140,23 +125,24 @@ def decode_step(
     Returns:
       Logits [B, V] of the token after it, and the new state.
     """
-    config = model.config
     x_B1D = model.embed_at(tokens_B, state.lengths_B)[:, None]
     key = jax.random.key(0)  # of dropout, which is off
-    y1, y2 = x_B1D, x_B1D
+    streams, single = (x_B1D, x_B1D), model.config.streams == 1
     new_caches = []
     for number, layer in enumerate(unstacked_layers or model.unstacked()):
-        rotations = state.rotations[number]
-        rounds = None if rotations is None else rotations.shape[2]
-        heads = layer.attention.project(y2, _ALL_HEADS)
-        out_B1HK, cache = _attention(config, layer.attention, rounds).step(
-            state.caches[number], heads, state.lengths_B, rotations
-        )
-        new_caches.append(cache)
-        y1 += layers.combine(layer.attention, out_B1HK, key, _ALL_HEADS, False)
-        added = layer.feed_forward(y1, key)
-        y1, y2 = (y1 + added,) * 2 if config.streams == 1 else (y1, y2 + added)
-    logits_B1V = model.logits((y1, y2))
+        of_layer = list(state.caches[number])
+        for place, branch in enumerate(layer.branches):
+            target, source = streams
+            if reversible.is_attention(branch):
+                heads = branch.project(source, _ALL_HEADS)
+                given = of_layer[place], heads, state.lengths_B, state.rotations[number]
+                out_B1HK, of_layer[place] = _step(branch.kind, *given)
+                added = branch.combine(out_B1HK, key, _ALL_HEADS)
+            else:
+                added = branch(source, key)
+            streams = reversible.half_step(streams, target + added, single=single)
+        new_caches.append(of_layer)
+    logits_B1V = model.logits(streams)
     return logits_B1V[:, 0], State(state.lengths_B + 1, new_caches, state.rotations)
 
 
@@ -166,51 +152,45 @@ def take_rows(state: State, rows: jax.Array) -> State:
     return State(state.lengths_B[rows], caches, state.rotations)
 
 
-def _attention(
-    config: model_config.ModelConfig, layer: Any, rounds: int | None
-) -> _Attention:
-    """For an attention layer of a model; rounds None for the config's."""
-    if isinstance(layer, layers.FullSelfAttention):
-        return _full(config.shared_qk)
-    if isinstance(layer, layers.LocalSelfAttention):
-        settings: dict[str, Any] = {
-            'chunk_length': config.local_chunk_length,
-            'chunks_before': config.local_chunks_before,
-        }
-        return _Attention(
-            functools.partial(caches.local_prompt, **settings),
-            functools.partial(caches.local_step, **settings),
-        )
-    if layer.is_dense(config.length, rounds or config.rounds):
-        return _full(shared_qk=True)
-    buckets = model_config.hash_buckets(config)
-    if config.rule == 'strict':
-        return _Attention(
-            functools.partial(
-                lsh_caches.strict_prompt,
-                chunk_length=config.lsh_chunk_length,
-                buckets=buckets,
-                implementation=config.implementation,
-            ),
-            functools.partial(lsh_caches.strict_step, buckets=buckets),
-        )
-    settings = {
-        'chunk_length': config.lsh_chunk_length,
-        'chunks_before': config.lsh_chunks_before,
-        'buckets': buckets,
-        'rule': config.rule,
-        'within_bucket': config.within_bucket,
-    }
-    return _Attention(
-        functools.partial(
-            lsh_caches.sorted_prompt, implementation=config.implementation, **settings
-        ),
-        functools.partial(lsh_caches.sorted_step, **settings),
-    )
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['branch'],
+    meta_fields=['capacity'],
+)
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """An attention that reads prompts, and saves the cache of their tokens."""
+
+    branch: Any  # layers.SelfAttention
+    capacity: int
+
+    def project(self, x_BPD, group):
+        return self.branch.project(x_BPD, group)
+
+    def attend(self, heads, inputs: reversible.Inputs, *, train):
+        kind, lengths_B, capacity = self.branch.kind, inputs.shared, self.capacity
+        match kind:
+            case attention.Local():
+                return caches.local_prompt(kind, heads, lengths_B)
+            case attention.LSH(exact=False):
+                return lsh_caches.lsh_prompt(
+                    kind, heads, lengths_B, inputs.extra, capacity
+                )
+            case attention.LSH():
+                kind = kind.full
+        return caches.full_prompt(kind, heads, capacity)
+
+    def combine(self, out_BPHK, key, group, *, train):
+        return self.branch.combine(out_BPHK, key, group, train=train)
 
 
-def _full(shared_qk: bool) -> _Attention:
-    return _Attention(
-        functools.partial(caches.full_prompt, shared_qk=shared_qk),
-        functools.partial(caches.full_step, shared_qk=shared_qk),
-    )
+def _step(kind: attention.Kind, cache, heads, positions_B, rotations):
+    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
+    match kind:
+        case attention.Local():
+            return caches.local_step(kind, cache, heads, positions_B)
+        case attention.LSH(exact=False):
+            return lsh_caches.lsh_step(kind, cache, heads, positions_B, rotations)
+        case attention.LSH():
+            kind = kind.full
+    return caches.full_step(kind, cache, heads, positions_B)

@@ -144,7 +144,9 @@ def from_model_config(
     _check_exists_there(config)
     if like is not None and _describes(like, config):
         return dict(like)
-    buckets = hashing.bucket_factors(model_config.hash_buckets(config))
+    lsh = config.kind('lsh')
+    assert isinstance(lsh, attention.LSH)
+    buckets = hashing.bucket_factors(lsh.buckets)
     theirs: dict[str, Any] = {
         'architectures': [_key_of(_HEADS, config.head)],
         'model_type': MODEL_TYPE,
@@ -241,12 +243,6 @@ def _key_of(choices: Mapping[str, str], value: str) -> str:
 
 def _check_exists_there(config: model_config.ModelConfig) -> None:
     axial = config.positions == 'axial' and len(config.axial_shape) == 2
-    window = config.lsh_chunk_length * (
-        1 + config.lsh_chunks_before + config.lsh_chunks_after
-    )
-    dense = config.dense_length
-    if dense < 0:
-        dense = attention.dense_crossover(config.rounds, window)
     problems = {
         f"rule={config.rule!r}, and it computes 'trax' (the parameters are the same: "
         "save dataclasses.replace(config, rule='trax') if that will do)": (
@@ -254,7 +250,7 @@ def _check_exists_there(config: model_config.ModelConfig) -> None:
         ),
         f'dense_length={config.dense_length}: exact attention beyond one chunk (save '
         'dataclasses.replace(config, dense_length=0) if LSH will do)': (
-            'lsh' in config.pattern and dense > config.lsh_chunk_length
+            'lsh' in config.pattern and config.exact_length > config.lsh_chunk_length
         ),
         f'pattern={config.pattern}: full attention': 'full' in config.pattern,
         f'head={config.head!r}': config.head not in _HEADS.values(),

@@ -49,24 +49,13 @@ class ModelConfig:
       layers: attention and feed-forward pairs; a multiple of the pattern's length.
       pattern: attention of the layers, repeated: 'lsh', 'local' or 'full' each.
       causal: whether tokens see only earlier ones.
-      local_chunk_length: chunk of local attention, in tokens.
-      local_chunks_before: chunks looked back at.
-      local_chunks_after: chunks looked ahead at.
-      lsh_chunk_length: chunk of LSH attention, in tokens.
-      lsh_chunks_before: chunks looked back at in the sorted order.
-      lsh_chunks_after: chunks looked ahead at in the sorted order.
-      buckets: even factors of the number of hash buckets; () chooses by `length`, the
-        same for shorter sequences.
-      rounds: hash rounds.
-      rule: which keys an LSH query sees, see attention.lsh_attention.
-      within_bucket: for rule 'reformer', only keys of the query's own bucket.
+      local_chunk_length, local_chunks_before, local_chunks_after: of attention.Local.
+      lsh_chunk_length, lsh_chunks_before, lsh_chunks_after, buckets, rounds, rule,
+        implementation: of attention.LSH. Buckets () are chosen by `length`, the same
+        for shorter sequences; with rule 'trax' local attention is circular.
       dense_length: models of `length` up to this get exact shared-QK attention in LSH
-        layers, as do those of at most one chunk; -1 for as long as that is no slower
-        (attention.dense_crossover); 0 for LSH wherever there are two chunks. Not with
-        rule 'strict'; with rule 'trax' the length of the sequence decides.
-      implementation: of LSH attention, 'xla', 'triton' (NVIDIA GPUs) or 'mosaic_tpu';
-        '' for the fastest on the device. 'xla' where a kernel does not take the
-        arrays, such as the single chunk of a short sequence.
+        layers, as do those of at most one chunk; -1 for as long as that is no slower;
+        0 for LSH wherever there are two chunks. Not with rule 'strict'.
       shared_qk: whether full attention shares queries and keys, as LSH does.
       activation: 'relu', 'gelu' (by tanh), 'gelu_erf' or 'swish'.
       positions: 'axial', 'learned', 'sinusoidal' or 'none'.
@@ -121,7 +110,6 @@ class ModelConfig:
     buckets: tuple[int, ...] = ()
     rounds: int = 2
     rule: str = 'reformer'
-    within_bucket: bool = False
     dense_length: int = -1
     implementation: str = ''
     shared_qk: bool = False
@@ -168,6 +156,59 @@ class ModelConfig:
         """Size of a hidden state: of both streams where they are concatenated."""
         return self.d_model * (2 if self.combine == 'concatenate' else 1)
 
+    @property
+    def exact_length(self) -> int:
+        """The length up to which LSH layers are exact: dense_length, -1 worked out.
+
+        Where the windows of all rounds hold as many keys as the sequence, both compute
+        as many logits. Measured so on a CPU, forward and backward, chunks of 64
+        (benchmarks/attention.py).
+        """
+        if self.rule == 'strict':
+            return 0  # one function of the past, whatever the length
+        if self.dense_length >= 0:
+            return max(self.dense_length, self.lsh_chunk_length)
+        around = self.lsh_chunks_before + 1 + self.lsh_chunks_after
+        return self.rounds * self.lsh_chunk_length * around
+
+    def with_rounds(self, rounds: int) -> 'ModelConfig':
+        """The same with other hash rounds, which do not decide what is exact."""
+        return dataclasses.replace(self, rounds=rounds, dense_length=self.exact_length)
+
+    def kind(self, name: str) -> kinds.Kind:
+        """The attention that a layer of the pattern stands for.
+
+        Buckets are chosen by the longest sequence for all: what a token gives must
+        depend neither on how many follow nor on the padding of its batch.
+
+        Raises:
+          ValueError: its settings are impossible.
+        """
+        if name == 'full':
+            return kinds.Full(self.causal, self.shared_qk, self.attention_dropout)
+        chunks = {
+            setting: getattr(self, f'{name}_{setting}')
+            for setting in ('chunk_length', 'chunks_before', 'chunks_after')
+        }
+        if name == 'local':
+            return kinds.Local(
+                self.causal,
+                **chunks,
+                circular=self.rule == 'trax',
+                dropout=self.local_attention_dropout,
+            )
+        return kinds.LSH(
+            self.causal,
+            **chunks,
+            buckets=self.buckets
+            or hashing.default_buckets(self.length, max(1, self.lsh_chunk_length)),
+            rounds=self.rounds,
+            rule=self.rule,
+            exact=self.length <= self.exact_length,
+            implementation=self.implementation,
+            dropout=self.attention_dropout,
+        )
+
 
 def defaults(kind: Any = ModelConfig) -> dict[str, Any]:
     """The fields of a dataclass that have a default, for configs to list: a field that
@@ -193,6 +234,17 @@ def check_length(config: ModelConfig, length: int) -> None:
             f'a sequence of {length} tokens is longer than the model, which has '
             f'length={config.length}: shorten it or enlarge config.model.length.'
         )
+
+
+def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config as they are called today; those of older runs may differ.
+
+    Until a rule of its own, 'bucket' was rule 'reformer' with within_bucket=True.
+    """
+    fields = dict(fields)
+    if fields.pop('within_bucket', False):
+        fields['rule'] = 'bucket'
+    return fields
 
 
 def padded_length(config: ModelConfig, length: int) -> int:
@@ -227,17 +279,6 @@ def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     return []
 
 
-def hash_buckets(config: ModelConfig) -> hashing.Buckets:
-    """Buckets of the LSH layers.
-
-    Chosen by the longest sequence for all: what a token gives must depend neither on
-    how many follow nor on the padding of its batch.
-    """
-    if config.buckets:
-        return config.buckets
-    return hashing.default_buckets(config.length, config.lsh_chunk_length)
-
-
 def _check_sizes(config: ModelConfig) -> None:
     for name in (
         'vocab_size',
@@ -247,19 +288,13 @@ def _check_sizes(config: ModelConfig) -> None:
         'heads',
         'head_size',
         'layers',
-        'local_chunk_length',
-        'lsh_chunk_length',
-        'rounds',
     ):
         if getattr(config, name) < 1:
             raise ValueError(
                 f'model.{name}={getattr(config, name)} must be at least 1.'
             )
-    for name in ('dropout', 'attention_dropout', 'local_attention_dropout'):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(
-                f'model.{name}={getattr(config, name)} is no rate in [0, 1).'
-            )
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f'model.dropout={config.dropout} is no rate in [0, 1).')
     if not config.pattern or config.layers % len(config.pattern):
         raise ValueError(
             f'model.layers={config.layers} is no multiple of the pattern '
@@ -284,7 +319,7 @@ def _check_choices(config: ModelConfig) -> None:
         'activation': tuple(ACTIVATIONS),
         'positions': POSITIONS,
         'rule': kinds.RULES,
-        'implementation': ('', *choice.IMPLEMENTATIONS),
+        'implementation': kinds.IMPLEMENTATIONS,
         'stack': STACKS,
         'combine': COMBINES,
         'head': HEADS,
@@ -304,15 +339,6 @@ def _check_choices(config: ModelConfig) -> None:
 
 
 def _check_attention(config: ModelConfig) -> None:
-    for kind in ('local', 'lsh'):
-        if kind in config.pattern:
-            kinds.check_chunks(
-                padded_length(config, config.length),
-                getattr(config, f'{kind}_chunk_length'),
-                getattr(config, f'{kind}_chunks_before'),
-                getattr(config, f'{kind}_chunks_after'),
-                config.causal,
-            )
     if config.dense_length < -1:
         raise ValueError(
             f'model.dense_length={config.dense_length} is below -1: use -1 for '
@@ -323,24 +349,18 @@ def _check_attention(config: ModelConfig) -> None:
             f"model.dense_length={config.dense_length} does not go with rule='strict', "
             'which is the same function of the past at every length: set it to 0.'
         )
-    if 'lsh' in config.pattern:
-        kinds.check_rule(
-            config.rule,
-            config.within_bucket,
-            config.lsh_chunks_before,
-            config.lsh_chunks_after,
-            config.causal,
-        )
-    if config.implementation:
-        sizes = config.head_size, config.lsh_chunk_length
-        choice.check(config.implementation, config.dtype, *sizes)
+    for name in dict.fromkeys(config.pattern):
+        try:
+            kind = config.kind(name)
+            if isinstance(kind, kinds.LSH):
+                choice.check(kind, config.dtype, config.head_size)
+        except ValueError as error:
+            raise ValueError(f'model.{name}: {error}') from error
     if config.heads_at_once < 0 or config.heads % (config.heads_at_once or 1):
         raise ValueError(
             f'model.heads_at_once={config.heads_at_once} does not divide heads='
             f'{config.heads}: use a divisor, or 0 for all.'
         )
-    if config.buckets:
-        hashing.bucket_factors(config.buckets)
 
 
 def _check_positions(config: ModelConfig) -> None:

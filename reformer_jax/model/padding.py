@@ -28,8 +28,7 @@ class Order(NamedTuple):
 
 def real_first(mask_BL: jax.Array) -> Order:
     """Real tokens (True) in their order, then the others."""
-    pads_BL = jnp.where(mask_BL, 0, 1)
-    order_BL = hashing.sort_order(pads_BL, num_buckets=2)
+    order_BL = jnp.argsort(~mask_BL, axis=1, stable=True)
     return Order(order_BL, hashing.inverse_order(order_BL))
 
 

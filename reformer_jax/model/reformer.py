@@ -1,10 +1,8 @@
 """Reformer: embeddings, a stack of two-stream layers, a head (paper section 3)."""
 
-import dataclasses
-import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import attention
 from reformer_jax import sharding
-from reformer_jax.attention import hashing
 from reformer_jax.model import config as model_config
 from reformer_jax.model import heads
 from reformer_jax.model import layers
@@ -38,7 +36,7 @@ class Reformer(nnx.Module):
             for shape in model_config.position_table_shapes(config)
         )
         self.layers = nnx.List(
-            layers.stack(config, kind, rngs) for kind in config.pattern
+            layers.stack(config.kind(name), config, rngs) for name in config.pattern
         )
         self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs)
         self.head = heads.build(config, rngs)
@@ -51,7 +49,6 @@ class Reformer(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
         hash_rotations: list[jax.Array | None] | None = None,
-        rounds: int | None = None,
     ) -> jax.Array:
         """What the head makes of a batch of sequences, in float32.
 
@@ -71,15 +68,9 @@ class Reformer(nnx.Module):
             reversible stack's gradients exact (config.grid_bits).
           hash_rotations: for each layer its rotations [H, K, R, S], None for layers
             that do not hash.
-          rounds: hash rounds instead of the config's.
         """
         streams = self.streams(
-            tokens_BL,
-            mask_BL,
-            key=key,
-            train=train,
-            hash_rotations=hash_rotations,
-            rounds=rounds,
+            tokens_BL, mask_BL, key=key, train=train, hash_rotations=hash_rotations
         )
         return self.logits(streams, mask_BL, key=key, train=train)
 
@@ -89,15 +80,12 @@ class Reformer(nnx.Module):
         mask_BL: jax.Array | None = None,
         *,
         hash_rotations: list[jax.Array | None] | None = None,
-        rounds: int | None = None,
     ) -> jax.Array:
         """Hidden states [B, L, X] in float32: the embeddings of a text.
 
         X is 2 * D where the streams are concatenated. Arguments as in a call.
         """
-        streams = self.streams(
-            tokens_BL, mask_BL, hash_rotations=hash_rotations, rounds=rounds
-        )
+        streams = self.streams(tokens_BL, mask_BL, hash_rotations=hash_rotations)
         return self._hidden(streams, None, False)
 
     def streams(
@@ -108,9 +96,12 @@ class Reformer(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
         hash_rotations: list[jax.Array | None] | None = None,
-        rounds: int | None = None,
+        watch: jax.Array | None = None,
     ) -> reversible.Streams:
-        """The two streams [B, L, D] after the last layer; arguments as in a call."""
+        """The two streams [B, L, D] after the last layer; arguments as in a call.
+
+        The gradient of `watch` counts where a reversible stack missed its inputs.
+        """
         config, length = self.config, tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
         order = None
@@ -124,18 +115,15 @@ class Reformer(nnx.Module):
         rate = config.dropout if train else 0.0
         token_key, position_key, stack_key, *_ = _split(key)
         x_BPD = self._embed(tokens_BP, rate, token_key, position_key)
-        y1, y2 = self._scan()(
-            tuple(
-                layers.as_functions(config, layer, train, rounds)
-                for layer in self.layers
-            ),
-            self._params(),
-            (x_BPD, x_BPD),
-            stack_key,
-            _rotations_by_block(config, hash_rotations),
-            mask_BP,
-            config.grid_bits if train else 0,
-        )
+        how = self._pass(train, config.heads // (config.heads_at_once or config.heads))
+        branches = [layer.branches for layer in self.layers]
+        rotations = _rotations_by_layer(config, hash_rotations)
+        scanned = how, branches, (x_BPD, x_BPD), stack_key, rotations, mask_BP
+        if config.stack == 'reversible':
+            y1, y2 = reversible.reversible_scan(*scanned, watch)
+        else:
+            checkpoint = config.stack == 'checkpoint'
+            y1, y2 = reversible.residual_scan(*scanned, checkpoint=checkpoint)
         y1, y2 = y1[:, :length], y2[:, :length]
         if order is not None:
             y1, y2 = (padding.take(y, order.inverse) for y in (y1, y2))
@@ -144,7 +132,7 @@ class Reformer(nnx.Module):
     def streams_and_saved(
         self,
         tokens_BL: jax.Array,
-        attends: Sequence[Callable[..., tuple[jax.Array, Any]]],
+        replace: Callable[[Any], Any],
         hash_rotations: list[jax.Array | None],
         shared: Any,
     ) -> tuple[reversible.Streams, Any]:
@@ -152,31 +140,36 @@ class Reformer(nnx.Module):
 
         Args:
           tokens_BL: ids in [0, vocab_size).
-          attends: for each place in the pattern, as `attend` in reversible.Block, for
-            all heads at once; `extra` is the layer's rotations.
+          replace: makes of a layer's attention the branch to run instead; it gets
+            all heads at once, and as `extra` the layer's rotations.
           hash_rotations: as in a call of the model.
           shared: what all attentions get.
 
         Returns:
-          The streams, and what the attentions save (reversible.forward_scan).
+          The streams, and what the branches save (reversible.forward_scan).
         """
-        config = dataclasses.replace(self.config, heads_at_once=0)
         key = jax.random.key(0)  # of dropout, which is off
         x_BLD = self._embed(tokens_BL, 0.0, key, key)
-        functions = (
-            layers.as_functions(config, layer, False, None)._replace(attend=attend)
-            for layer, attend in zip(self.layers, attends, strict=True)
+        branches = tuple(
+            tuple(
+                replace(branch) if reversible.is_attention(branch) else branch
+                for branch in layer.branches
+            )
+            for layer in self.layers
         )
+        rotations = _rotations_by_layer(self.config, hash_rotations)
         return reversible.forward_scan(
-            tuple(functions),
-            self._params(),
-            (x_BLD, x_BLD),
-            key,
-            _rotations_by_block(config, hash_rotations),
-            shared,
-            0,
-            single=config.streams == 1,
+            self._pass(False, 1), branches, (x_BLD, x_BLD), key, rotations, shared
         )
+
+    def with_rounds(self, rounds: int) -> 'Reformer':
+        """The same parameters with other hash rounds.
+
+        What the model computes exactly, if anything, it still does.
+        """
+        config = self.config.with_rounds(rounds)
+        other = jax.eval_shape(lambda: Reformer(config, nnx.Rngs(0)))
+        return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(self))
 
     def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
         """Embeddings [B, D] of single tokens at their positions."""
@@ -270,16 +263,14 @@ class Reformer(nnx.Module):
                 return None
         return jnp.pad(embeddings_LD, ((0, length - real), (0, 0)))[None]
 
-    def _params(self):
-        return tuple((stack.attention, stack.feed_forward) for stack in self.layers)
-
-    def _scan(self):
-        if self.config.stack == 'reversible':
-            return reversible.reversible_scan
-        return functools.partial(
-            reversible.residual_scan,
-            checkpoint=self.config.stack == 'checkpoint',
-            single=self.config.streams == 1,
+    def _pass(self, train: bool, head_groups: int) -> reversible.Pass:
+        config = self.config
+        return reversible.Pass(
+            train=train,
+            grid_bits=config.grid_bits if train else 0,
+            head_groups=head_groups,
+            chunk_length=config.feed_forward_chunk_length,
+            single=config.streams == 1,
         )
 
 
@@ -295,27 +286,21 @@ def shift_right(config: ModelConfig, tokens_BL: jax.Array) -> jax.Array:
 
 
 def hash_rotations(
-    config: ModelConfig,
-    key: jax.Array | None = None,
-    *,
-    rounds: int | None = None,
+    model: Reformer, key: jax.Array | None = None
 ) -> list[jax.Array | None]:
     """The rotations that a call with this key draws, in the form it takes them."""
-    buckets = model_config.hash_buckets(config)
+    config = model.config
 
-    def rotations(layer):
-        if config.pattern[layer % len(config.pattern)] != 'lsh':
+    def rotations(number):
+        layer = model.layers[number % len(config.pattern)]
+        kind = layer.attention.kind
+        if not isinstance(kind, attention.LSH):
             return None
-        attention_key, *_ = reversible.layer_keys(_split(key)[2], layer)
-        return hashing.random_rotations(
-            jax.random.split(attention_key)[0],
-            heads=config.heads,
-            head_size=config.head_size,
-            rounds=config.rounds if rounds is None else rounds,
-            buckets=buckets,
-        )
+        keys = reversible.branch_keys(_split(key)[2], number, layer.branches)
+        attend_key, _ = keys[0]
+        return layers.hash_rotations(kind, config, jax.random.split(attend_key)[0])
 
-    return [rotations(layer) for layer in range(config.layers)]
+    return [rotations(number) for number in range(config.layers)]
 
 
 def _split(key: jax.Array | None) -> jax.Array:
@@ -328,8 +313,8 @@ def parameter_count(model: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
-def _rotations_by_block(config: ModelConfig, hash_rotations):
-    """Per-layer rotations stacked over the repeats, for each block of the pattern."""
+def _rotations_by_layer(config: ModelConfig, hash_rotations):
+    """Rotations stacked over the repeats, for each layer of the pattern."""
     count = len(config.pattern)
     if hash_rotations is None:
         return (None,) * count

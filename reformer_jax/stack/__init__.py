@@ -11,12 +11,16 @@ from reformer_jax.stack import linear
 from reformer_jax.stack import reversible
 from reformer_jax.stack.chunking import cross_entropy
 from reformer_jax.stack.chunking import map_chunks
-from reformer_jax.stack.reversible import Block
+from reformer_jax.stack.reversible import HeadGroup
+from reformer_jax.stack.reversible import Inputs
+from reformer_jax.stack.reversible import Pass
 from reformer_jax.stack.reversible import residual_scan
 from reformer_jax.stack.reversible import reversible_scan
 
 __all__ = (
-    'Block',
+    'HeadGroup',
+    'Inputs',
+    'Pass',
     'chunking',
     'compilation',
     'cross_entropy',

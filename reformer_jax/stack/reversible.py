@@ -1,11 +1,13 @@
 """Reversible residual stack (paper section 3): activations that do not grow with depth.
 
-A layer maps the streams (x1, x2) to
-    y1 = x1 + attention(x2),    y2 = x2 + feed_forward(y1)
-so that its inputs can be computed back from its outputs. reversible_scan keeps only the
-last streams and what attention asks to save (the LSH buckets, so that both passes
-attend alike); residual_scan computes the same values with saved activations, as its
-oracle and as the paper's non-reversible baseline.
+A layer is a tuple of branches, for each of which a half-step adds what it makes of one
+stream to the other, and the two change places:
+    (target, source) -> (source, target + branch(source))
+Attention and feed-forward are the paper's y1 = x1 + attention(x2), y2 = x2 +
+feed_forward(y1). So a layer's inputs can be computed back from its outputs.
+reversible_scan keeps only the last streams and what attention asks to save (the LSH
+buckets, so that both passes attend alike); residual_scan computes the same values with
+saved activations, as its oracle and as the paper's non-reversible baseline.
 
 Attention comes in groups of heads, and all that acts on single positions in chunks of
 the sequence. The backward pass takes one at a time: its output is subtracted from one
@@ -18,9 +20,10 @@ float32 numbers are exact while they stay under 2**(24 - grid_bits), so that the
 inversion has no error at all, whatever the precision within the branches.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,274 +33,346 @@ from reformer_jax.stack import chunking
 
 Streams = tuple[jax.Array, jax.Array]
 
+# For each layer of a repeat its branches, each PositionWise or an Attention.
+Layers = Sequence[Sequence[Any]]
 
-class Block(NamedTuple):
-    """The two branches of a layer, as functions.
 
-    attention(x) = sum over groups of heads of combine(attend(project(x))), where only
-    attend mixes positions, and it has no parameters.
+class HeadGroup(NamedTuple):
+    """One of `groups` equal groups of heads; `which` may be traced."""
 
-    Attributes:
-      project: (params, x, group) -> heads, queries, keys and values as a pytree of
-        [B, L, ...].
-      attend: (heads, key, extra, shared, group, saved) -> (out, saved). `saved` is None
-        in the forward pass; in the backward pass it is what the forward pass returned.
-      combine: (params, out, key, group) -> y.
-      head_groups: number of groups.
-      feed_forward: (params, x, key) -> y.
-      chunk_length: positions at a time in all but attend; 0 for all.
+    which: jax.Array | int = 0
+    groups: int = 1
+
+    def of(self, x: jax.Array, *, axis: int) -> jax.Array:
+        """The slice of an array with an axis over heads that belongs to the group.
+
+        Heads of a group are `groups` apart, so that a sharded axis stays sharded.
+        """
+        if self.groups == 1:
+            return x
+        shape = (*x.shape[:axis], -1, self.groups, *x.shape[axis + 1 :])
+        return lax.dynamic_index_in_dim(
+            x.reshape(shape), self.which, axis + 1, keepdims=False
+        )
+
+
+class PositionWise(Protocol):
+    """A branch that acts on each position alone; a pytree of its parameters."""
+
+    def __call__(self, x: jax.Array, key: jax.Array, *, train: bool) -> jax.Array:
+        """What it adds, [B, c, D]."""
+
+
+class Attention(Protocol):
+    """A branch that mixes positions; a pytree of its parameters.
+
+    It adds the sum over groups of heads of combine(attend(project(x))). Only attend
+    mixes positions, and it may not depend on parameters.
     """
 
-    project: Callable[..., Any]
-    attend: Callable[..., tuple[Any, Any]]
-    combine: Callable[..., jax.Array]
-    head_groups: int
-    feed_forward: Callable[..., jax.Array]
-    chunk_length: int
+    def project(self, x: jax.Array, group: HeadGroup) -> Any:
+        """Queries, keys and values as a pytree of [B, c, ...]."""
+
+    def attend(self, heads: Any, inputs: 'Inputs', *, train: bool) -> tuple[Any, Any]:
+        """What combine takes, [B, L, ...], and what the backward pass is given back."""
+
+    def combine(
+        self, out: Any, key: jax.Array, group: HeadGroup, *, train: bool
+    ) -> jax.Array:
+        """What the group adds, [B, c, D]."""
 
 
+class Inputs(NamedTuple):
+    """What attention gets beside its heads, without gradients.
+
+    Attributes:
+      key: random key.
+      group: which heads.
+      extra: of this layer (hash rotations).
+      shared: of all layers (the mask).
+      saved: None in the forward pass; in the backward pass what the forward returned.
+    """
+
+    key: jax.Array
+    group: HeadGroup = HeadGroup()
+    extra: Any = None
+    shared: Any = None
+    saved: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """How a stack is run.
+
+    Attributes:
+      train: whether branches apply dropout.
+      grid_bits: see the module's docstring; 0 for streams as they come.
+      head_groups: number of groups of heads.
+      chunk_length: positions at a time in all but attend; 0 for all.
+      single: whether the two streams, which are to be equal, are one, the
+        Transformer's: x + attention(x), then x + feed_forward(x). Cannot be inverted.
+    """
+
+    train: bool = False
+    grid_bits: int = 0
+    head_groups: int = 1
+    chunk_length: int = 0
+    single: bool = False
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def reversible_scan(
-    blocks: tuple[Block, ...],
-    params: tuple[tuple[Any, Any], ...],
+    how: Pass,
+    layers: Layers,
     streams: Streams,
     key: jax.Array,
-    extra: tuple[Any, ...],
-    shared: Any,
-    grid_bits: int,
+    extra: Sequence[Any],
+    shared: Any = None,
+    watch: jax.Array | None = None,
 ) -> Streams:
-    """Runs the blocks, repeated as often as the parameters are stacked.
+    """Runs the layers, repeated as often as their parameters are stacked.
 
     Args:
-      blocks: the layers of one repeat.
-      params: for each block (attention, feed-forward) parameters, with a leading axis
+      how: not single.
+      layers: of one repeat; for each its branches, every parameter with a leading axis
         over the repeats.
       streams: (x1, x2), [B, L, D] float32.
       key: random key, from which each branch gets its own.
-      extra: for each block a pytree for its attention with a leading axis over the
-        repeats; no gradient.
+      extra: for each layer a pytree for its attention with a leading axis over the
+        repeats, or None; no gradient.
       shared: pytree that all attentions get; no gradient.
-      grid_bits: see the module's docstring; 0 for streams as they come.
+      watch: a float32 number without influence whose gradient counts the numbers in
+        which the streams that the backward pass comes back to differ: for streams that
+        start alike, 0 says that it found them again.
 
     Returns:
       The last streams (y1, y2).
     """
-    return _reversible(blocks, grid_bits, params, streams, key, extra, shared)
+    return forward_scan(how, layers, streams, key, extra, shared)[0]
 
 
 def residual_scan(
-    blocks: tuple[Block, ...],
-    params: tuple[tuple[Any, Any], ...],
+    how: Pass,
+    layers: Layers,
     streams: Streams,
     key: jax.Array,
-    extra: tuple[Any, ...],
-    shared: Any,
-    grid_bits: int,
+    extra: Sequence[Any],
+    shared: Any = None,
     checkpoint: bool = False,
-    single: bool = False,
 ) -> Streams:
     """The same values as reversible_scan, by plain autodiff.
 
     With checkpoint, each repeat is recomputed in the backward pass from its saved
-    inputs (jax.checkpoint). With single, the streams, which are to be equal, are one,
-    the Transformer's: x + attention(x), then x + feed_forward(x).
+    inputs (jax.checkpoint).
     """
 
     def repeat(streams, inputs):
-        return _repeat(blocks, grid_bits, key, shared, single, streams, inputs)[0], None
+        return _repeat(how, key, shared, streams, inputs)[0], None
 
     if checkpoint:
         repeat = jax.checkpoint(repeat)
-    return lax.scan(repeat, _snap(streams, grid_bits), _inputs(params, extra))[0]
+    return lax.scan(repeat, _snap(streams, how.grid_bits), _inputs(layers, extra))[0]
 
 
 def forward_scan(
-    blocks: tuple[Block, ...],
-    params: tuple[tuple[Any, Any], ...],
+    how: Pass,
+    layers: Layers,
     streams: Streams,
     key: jax.Array,
-    extra: tuple[Any, ...],
-    shared: Any,
-    grid_bits: int,
-    single: bool = False,
+    extra: Sequence[Any],
+    shared: Any = None,
 ) -> tuple[Streams, Any]:
     """The values of residual_scan, and what the attentions save.
 
-    The second is one entry per block, stacked over repeats and groups of heads.
+    The second has an entry for each branch of each layer (None for those that act on
+    positions alone), stacked over repeats and groups of heads.
     """
-
-    def repeat(streams, inputs):
-        return _repeat(blocks, grid_bits, key, shared, single, streams, inputs)
-
-    return lax.scan(repeat, _snap(streams, grid_bits), _inputs(params, extra))
+    repeat = functools.partial(_repeat, how, key, shared)
+    return lax.scan(repeat, _snap(streams, how.grid_bits), _inputs(layers, extra))
 
 
-def layer_keys(key: jax.Array, layer: jax.Array | int) -> jax.Array:
-    """Keys of the attention, its output and the feed-forward of a layer of a stack."""
-    return jax.random.split(jax.random.fold_in(key, layer), 3)
+def half_step(streams: Streams, new: jax.Array, *, single: bool) -> Streams:
+    """The streams after a branch was added to the first: `new` is that sum."""
+    return (new, new) if single else (streams[1], new)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _reversible(blocks, grid_bits, params, streams, key, extra, shared):
-    return _forward(blocks, grid_bits, params, streams, key, extra, shared)[0]
+def is_attention(branch: Any) -> bool:
+    """Whether a branch mixes positions."""
+    return hasattr(branch, 'attend')
 
 
-def _forward(blocks, grid_bits, params, streams, key, extra, shared):
-    streams, saved = forward_scan(
-        blocks, params, streams, key, extra, shared, grid_bits
-    )
-    return streams, (_inputs(params, extra), streams, key, shared, saved)
+def branch_keys(
+    key: jax.Array, layer: jax.Array | int, branches: Sequence[Any]
+) -> list[jax.Array]:
+    """For each branch of a layer its keys: [2] for attend and combine, or [1]."""
+    counts = [2 if is_attention(branch) else 1 for branch in branches]
+    keys = jax.random.split(jax.random.fold_in(key, layer), sum(counts))
+    return [keys[sum(counts[:i]) :][:count] for i, count in enumerate(counts)]
 
 
-def _backward(blocks, grid_bits, residuals, gradients):
-    inputs, streams, key, shared, saved = residuals
-
-    def repeat(carry, inputs_and_saved):
-        (params, extra, index), saved = inputs_and_saved
-        (y1, y2), (dy1, dy2) = carry
-        param_gradients: list[Any] = []
-        for place in reversed(range(len(blocks))):
-            layer = _layer(blocks, place, grid_bits, key, index, extra[place], shared)
-            attention_params, feed_forward_params = params[place]
-            y2, dy1, feed_forward_gradient = _undo_chunks(
-                layer.feed_forward, layer, feed_forward_params, (y1, dy1), (y2, dy2)
-            )
-            y1, dy2, attention_gradient = _undo_attention(
-                layer, attention_params, (y2, dy2), (y1, dy1), saved[place]
-            )
-            param_gradients.insert(0, (attention_gradient, feed_forward_gradient))
-        return ((y1, y2), (dy1, dy2)), tuple(param_gradients)
-
-    (_, gradients), param_gradients = lax.scan(
-        repeat, (streams, gradients), (inputs, saved), reverse=True
-    )
-    return param_gradients, gradients, None, None, None
+# --- Forward ----------------------------------------------------------------------
 
 
-_reversible.defvjp(_forward, _backward)
+def _forward(how, layers, streams, key, extra, shared, watch):
+    streams, saved = forward_scan(how, layers, streams, key, extra, shared)
+    return streams, (_inputs(layers, extra), streams, key, shared, watch, saved)
 
 
-def _inputs(params, extra):
-    repeats = jax.tree.leaves(params)[0].shape[0]
-    return params, extra, jnp.arange(repeats)
+def _inputs(layers, extra):
+    repeats = jax.tree.leaves(layers)[0].shape[0]
+    return tuple(map(tuple, layers)), tuple(extra), jnp.arange(repeats)
 
 
-class _Layer(NamedTuple):
-    """A block with its keys and other inputs bound; functions of params and x."""
-
-    project: Callable[..., Any]
-    attend: Callable[..., tuple[Any, Any]]
-    combine: Callable[..., jax.Array]
-    feed_forward: Callable[..., jax.Array]
-    head_groups: int
-    chunk_length: int
-    grid_bits: int
-
-
-def _layer(blocks, place, grid_bits, key, index, extra, shared) -> _Layer:
-    block = blocks[place]
-    keys = layer_keys(key, index * len(blocks) + place)
-    return _Layer(
-        project=block.project,
-        attend=lambda heads, group, saved: block.attend(
-            heads, keys[0], extra, shared, group, saved
-        ),
-        combine=lambda params, out, group: block.combine(params, out, keys[1], group),
-        feed_forward=lambda params, x: block.feed_forward(params, x, keys[2]),
-        head_groups=block.head_groups,
-        chunk_length=block.chunk_length,
-        grid_bits=grid_bits,
-    )
+def _repeat(how: Pass, key, shared, streams, inputs):
+    """One repeat of the layers: the streams and what each attention saves."""
+    layers, extra, index = inputs
+    saved: list[tuple[Any, ...]] = []
+    for place, branches in enumerate(layers):
+        keys = branch_keys(key, index * len(layers) + place, branches)
+        kept = [None] * len(branches)
+        for number, branch in enumerate(branches):
+            target, source = streams
+            if is_attention(branch):
+                given = Inputs(keys[number], extra=extra[place], shared=shared)
+                new, kept[number] = _add_attention(how, branch, given, source, target)
+            else:
+                new = target + _position_wise(how, branch, keys[number][0], source)
+            streams = half_step(streams, new, single=how.single)
+        saved.append(tuple(kept))
+    return streams, tuple(saved)
 
 
-def _repeat(blocks, grid_bits, key, shared, single, streams, inputs):
-    """One repeat of the blocks: the streams and what each attention saves."""
-    params, extra, index = inputs
-    x1, x2 = streams
-    saved = []
-    for place in range(len(blocks)):
-        layer = _layer(blocks, place, grid_bits, key, index, extra[place], shared)
-        attention_params, feed_forward_params = params[place]
-        x1, kept = _add_attention(layer, attention_params, x2, x1)
-        feed_forward = functools.partial(layer.feed_forward, feed_forward_params)
-        added = _snap(_map(layer, feed_forward, x1), grid_bits)
-        x1, x2 = (x1 + added,) * 2 if single else (x1, x2 + added)
-        saved.append(kept)
-    return (x1, x2), tuple(saved)
+def _position_wise(how: Pass, branch, key, x):
+    added = _map(how, lambda x: branch(x, key, train=how.train), x)
+    return _snap(added, how.grid_bits)
 
 
-def _map(layer, function, x):
+def _map(how: Pass, function, x):
     """A position-wise function, fused with nothing around it."""
-    out = chunking.map_chunks(function, _apart(x), chunk_length=layer.chunk_length)
+    out = chunking.map_chunks(function, _apart(x), chunk_length=how.chunk_length)
     return _apart(out)
 
 
-def _add_attention(layer, params, x, target):
+def _add_attention(how: Pass, branch, inputs: Inputs, x, target):
     """target + attention(x), and what the groups of heads save, stacked."""
+    attend_key, combine_key = inputs.key
 
-    def add(target, group):
-        heads = _map(layer, lambda x: layer.project(params, x, group), x)
-        out, saved = layer.attend(heads, group, None)
-        out = _map(layer, lambda out: layer.combine(params, out, group), out)
-        return target + _snap(out, layer.grid_bits), saved
-
-    return lax.scan(add, target, jnp.arange(layer.head_groups))
-
-
-def _undo_attention(layer, params, x_and_dx, y_and_dy, saved):
-    """y - attention(x), dx with the gradient of x added, and the gradient of params."""
-    (x, dx), (y, dy) = x_and_dx, y_and_dy
-
-    def undo(carry, inputs):
-        y, dx, gradient = carry
-        group, saved = inputs
-
-        def project(params, x):
-            return layer.project(params, x, group)
-
-        def combine(params, out):
-            return layer.combine(params, out, group)
-
-        heads = _map(layer, functools.partial(project, params), x)
-        out, pullback = jax.vjp(
-            lambda heads: layer.attend(heads, group, saved)[0], heads
+    def add(target, which):
+        group = HeadGroup(which, how.head_groups)
+        heads = _map(how, lambda x: branch.project(x, group), x)
+        here = inputs._replace(key=attend_key, group=group)
+        out, saved = branch.attend(heads, here, train=how.train)
+        out = _map(
+            how, lambda x: branch.combine(x, combine_key, group, train=how.train), out
         )
+        return target + _snap(out, how.grid_bits), saved
+
+    return lax.scan(add, target, jnp.arange(how.head_groups))
+
+
+# --- Backward ---------------------------------------------------------------------
+
+
+def _backward(how, residuals, gradients):
+    inputs, streams, key, shared, watch, saved = residuals
+
+    def repeat(carry, inputs_and_saved):
+        (layers, extra, index), saved = inputs_and_saved
+        gradient: list[Any] = []
+        for place in reversed(range(len(layers))):
+            branches = layers[place]
+            keys = branch_keys(key, index * len(layers) + place, branches)
+            of_layer: list[Any] = []
+            for number in reversed(range(len(branches))):
+                branch, kept = branches[number], saved[place][number]
+                given = Inputs(keys[number], HeadGroup(), extra[place], shared, kept)
+                carry, of_branch = _undo(how, branch, given, *carry)
+                of_layer.insert(0, of_branch)
+            gradient.insert(0, tuple(of_layer))
+        return carry, tuple(gradient)
+
+    (streams, gradients), gradient = lax.scan(
+        repeat, (streams, gradients), (inputs, saved), reverse=True
+    )
+    if watch is not None:
+        watch = jnp.sum(streams[0] != streams[1], dtype=watch.dtype)
+    return gradient, gradients, None, None, None, watch
+
+
+reversible_scan.defvjp(_forward, _backward)
+
+
+def _undo(how: Pass, branch, inputs: Inputs, streams: Streams, gradients: Streams):
+    """The streams before a half-step and their gradients; and that of the branch."""
+    (source, new), (dsource, dnew) = streams, gradients
+    if is_attention(branch):
+        undo = functools.partial(_undo_attention, how, branch, inputs)
+    else:
+        key = inputs.key[0]
+        undo = functools.partial(
+            _undo_chunks, how, lambda branch, x: branch(x, key, train=how.train), branch
+        )
+    target, dsource, gradient = undo((source, dsource), (new, dnew))
+    return ((target, source), (dnew, dsource)), gradient
+
+
+def _undo_attention(how: Pass, branch, inputs: Inputs, x_and_dx, y_and_dy):
+    """y - attention(x), dx with the gradient of x added, and the branch's gradient."""
+    (x, dx), (y, dy) = x_and_dx, y_and_dy
+    attend_key, combine_key = inputs.key
+
+    def undo(carry, which_and_saved):
+        y, dx, gradient = carry
+        which, saved = which_and_saved
+        group = HeadGroup(which, how.head_groups)
+        here = inputs._replace(key=attend_key, group=group, saved=saved)
+
+        def project(branch, x):
+            return branch.project(x, group)
+
+        def attend(heads):
+            return branch.attend(heads, here, train=how.train)[0]
+
+        def combine(branch, out):
+            return branch.combine(out, combine_key, group, train=how.train)
+
+        heads = _map(how, functools.partial(project, branch), x)
+        out, pullback = jax.vjp(attend, heads)
         nothing = jax.tree.map(jnp.zeros_like, out)
-        y, dout, combine_gradient = _undo_chunks(
-            combine, layer, params, (out, nothing), (y, dy)
+        y, dout, of_combine = _undo_chunks(
+            how, combine, branch, (out, nothing), (y, dy)
         )
         (dheads,) = pullback(dout)
-        _, dx, project_gradient = _undo_chunks(
-            project, layer, params, (x, dx), (None, dheads)
-        )
+        _, dx, of_project = _undo_chunks(how, project, branch, (x, dx), (None, dheads))
         gradient = jax.tree.map(
-            lambda *parts: sum(parts), gradient, combine_gradient, project_gradient
+            lambda *parts: sum(parts), gradient, of_combine, of_project
         )
         return (y, dx, gradient), None
 
-    carry = y, dx, jax.tree.map(jnp.zeros_like, params)
-    return lax.scan(undo, carry, (jnp.arange(layer.head_groups), saved))[0]
+    carry = y, dx, jax.tree.map(jnp.zeros_like, branch)
+    return lax.scan(undo, carry, (jnp.arange(how.head_groups), inputs.saved))[0]
 
 
-def _undo_chunks(function, layer, params, x_and_dx, y_and_dy):
-    """y - function(params, x), dx plus the gradient of x, and that of params.
+def _undo_chunks(how: Pass, function, branch, x_and_dx, y_and_dy):
+    """y - function(branch, x), dx plus the gradient of x, and that of the branch.
 
     Chunk by chunk, in place: a chunk's value inverts the sum, its pullback gives the
     gradients. Without y (None) only the gradients.
     """
     (x, dx), (y, dy) = x_and_dx, y_and_dy
     length = jax.tree.leaves(x)[0].shape[1]
-    size = min(layer.chunk_length, length) or length
+    size = min(how.chunk_length, length) or length
 
     def undo(carry, start, size):
         y, dx, gradient = carry
         x_now, dx_now, y_now, dy_now = jax.tree.map(
             lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=1), (x, dx, y, dy)
         )
-        out, pullback = jax.vjp(function, params, _apart(x_now))
+        out, pullback = jax.vjp(function, branch, _apart(x_now))
         dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
         more_gradient, more_dx = pullback(dy_now)
         if y is not None:
-            y_now = y_now - _snap(_apart(out), layer.grid_bits)
+            y_now = y_now - _snap(_apart(out), how.grid_bits)
         dx_now = jax.tree.map(jnp.add, dx_now, more_dx)
         y, dx = jax.tree.map(
             lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=1),
@@ -306,7 +381,7 @@ def _undo_chunks(function, layer, params, x_and_dx, y_and_dy):
         )
         return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
 
-    carry = y, dx, jax.tree.map(jnp.zeros_like, params)
+    carry = y, dx, jax.tree.map(jnp.zeros_like, branch)
     chunks, rest = divmod(length, size)
     carry = lax.fori_loop(0, chunks, lambda i, c: undo(c, i * size, size), carry)
     return undo(carry, length - rest, rest) if rest else carry

@@ -78,7 +78,8 @@ def defaults() -> dict[str, Any]:
 def run_config(config: ml_collections.ConfigDict) -> RunConfig:
     """The config as checked dataclasses; a ValueError names an unknown field."""
     fields = dict(config.to_dict())
-    fields['model'] = _section(model_config.ModelConfig, fields.get('model'), 'model.')
+    fields['model'] = model_config.upgraded(fields.get('model') or {})
+    fields['model'] = _section(model_config.ModelConfig, fields['model'], 'model.')
     fields['optimizer'] = _section(
         optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
     )

@@ -98,9 +98,7 @@ def export_run(
     model, _ = state_lib.restore_model(run, sharding.make_mesh(), workdir, step)
     config = run.model
     if rule_trax:
-        config = dataclasses.replace(
-            config, rule='trax', within_bucket=False, dense_length=0
-        )
+        config = dataclasses.replace(config, rule='trax', dense_length=0)
     tokenizer = run_folder.find_tokenizer(workdir)
     target = pathlib.Path(folder).expanduser() / _SENTENCEPIECE
     if tokenizer and target.exists():

@@ -14,15 +14,8 @@ _HEAD_SIZE_STEP = 8
 _LEAST_COMPUTE_CAPABILITY = 8.0
 
 
-def takes(
-    q_BLHK: jax.Array,
-    *,
-    causal: bool,
-    mask: jax.Array | None,
-    shared_qk: bool,
-    dropout: bool,
-) -> bool:
-    """Whether such attention can be had from cuDNN, on the device at hand.
+def takes(q_BLHK: jax.Array, *, causal: bool, shared_qk: bool) -> bool:
+    """Whether attention without mask and dropout can be had from cuDNN, here.
 
     Its masks are slow and take memory quadratic in the length, so that it is not for
     padding; its dropout is not the paper's; and only causal attention can leave out the
@@ -33,8 +26,6 @@ def takes(
         q_BLHK.dtype in _DTYPES
         and head_size % _HEAD_SIZE_STEP == 0
         and head_size <= _MOST_HEAD_SIZE
-        and mask is None
-        and not dropout
         and (causal or not shared_qk)
         and jax.default_backend() == 'gpu'
         and is_ampere_or_later(jax.local_devices()[0])
