@@ -116,7 +116,7 @@ class Reformer(nnx.Module):
         token_key, position_key, stack_key, *_ = _split(key)
         x_BPD = self._embed(tokens_BP, rate, token_key, position_key)
         how = self._pass(train, config.heads // (config.heads_at_once or config.heads))
-        branches = [layer.branches for layer in self.layers]
+        branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
         scanned = how, branches, (x_BPD, x_BPD), stack_key, rotations, mask_BP
         if config.stack == 'reversible':

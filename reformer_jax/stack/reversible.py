@@ -34,7 +34,7 @@ from reformer_jax.stack import chunking
 Streams = tuple[jax.Array, jax.Array]
 
 # For each layer of a repeat its branches, each PositionWise or an Attention.
-Layers = Sequence[Sequence[Any]]
+Layers = tuple[tuple[Any, ...], ...]
 
 
 class HeadGroup(NamedTuple):
@@ -220,7 +220,7 @@ def _forward(how, layers, streams, key, extra, shared, watch):
 
 def _inputs(layers, extra):
     repeats = jax.tree.leaves(layers)[0].shape[0]
-    return tuple(map(tuple, layers)), tuple(extra), jnp.arange(repeats)
+    return layers, tuple(extra), jnp.arange(repeats)
 
 
 def _repeat(how: Pass, key, shared, streams, inputs):
