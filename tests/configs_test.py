@@ -5,7 +5,6 @@ import pathlib
 
 import pytest
 
-from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 
@@ -48,7 +47,7 @@ def test_config_is_valid(name, variant):
     run = training_config.run_config(config)
     assert run.model.length >= 64
     if run.model.head == 'lm':
-        assert data.batch_spec(run.data)['tokens'][0][1] == run.model.length
+        assert run.data.spec['tokens'][0][1] == run.model.length
 
 
 @pytest.mark.parametrize('name', _VARIANTS)

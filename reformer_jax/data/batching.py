@@ -1,4 +1,4 @@
-"""What all datasets share: checks of their arguments, the end of the grain pipeline."""
+"""What all datasets share: splits, checks of sizes, the end of the grain pipeline."""
 
 import functools
 import sys
@@ -11,29 +11,22 @@ SPLITS = ('train', 'validation', 'test')
 
 # Shape and dtype of every array of a batch.
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
+INT, FLOAT, BOOL = np.dtype(np.int32), np.dtype(np.float32), np.dtype(bool)
 
 # Batches built ahead of the training loop. grain's default of 500 would hold 2 GB
 # of batches of 8 x 65536 tokens, and fill all of it before giving the first one.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
-def check_arguments(split: str, *, seed: int, **sizes: int) -> None:
-    """Checks what every dataset's `build` takes, before any long work.
-
-    Raises:
-      ValueError: if `split` is unknown, `seed` is not in [0, 2**32), or one of
-        `sizes` is not a positive integer.
-    """
-    if split not in SPLITS:
-        raise ValueError(f'unknown split {split!r}: use one of {", ".join(SPLITS)}')
+def check_sizes(**sizes: int) -> None:
+    """Raises a ValueError unless all are positive integers."""
     for name, size in sizes.items():
-        if not _is_integer(size) or size < 1:
+        if not is_integer(size) or size < 1:
             raise ValueError(f'{name}={size!r}: give a positive integer')
-    if not _is_integer(seed) or not 0 <= seed < 2**32:
-        raise ValueError(f'seed={seed!r}: give an integer in [0, 2**32)')
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether it is a whole number, of Python or numpy, and no bool."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -130,50 +123,6 @@ def iterate_epochs(
     )
 
 
-def iterate_rows(
-    tokens: Sequence[np.ndarray],
-    complete: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
-    split: str,
-    *,
-    batch_size: int,
-    length: int,
-    pad_id: int,
-    seed: int,
-) -> grain.DatasetIterator:
-    """Iterates over the rows of a table, each a sequence of tokens and its labels.
-
-    Training is endless, each epoch all rows once in a fresh order; validation and test
-    are one pass in order.
-
-    Args:
-      tokens: of each row of the split, int32 [<= length].
-      complete: pure function from the indices of at most `batch_size` rows and their
-        mask, bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
-        get weight 0.
-      split: 'train', 'validation' or 'test'.
-      batch_size: B.
-      length: L.
-      pad_id: the token behind the rows.
-      seed: of the training order, in [0, 2**32).
-
-    Returns:
-      Iterator with get_state/set_state, as of `iterate`.
-    """
-
-    def assemble(rows: np.ndarray) -> dict[str, np.ndarray]:
-        padded, mask = pad(
-            [tokens[row] for row in rows],
-            batch_size=batch_size,
-            length=length,
-            value=pad_id,
-        )
-        return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
-
-    return iterate_epochs(
-        len(tokens), assemble, split, batch_size=batch_size, seed=seed
-    )
-
-
 def pad(
     rows: Sequence[np.ndarray], *, batch_size: int, length: int, value: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +148,9 @@ def pad(
 def language_model_spec(batch_size: int, length: int) -> Spec:
     """Shapes and dtypes of the batches of causal language modelling."""
     shape = (batch_size, length)
-    return {
-        'tokens': (shape, np.dtype(np.int32)),
-        'weights': (shape, np.dtype(np.float32)),
-    }
+    return {'tokens': (shape, INT), 'weights': (shape, FLOAT)}
+
+
+def as_numbers(tokens: np.ndarray) -> bytes:
+    """Token ids [n] as a text, each with a space after it."""
+    return b''.join(b'%d ' % token for token in tokens)

@@ -27,7 +27,7 @@ def path(tmp_path):
 def tokens(split, **fields):
     """Tokens and weights of the first 30 batches of a split."""
     config = {'length': 16, 'batch_size': 9, 'seed': 3, **fields}
-    batches = list(itertools.islice(data.build(config, split), 30))
+    batches = list(itertools.islice(data.open(config).batches(split), 30))
     return np.stack([(batch['tokens'], batch['weights']) for batch in batches])
 
 
@@ -102,7 +102,7 @@ def test_enwik8_failed_download_names_the_remedy(
 
 
 def test_enwik8_publishes_the_checksum_of_the_original():
-    (url,), (info,) = zip(*enwik8.Enwik8.url_infos.items(), strict=True)
+    (url,), (info,) = zip(*enwik8.Builder.url_infos.items(), strict=True)
     assert url == 'http://mattmahoney.net/dc/enwik8.zip'
     assert int(info.size) == 36_445_475
     assert info.checksum.startswith('547994d9980ebed1') and len(info.checksum) == 64
