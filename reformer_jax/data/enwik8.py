@@ -17,10 +17,16 @@ from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import text
 
-URL = 'http://mattmahoney.net/dc/enwik8.zip'
-ZIP_BYTES = 36_445_475
-ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
+ARCHIVE = corpus.Archive(
+    'http://mattmahoney.net/dc/enwik8.zip',
+    36_445_475,
+    '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc',
+)
 BLOCK_BYTES = 1_000_000
+_REMEDY = (
+    'fetch that file on a machine that can, and give it with '
+    '--config.data.path=/path/to/enwik8 (.zip or unpacked)'
+)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -32,13 +38,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     @tfds.core.utils.classproperty
     @classmethod
     def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
-        """Size and sha256 that the download must have (tfds would read a file)."""
-        info = tfds.download.checksums.UrlInfo(
-            size=tfds.core.utils.Size(ZIP_BYTES),
-            checksum=ZIP_SHA256,
-            filename='enwik8.zip',
-        )
-        return {URL: info}
+        return ARCHIVE.info
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -59,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         # Unpacked here: tfds' own unpacking writes another 100 MB to disk.
-        with zipfile.ZipFile(dl_manager.download(URL)) as archive:
+        with zipfile.ZipFile(dl_manager.download(ARCHIVE.url)) as archive:
             text = np.frombuffer(archive.read('enwik8'), np.uint8)
         return {
             split: self._generate_examples(
@@ -100,19 +100,7 @@ def load(split: str, data_dir: str = '') -> np.ndarray:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
     builder = Builder(data_dir=data_dir or None, file_format='array_record')
-    _prepare(builder)
+    corpus.prepare(builder, 'enwik8', [ARCHIVE.url], _REMEDY)
     # tfds stores examples in the order of their hashed keys.
     blocks = sorted(builder.as_data_source(split), key=lambda block: block['number'])
     return np.concatenate([block['bytes'] for block in blocks])
-
-
-def _prepare(builder: Builder) -> None:
-    """Downloads and prepares the dataset; does nothing where that is done."""
-    try:
-        corpus.prepare(builder, [URL])
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f'enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be '
-            f'downloaded there ({error}): fetch that file on a machine that can, and '
-            'give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)'
-        ) from error

@@ -6,7 +6,7 @@ Our builder stores pixels in array_record files; tfds' own needs TensorFlow.
 import itertools
 import tarfile
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,21 +17,13 @@ from reformer_jax.data import corpus
 SOURCE = 'downsampled_imagenet/64x64'
 
 
-class Archive(NamedTuple):
-    """What has to be downloaded; size and sha256 are those of tfds' own list."""
-
-    url: str
-    size: int
-    sha256: str
-
-
 ARCHIVES = {
-    'train': Archive(
+    'train': corpus.Archive(
         'http://image-net.org/small/train_64x64.tar',
         12_112_588_800,
         'e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7',
     ),
-    'validation': Archive(
+    'validation': corpus.Archive(
         'http://image-net.org/small/valid_64x64.tar',
         477_255_680,
         'eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd',
@@ -41,6 +33,11 @@ ARCHIVES = {
 # (15.8 GB) is stored as splits of 65,536 images (0.8 GB), read as one.
 PARTS = {'train': 20, 'validation': 1}
 IMAGES_OF_A_PART = 65_536
+_REMEDY = (
+    'prepare it on a machine that can and give its folder with '
+    '--config.data.data_dir=FOLDER, or give images as --config.data.source=FOLDER, or '
+    '=FILE.npz'
+)
 
 
 class Imagenet64(tfds.core.GeneratorBasedBuilder):
@@ -52,15 +49,7 @@ class Imagenet64(tfds.core.GeneratorBasedBuilder):
     @tfds.core.utils.classproperty
     @classmethod
     def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
-        """Size and sha256 that the downloads must have (tfds would read a file)."""
-        return {
-            archive.url: tfds.download.checksums.UrlInfo(
-                size=tfds.core.utils.Size(archive.size),
-                checksum=archive.sha256,
-                filename=archive.url.split('/')[-1],
-            )
-            for archive in ARCHIVES.values()
-        }
+        return {**ARCHIVES['train'].info, **ARCHIVES['validation'].info}
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Tensor(
@@ -108,17 +97,9 @@ def load(split: str, data_dir: str = '') -> Any:
     Raises:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
-    urls = [archive.url for archive in ARCHIVES.values()]
     builder = Imagenet64(data_dir=data_dir or None, file_format='array_record')
-    try:
-        corpus.prepare(builder, urls)
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f'{SOURCE!r} is not prepared in {builder.data_dir!r} and '
-            f'{" ".join(urls)} cannot be downloaded there ({error}): prepare it on a '
-            'machine that can and give its folder with --config.data.data_dir=FOLDER, '
-            'or give images as --config.data.source=FOLDER, or =FILE.npz'
-        ) from error
+    urls = [archive.url for archive in ARCHIVES.values()]
+    corpus.prepare(builder, SOURCE, urls, _REMEDY)
     return builder.as_data_source('+'.join(_names(split)))
 
 

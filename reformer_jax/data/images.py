@@ -99,16 +99,13 @@ class Images(dataset.Dataset):
         _check_split(self.source, split)
         count, read = _open(self.source, split, self.data_dir)
 
-        def assemble(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        def assemble(numbers: np.ndarray) -> dataset.Batch:
             rows = to_tokens(average(read(numbers), self.shrink))
-            tokens, mask = batching.pad(
-                list(rows), batch_size=self.batch_size, length=self._length
-            )
+            shape = (self.batch_size, self._length)
+            tokens, mask = batching.pad(list(rows), shape)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
-        return batching.iterate_epochs(
-            count, assemble, split, batch_size=self.batch_size, seed=self.seed
-        )
+        return self._epochs(split, count, assemble)
 
 
 def to_tokens(images: np.ndarray) -> np.ndarray:

@@ -10,8 +10,7 @@ parts held out for validation and test are ours.
 import concurrent.futures
 import dataclasses
 import functools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -124,10 +123,9 @@ class Text(dataset.Tokenized):
     def _windows(self, split: str) -> grain.DatasetIterator:
         text, length, train = self._integers(split), self.length, split == 'train'
         self._check_size(text, split)
-        count = sys.maxsize if train else -(-text.size // length)
         training_starts = _training_starts(text.size, length, self.seed)
 
-        def assemble(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        def assemble(numbers: np.ndarray) -> dataset.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
             if self.masked_fraction:
@@ -135,12 +133,7 @@ class Text(dataset.Tokenized):
             tokens, mask = self._pad(windows, self.pad_id)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
-        return batching.iterate(
-            grain.MapDataset.range(count),
-            assemble,
-            batch_size=self.batch_size,
-            endless=train,
-        )
+        return self._stream(assemble, None if train else -(-text.size // length))
 
     def _check_size(self, text: np.ndarray, split: str) -> None:
         train = split == 'train'
@@ -154,15 +147,9 @@ class Text(dataset.Tokenized):
                 'a smaller --config.data.length'
             )
 
-    def _pad(
-        self, rows: Sequence[np.ndarray], value: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        shape = {'batch_size': self.batch_size, 'length': self.length}
-        return batching.pad(rows, value=value, **shape)
-
     def _masked(
         self, windows: list[np.ndarray], numbers: np.ndarray, split: str
-    ) -> dict[str, np.ndarray]:
+    ) -> dataset.Batch:
         stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
         pairs = [
             self._mask(window, np.random.default_rng((*stream, number)))
@@ -213,7 +200,7 @@ class Text(dataset.Tokenized):
             1, lambda rng: rng.integers(earliest, latest + 1, size=1), self.seed
         )
 
-        def assemble(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        def assemble(numbers: np.ndarray) -> dataset.Batch:
             rows = starts(numbers) if train else np.full(numbers.size, latest)
             places = rows[:, None] + np.arange(length)
             inside = (places >= 0) & (places < end)
@@ -223,12 +210,7 @@ class Text(dataset.Tokenized):
             weights, _ = self._pad(list(inside & (places >= first)), 0)
             return {'tokens': padded, 'weights': weights.astype(np.float32)}
 
-        return batching.iterate(
-            grain.MapDataset.range(sys.maxsize if train else 1),
-            assemble,
-            batch_size=self.batch_size,
-            endless=train,
-        )
+        return self._stream(assemble, None if train else 1)
 
 
 @functools.lru_cache(maxsize=2)

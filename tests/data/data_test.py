@@ -134,6 +134,19 @@ def test_splits_are_90_5_5_percent_by_integer_arithmetic():
     np.testing.assert_array_equal(np.concatenate(parts), text)
 
 
+def test_a_text_is_read_once_in_a_run(path, monkeypatch):
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        return TEXT
+
+    monkeypatch.setattr(corpus, 'read', read)
+    for split in ('train', 'validation', 'validation', 'test'):
+        next(data.open(bytes_config(path)).batches(split))
+    assert reads == [path]
+
+
 # Saved state.
 
 

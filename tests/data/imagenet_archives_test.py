@@ -19,6 +19,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import downloader
 
 from reformer_jax import data
+from reformer_jax.data import corpus
 from reformer_jax.data import imagenet64
 from reformer_jax.data import images as images_lib
 
@@ -75,7 +76,7 @@ def site(tmp_path, monkeypatch):
         packed = file.read_bytes()
         url = f'http://127.0.0.1:{server.server_port}/{file.name}'
         sha256 = hashlib.sha256(packed).hexdigest()
-        archives[split] = imagenet64.Archive(url, len(packed), sha256)
+        archives[split] = corpus.Archive(url, len(packed), sha256)
     monkeypatch.setattr(imagenet64, 'ARCHIVES', archives)
     monkeypatch.setattr(imagenet64, 'IMAGES_OF_A_PART', 4)
     monkeypatch.setattr(imagenet64, 'PARTS', {'train': 2, 'validation': 1})

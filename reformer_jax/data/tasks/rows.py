@@ -9,7 +9,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax.data import batching
 from reformer_jax.data import dataset
 from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
@@ -55,7 +54,7 @@ class Rows(dataset.Tokenized):
         self,
         split: str,
         tokens: Sequence[np.ndarray],
-        complete: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+        complete: Callable[[np.ndarray, np.ndarray], dataset.Batch],
     ) -> grain.DatasetIterator:
         """Iterates over rows.
 
@@ -66,16 +65,12 @@ class Rows(dataset.Tokenized):
             bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
             get weight 0.
         """
-        shape = {'batch_size': self.batch_size, 'length': self.length}
 
-        def assemble(rows: np.ndarray) -> dict[str, np.ndarray]:
-            found = [tokens[row] for row in rows]
-            padded, mask = batching.pad(found, value=self.pad_id, **shape)
+        def assemble(rows: np.ndarray) -> dataset.Batch:
+            padded, mask = self._pad([tokens[row] for row in rows], self.pad_id)
             return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
 
-        return batching.iterate_epochs(
-            len(tokens), assemble, split, batch_size=self.batch_size, seed=self.seed
-        )
+        return self._epochs(split, len(tokens), assemble)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

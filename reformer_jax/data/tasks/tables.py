@@ -346,12 +346,7 @@ def _builder(name: str, data_dir: str) -> Any:
             name, data_dir=data_dir or None, file_format='array_record'
         )
         urls = [url for url in builder.url_infos or () if url.startswith('http')]
-        corpus.prepare(builder, urls)
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f"'tfds:{name}' is not prepared in {data_dir or 'the folder of tfds'!r} "
-            f'and cannot be downloaded ({error}): {_TFDS_REMEDY}'
-        ) from error
+        corpus.prepare(builder, f'tfds:{name}', urls, _TFDS_REMEDY)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds knows no dataset {name!r}, the name behind 'tfds:': see "
