@@ -71,7 +71,7 @@ def python_source() -> np.ndarray:
     """
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     sources, size = [], 0
-    for file in _files_below(root, '*.py'):
+    for file in files_below(root, '*.py'):
         if _is_skipped(file.relative_to(root)):
             continue
         source = file.read_bytes()
@@ -93,7 +93,7 @@ def _is_skipped(relative: pathlib.PurePath) -> bool:
 def _files(path: str) -> list[pathlib.Path]:
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
-        files = _files_below(location, '*')
+        files = files_below(location)
     elif location.exists():
         files = [location]
     else:
@@ -104,8 +104,8 @@ def _files(path: str) -> list[pathlib.Path]:
     return files
 
 
-def _files_below(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    """Regular files below `root` in the order of their relative paths as text."""
+def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
+    """Regular files below `root`, hidden ones left out, by their relative paths."""
     files = (
         file
         for file in root.rglob(pattern)

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from reformer_jax.data import batching
+from reformer_jax.data import corpus
 from reformer_jax.data import dataset
 from reformer_jax.data import imagenet64
 from reformer_jax.data import progress
@@ -73,7 +74,7 @@ class Images(dataset.Dataset):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        there = _parts_of(self.source)
+        _, there = _parts_of(self.source)
         return tuple(split for split in batching.SPLITS if split in there)
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -206,31 +207,27 @@ def read_images(path: str, count: int = 0) -> np.ndarray:
     return np.stack([_read_image(file) for file in files[: count or None]])
 
 
-def _parts_of(source: str) -> tuple[str, ...]:
-    """Names of all that a source is divided into, splits or not."""
+def _parts_of(source: str) -> tuple[str, tuple[str, ...]]:
+    """What kind of things a source is divided into, and the names of all of them."""
     if source == imagenet64.SOURCE:
-        return tuple(imagenet64.ARCHIVES)
+        return 'splits', tuple(imagenet64.ARCHIVES)
     location = _locate(source, _SOURCES)
     if not location.is_dir():
         with _npz(location) as arrays:
-            return tuple(arrays.files)
+            return 'arrays', tuple(arrays.files)
     folders = {folder.name for folder in location.iterdir() if folder.is_dir()}
-    return tuple(sorted(folders)) if folders & {*batching.SPLITS} else batching.SPLITS
+    named = folders & {*batching.SPLITS}
+    return 'folders', tuple(sorted(folders)) if named else batching.SPLITS
 
 
 def _check_split(source: str, split: str) -> None:
-    there = _parts_of(source)
-    if split in there:
-        return
-    if source == imagenet64.SOURCE:
-        kind, remedy = 'splits', 'use one of them'
-    else:
-        kind = 'folders' if _locate(source, _SOURCES).is_dir() else 'arrays'
-        remedy = f'use one that there is, or name {kind} {", ".join(batching.SPLITS)}'
-    raise ValueError(
-        f'{source!r} has no split {split!r}, only the {kind} '
-        f'{", ".join(there) or "(none)"}: {remedy}'
-    )
+    kind, there = _parts_of(source)
+    if split not in there:
+        raise ValueError(
+            f'{source!r} has no split {split!r}, only the {kind} '
+            f'{", ".join(there) or "(none)"}: use one that there is, or name {kind} '
+            f'{", ".join(batching.SPLITS)}'
+        )
 
 
 def _open(
@@ -314,16 +311,11 @@ def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that Pillow reads, hidden ones left out, by their relative paths."""
+    """The files that Pillow reads."""
     kinds = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in kinds if kind in Image.OPEN}
-    names = {
-        file.relative_to(folder).as_posix(): file
-        for file in folder.rglob('*')
-        if file.suffix.lower() in suffixes and file.is_file()
-    }
-    shown = (n for n in names if not any(p.startswith('.') for p in n.split('/')))
-    return [names[name] for name in sorted(shown)]
+    files = corpus.files_below(folder)
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 @contextlib.contextmanager

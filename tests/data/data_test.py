@@ -256,7 +256,7 @@ def test_vocabularies_hold_every_token(path):
     np.testing.assert_array_equal(batch['tokens'][0], tokens)
 
 
-def test_batch_spec_says_what_batches_hold(path):
+def test_spec_says_what_batches_hold(path):
     tokens, weights = np.dtype(np.int32), np.dtype(np.float32)
     for config in (bytes_config(path), bytes_config(path, dataset='enwik8')):
         shape = (9, LENGTH)

@@ -142,7 +142,7 @@ def test_texts_are_no_prompts(npz):
 
 
 @pytest.mark.parametrize('shrink', [1, 4])
-def test_batch_spec_says_what_batches_hold(npz, shrink):
+def test_spec_says_what_batches_hold(npz, shrink):
     settings = config(npz, shrink=shrink)
     shape = (4, 12288 // shrink**2)
     spec = data.open(settings).spec
@@ -358,7 +358,7 @@ def test_bad_arguments_are_named_before_anything_is_read(changes, message):
         data.open(config('nowhere', **fields)).batches(split)
 
 
-def test_batch_spec_names_a_wrong_shrink():
+def test_the_spec_names_a_wrong_shrink():
     for shrink in (0, 3):
         with pytest.raises(ValueError, match=f'shrink={shrink} does not divide 64'):
             _ = data.open(config('', shrink=shrink)).spec

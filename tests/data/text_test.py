@@ -64,7 +64,7 @@ def test_bytes_as_in_the_dataset_of_bytes(path, split):
 
 @pytest.mark.parametrize('fraction', [0.0, 0.15])
 @pytest.mark.parametrize('split', ['train', 'test'])
-def test_batches_are_what_batch_spec_says(path, model, split, fraction):
+def test_batches_are_what_the_spec_says(path, model, split, fraction):
     for name in ('bytes', model):
         settings = config(path, tokenizer=name, masked_fraction=fraction)
         spec = data.open(settings).spec

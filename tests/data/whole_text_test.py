@@ -194,7 +194,7 @@ def test_the_text_is_tokenized_once(path, monkeypatch):
 
 @pytest.mark.parametrize('split', list(PARTS))
 @pytest.mark.parametrize('length', [64, 512])
-def test_batches_are_what_batch_spec_says(path, split, length):
+def test_batches_are_what_the_spec_says(path, split, length):
     settings = config(path, length=length)
     spec = data.open(settings).spec
     assert set(spec) == {'tokens', 'weights'}

@@ -57,13 +57,11 @@ class Classification(rows.Labelled):
 
     @property
     def spec(self) -> batching.Spec:
-        row, tokens = (self.batch_size,), (self.batch_size, self.length)
-        labels = {'single': (row, batching.INT), 'regression': (row, batching.FLOAT)}
-        several = (self.batch_size, self.classes), batching.FLOAT
-        return {
-            'tokens': (tokens, batching.INT),
-            'mask': (tokens, batching.BOOL),
-            'labels': labels.get(self.kind, several),
+        row = (self.batch_size,)
+        labels = (*row, self.classes) if self.kind == 'multi' else row
+        dtype = batching.INT if self.kind == 'single' else batching.FLOAT
+        return super().spec | {
+            'labels': (labels, dtype),
             'weights': (row, batching.FLOAT),
         }
 

@@ -44,12 +44,9 @@ class QuestionAnswering(rows.Rows):
 
     @property
     def spec(self) -> batching.Spec:
-        tokens = (self.batch_size, self.length)
-        return {
-            'tokens': (tokens, batching.INT),
-            'mask': (tokens, batching.BOOL),
+        return super().spec | {
             'labels': ((self.batch_size, 2), batching.INT),
-            'candidates': (tokens, batching.BOOL),
+            'candidates': ((self.batch_size, self.length), batching.BOOL),
             'weights': ((self.batch_size,), batching.FLOAT),
         }
 

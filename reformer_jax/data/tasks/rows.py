@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from reformer_jax.data import batching
 from reformer_jax.data import dataset
 from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
@@ -33,6 +34,12 @@ class Rows(dataset.Tokenized):
     @property
     def head(self) -> str:
         return self.dataset
+
+    @property
+    def spec(self) -> batching.Spec:
+        """Of what all have; a dataset adds its 'labels' and 'weights'."""
+        shape = (self.batch_size, self.length)
+        return {'tokens': (shape, batching.INT), 'mask': (shape, batching.BOOL)}
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -30,10 +30,11 @@ from reformer_jax.data import corpus
 from reformer_jax.data import progress
 
 _SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv')
+# What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
-    'validation': ('validation', 'dev', 'valid'),
-    'test': ('test',),
+    'validation': ('validation', 'dev', 'valid', 'validation_matched'),
+    'test': ('test', 'test_matched'),
 }
 _TFDS = 'tfds:'
 # The split is part of a published result: never change it.
@@ -124,7 +125,7 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
     """Returns the classes of a tfds ClassLabel, or of a list of them; else ()."""
     if not source.startswith(_TFDS):
         return ()
-    features = _builder(source.removeprefix(_TFDS), data_dir).info.features
+    features = _builder(source, data_dir).info.features
     feature = features[column] if column in features else None
     feature = getattr(feature, 'feature', feature)  # of a list
     if isinstance(feature, tfds.features.ClassLabel):
@@ -152,10 +153,10 @@ def _part(table: Table, percent: tuple[int, int], split: str, source: str) -> Ta
 def _given_splits(source: str, data_dir: str) -> dict[str, str]:
     """The splits that a source has of its own, and where or under what name."""
     if source.startswith(_TFDS):
-        there = _builder(source.removeprefix(_TFDS), data_dir).info.splits
+        there = _builder(source, data_dir).info.splits
         found = {
             split: next((theirs for theirs in names if theirs in there), '')
-            for split, names in _TFDS_NAMES.items()
+            for split, names in _NAMES.items()
         }
     else:
         found = {split: _split_file(source, split) for split in batching.SPLITS}
@@ -173,7 +174,7 @@ def _read_given(source: str, name: str, data_dir: str) -> Table:
     """The rows of a file or of a split of tfds, as plain Python values."""
     if not source.startswith(_TFDS):
         return _read_file(pathlib.Path(name))
-    builder = _builder(source.removeprefix(_TFDS), data_dir)
+    builder = _builder(source, data_dir)
     features, examples = builder.info.features, builder.as_data_source(name)
     rows = [
         {column: _plain(row[column], features[column]) for column in row}
@@ -307,12 +308,6 @@ def _header(path: pathlib.Path, reader: Iterator[list[str]]) -> list[str]:
 
 # --- tensorflow_datasets, without TensorFlow --------------------------------------
 
-# What some datasets call our splits; GLUE's MNLI has two of each.
-_TFDS_NAMES = {
-    'train': ('train',),
-    'validation': ('validation', 'validation_matched'),
-    'test': ('test', 'test_matched'),
-}
 _TFDS_REMEDY = (
     'prepare it on a machine with network and give its folder with '
     '--config.data.data_dir=FOLDER, or give a local file as config.data.source'
@@ -336,17 +331,18 @@ def _plain(value: Any, feature: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _builder(name: str, data_dir: str) -> Any:
+def _builder(source: str, data_dir: str) -> Any:
     """Returns the tfds builder of a dataset, downloaded and prepared."""
     # Makes these datasets known: tfds stops looking at the first kind of dataset whose
     # own requirements (h5py) are not installed.
     importlib.import_module('tensorflow_datasets.text')
+    name = source.removeprefix(_TFDS)
     try:
         builder = tfds.builder(
             name, data_dir=data_dir or None, file_format='array_record'
         )
         urls = [url for url in builder.url_infos or () if url.startswith('http')]
-        corpus.prepare(builder, f'tfds:{name}', urls, _TFDS_REMEDY)
+        corpus.prepare(builder, source, urls, _TFDS_REMEDY)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds knows no dataset {name!r}, the name behind 'tfds:': see "
@@ -354,7 +350,7 @@ def _builder(name: str, data_dir: str) -> Any:
         ) from error
     except ImportError as error:
         raise ValueError(
-            f"'tfds:{name}' cannot be prepared without {error.name}: install that, "
-            f'or {_TFDS_REMEDY}'
+            f'{source!r} cannot be prepared without {error.name}: install that, or '
+            f'{_TFDS_REMEDY}'
         ) from error
     return builder

@@ -35,9 +35,7 @@ class TokenClassification(rows.Labelled):
     @property
     def spec(self) -> batching.Spec:
         shape = (self.batch_size, self.length)
-        return {
-            'tokens': (shape, batching.INT),
-            'mask': (shape, batching.BOOL),
+        return super().spec | {
             'labels': (shape, batching.INT),
             'weights': (shape, batching.FLOAT),
         }

@@ -61,7 +61,7 @@ KINDS = ('single', 'pair', 'multi', 'regression', 'words', 'answers')
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_batches_are_what_batch_spec_says(configs, kind):
+def test_batches_are_what_the_spec_says(configs, kind):
     config = configs[kind]
     spec = data.open(config).spec
     rows = {'labels', 'mask', 'tokens', 'weights'}
