@@ -57,19 +57,20 @@ def main(argv: list[str]) -> None:
         'top_p': _TOP_P.value,
         'samples': _NUM_SAMPLES.value,
     }
-    images = data.is_images(run.config.data)
-    if images:
+    dataset = run.config.data
+    truth = None
+    if isinstance(dataset, data.images.Images):
         _refuse('images', 'prompt', 'tokens', 'stop')
         show.check_new(_OUTPUT.value)
-        truth = show.given(run.config.data, _PROMPT_FILE.value, _IMAGES.value)
+        truth = show.given(dataset, _PROMPT_FILE.value, _IMAGES.value)
     else:
         _refuse('text', 'images', 'output')
-        prompt = show.text_prompt(run.config.data, _prompt(), _STOP.value)
+        prompt = show.text_prompt(dataset, _prompt(), _STOP.value)
     with jax.set_mesh(run.mesh):
         at = _CHECKPOINT.value
         model, step = state.restore_model(run.config, run.mesh, workdir, at)
         print(f'checkpoint of step {step}', file=sys.stderr)
-        if images:
+        if truth is not None:
             picture = show.draw(model, truth, **settings)
             print(show.save(picture, _OUTPUT.value, workdir, step))
         else:

@@ -18,13 +18,14 @@ What is compared is in five files that build on this one, each with a sweep:
   python sweep.py --config=configs/rounds.py:tiny --config.data.path=FILE
       3 layers of d_model 128 on 512 bytes of any text: minutes a run on 2 CPU cores
   python sweep.py --config=configs/rounds.py:imagenet64_tiny --config.data.source=FILE
-      the same on images of 16x16 pixels, FILE an .npz or a folder (data/imagenet64.py)
+      the same on images of 16x16 pixels, FILE an .npz or a folder (data/images.py)
 
 Variants: '' (enwik8), imagenet64, tiny, imagenet64_tiny.
 """
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -65,8 +66,7 @@ def _enwik8() -> ml_collections.ConfigDict:
     config.eval_batches = 4
     config.checkpoint_every = 5000
     config.keep_checkpoints = 1
-    config.data = {
-        'dataset': 'enwik8',
+    config.data = data.defaults('enwik8') | {
         'path': '',
         'length': 65_536,
         'batch_size': 8,
@@ -108,8 +108,8 @@ def _enwik8() -> ml_collections.ConfigDict:
 
 def _imagenet64() -> dict:
     return {
-        'data': {
-            'dataset': 'imagenet64',
+        'data': data.defaults('imagenet64')
+        | {
             'source': 'downsampled_imagenet/64x64',
             'shrink': 1,
             'batch_size': 8,

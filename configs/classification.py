@@ -17,6 +17,7 @@ numbers. optimizer.frozen='embedding|position_tables' trains the rest only.
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -44,8 +45,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.eval_every = 500
     config.checkpoint_every = 500
     config.keep_checkpoints = 1
-    config.data = {
-        'dataset': 'classification',
+    config.data = data.defaults('classification') | {
         'label_column': 'label',
         'kind': 'single',
         'labels': (),  # empty: found in the data

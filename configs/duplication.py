@@ -15,6 +15,7 @@ cannot shift across their rows, stop at 77 % on the small task; learned ones do 
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -30,8 +31,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.steps = 150_000
     config.log_every = 100
     config.checkpoint_every = 5000
-    config.data = {
-        'dataset': 'duplication',
+    config.data = data.defaults('duplication') | {
         'half_length': 511,
         'symbols': 127,
         'batch_size': 64,

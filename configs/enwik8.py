@@ -21,6 +21,7 @@ copy, or any other file, folder, glob, .gz, .zip or .xz instead.
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -46,8 +47,7 @@ def _paper() -> ml_collections.ConfigDict:
     config.log_every = 20
     config.eval_every = 500
     config.eval_batches = 1
-    config.data = {
-        'dataset': 'enwik8',
+    config.data = data.defaults('enwik8') | {
         'path': '',
         'length': 65_536,
         'batch_size': 8,

@@ -16,13 +16,13 @@ for this set; tables elsewhere say 3.74 bits/dim for 6 layers and 3.71 for 12.
       the lower halves of four validation images, three times each
   python sample.py --workdir=... --prompt_file=IMAGE      of your own
 
-Data: 'downsampled_imagenet/64x64', which published bits/dim are of, or
-'imagenet_resized/64x64', through tensorflow_datasets; or local files. What sets them
-apart is in reformer_jax/data/imagenet64.py.
+Data: 'downsampled_imagenet/64x64', which published bits/dim are of, through
+tensorflow_datasets; or local files, see reformer_jax/data/images.py.
 """
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -47,8 +47,7 @@ def _paper() -> ml_collections.ConfigDict:
     config.steps = 500_000
     config.log_every = 20
     config.eval_batches = 64
-    config.data = {
-        'dataset': 'imagenet64',
+    config.data = data.defaults('imagenet64') | {
         'source': 'downsampled_imagenet/64x64',
         'shrink': 1,
         'batch_size': 8,

@@ -15,6 +15,7 @@ question_answering.py.
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -29,8 +30,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 100_000
     config.eval_batches = 50
-    config.data = {
-        'dataset': 'text',
+    config.data = data.defaults('text') | {
         'path': '',  # empty: the standard library
         'tokenizer': '',  # empty: that of init_from, or bytes
         'length': 4096,

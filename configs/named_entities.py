@@ -13,6 +13,7 @@ init_from as in configs/classification.py, whose model this is.
 import ml_collections
 
 from configs import classification
+from reformer_jax import data
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -23,8 +24,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             f'unknown variant {variant!r}: use named_entities.py, or with :conll2003.'
         )
     config = classification.get_config()
-    config.data = {
-        'dataset': 'token_classification',
+    config.data = data.defaults('token_classification') | {
         'source': sources[variant],
         'words_column': 'tokens',
         'tags_column': 'ner' if variant else 'tags',

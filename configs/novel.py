@@ -26,6 +26,7 @@ step: for the notebook's 8, each with the novel at a place of its own, use 8 dev
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -40,8 +41,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.log_every = 10
     config.eval_every = 50
     config.checkpoint_every = 100
-    config.data = {
-        'dataset': 'novel',
+    config.data = data.defaults('novel') | {
         'path': '',  # empty: the standard library
         'tokenizer': '',  # empty: that of init_from, or bytes
         'length': 2**19,

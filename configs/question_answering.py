@@ -14,6 +14,7 @@ sliding windows. init_from as in configs/classification.py, whose model this is.
 import ml_collections
 
 from configs import classification
+from reformer_jax import data
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -25,8 +26,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         )
     config = classification.get_config()
     length = 2048 if variant else 256
-    config.data = {
-        'dataset': 'question_answering',
+    config.data = data.defaults('question_answering') | {
         'source': sources[variant],
         'question_column': 'question',
         'context_column': 'context',

@@ -10,6 +10,7 @@ Paper section 5 in miniature: byte language modelling with local and LSH layers.
 
 import ml_collections
 
+from reformer_jax import data
 from reformer_jax.model import config as model_config
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
@@ -25,8 +26,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.eval_every = 500
     config.eval_batches = 50
     config.checkpoint_every = 500
-    config.data = {
-        'dataset': 'bytes',
+    config.data = data.defaults('bytes') | {
         'path': '',  # empty: the standard library
         'length': 512,
         'batch_size': 2,

@@ -89,7 +89,7 @@ def copied(model: model_lib.Reformer, tokens_BL: np.ndarray) -> int:
 
 def sequences(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
     """The first sequences of the test split, without its rows of padding."""
-    batches = list(itertools.islice(data.build(config.data, 'test'), count))
+    batches = list(itertools.islice(data.open(config.data).batches('test'), count))
     joined = {
         name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
     }

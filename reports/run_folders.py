@@ -10,6 +10,7 @@ from typing import Any
 
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import config as training_config
 
 # Fields in which the runs of one row of a table may differ.
 _SEEDS = ('seed', 'data.seed')
@@ -205,7 +206,7 @@ def _read(folder: pathlib.Path) -> Run:
     latest = {(record['step'], record['split']): record for record in records}
     return Run(
         folder.name,
-        run_folder.flat(config),
+        run_folder.flat(training_config.absent(config)) | run_folder.flat(config),
         [json.loads(line) for line in starts],
         [latest[key] for key in sorted(latest)],
         run_folder.load_result(folder),

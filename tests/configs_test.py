@@ -2,8 +2,11 @@
 
 import importlib
 import pathlib
+import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from reformer_jax import data
 from reformer_jax.model import config as model_config
@@ -48,7 +51,7 @@ def test_config_is_valid(name, variant):
     run = training_config.run_config(config)
     assert run.model.length >= 64
     if run.model.head == 'lm':
-        assert data.batch_spec(run.data)['tokens'][0][1] == run.model.length
+        assert run.data.spec['tokens'][0][1] == run.model.length
 
 
 @pytest.mark.parametrize('name', _VARIANTS)
@@ -78,3 +81,24 @@ def test_duplication_is_the_model_of_the_paper():
     assert config.data.half_length == 511 and config.data.symbols == 127
     assert (model.layers, model.d_model, model.d_ff, model.heads) == (1, 256, 256, 4)
     assert model.length == 1024 and isinstance(model, model_config.ModelConfig)
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections
+@pytest.mark.parametrize(
+    'file', ['imagenet64.py', 'enwik8.py', 'classification.py:imdb']
+)
+def test_the_folder_of_prepared_data_can_be_set_on_the_command_line(file, monkeypatch):
+    """As the errors of downloads that fail advise."""
+    folder = pathlib.Path(__file__).parents[1] / 'configs'
+    given = [f'--config={folder / file}', '--config.data.data_dir=/my/folder']
+    monkeypatch.setattr(sys, 'argv', ['train.py', *given])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values)
+    values(sys.argv)
+    assert data.open(values.config.data).data_dir == '/my/folder'
+
+
+@pytest.mark.parametrize(('name', 'variant'), _EACH)
+def test_every_field_of_the_data_is_listed(name, variant):
+    fields = _config(name, variant).data
+    assert data.defaults(fields.dataset).keys() <= set(fields)

@@ -11,8 +11,8 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -71,7 +71,7 @@ def python_source() -> np.ndarray:
     """
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     sources, size = [], 0
-    for file in _files_below(root, '*.py'):
+    for file in files_below(root, '*.py'):
         if _is_skipped(file.relative_to(root)):
             continue
         source = file.read_bytes()
@@ -93,7 +93,7 @@ def _is_skipped(relative: pathlib.PurePath) -> bool:
 def _files(path: str) -> list[pathlib.Path]:
     location = pathlib.Path(path).expanduser()
     if location.is_dir():
-        files = _files_below(location, '*')
+        files = files_below(location)
     elif location.exists():
         files = [location]
     else:
@@ -104,8 +104,8 @@ def _files(path: str) -> list[pathlib.Path]:
     return files
 
 
-def _files_below(root: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-    """Regular files below `root` in the order of their relative paths as text."""
+def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
+    """Regular files below `root`, hidden ones left out, by their relative paths."""
     files = (
         file
         for file in root.rglob(pattern)
@@ -147,28 +147,54 @@ def _read_zip(file: pathlib.Path) -> bytes:
 _SECONDS_TO_ANSWER = 20
 _NOT_THERE = (404, 410)
 
-# What a failed download may raise.
-ERRORS = (
+_FAILURES = (
     OSError,  # among them every error of requests
     tfds.download.DownloadError,
     tfds.core.download.download_manager.NonMatchingChecksumError,
 )
 
 
-def prepare(builder: Any, urls: Iterable[str]) -> None:
+class Archive(NamedTuple):
+    """A file to download, of which size and sha256 are known."""
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def info(self) -> dict[str, tfds.download.checksums.UrlInfo]:
+        """For url_infos of a tfds builder, which would read it from a file."""
+        info = tfds.download.checksums.UrlInfo(
+            size=tfds.core.utils.Size(self.size),
+            checksum=self.sha256,
+            filename=self.url.split('/')[-1],
+        )
+        return {self.url: info}
+
+
+def prepare(builder: Any, name: str, urls: Collection[str], remedy: str) -> None:
     """Downloads and prepares a tfds dataset; does nothing where that is done.
 
     Args:
       builder: its builder.
+      name: how a config names it.
       urls: what it downloads.
+      remedy: what to do where that is not possible.
 
     Raises:
-      One of `ERRORS`: it cannot be downloaded.
+      FileNotFoundError: it cannot be downloaded.
     """
-    if not builder.is_prepared():
+    if builder.is_prepared():
+        return
+    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    try:
         _check_answer(urls)
-        settings = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_config=settings)
+    except _FAILURES as error:
+        raise FileNotFoundError(
+            f'{name!r} is not prepared in {builder.data_dir!r} and '
+            f'{" ".join(urls) or "it"} cannot be downloaded there ({error}): {remedy}'
+        ) from error
 
 
 def _check_answer(urls: Iterable[str]) -> None:

@@ -4,11 +4,12 @@ Split 90 / 5 / 5 million bytes as usual. Prepared once by tensorflow_datasets as
 array_record files, which needs no TensorFlow; or read from a local copy.
 """
 
+import dataclasses
+import functools
 import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -16,32 +17,28 @@ from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import text
 
-URL = 'http://mattmahoney.net/dc/enwik8.zip'
-ZIP_BYTES = 36_445_475
-ZIP_SHA256 = '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc'
+ARCHIVE = corpus.Archive(
+    'http://mattmahoney.net/dc/enwik8.zip',
+    36_445_475,
+    '547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc',
+)
 BLOCK_BYTES = 1_000_000
+_REMEDY = (
+    'fetch that file on a machine that can, and give it with '
+    '--config.data.path=/path/to/enwik8 (.zip or unpacked)'
+)
 
-vocab_size = text.vocab_size
-batch_spec = text.batch_spec
-encode = text.encode
-decode = text.decode
 
-
-class Enwik8(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.GeneratorBasedBuilder):
     """tfds builder of enwik8: numbered blocks of bytes, in array_record files."""
 
+    name = 'enwik8'
     VERSION = tfds.core.Version('1.0.0')
 
     @tfds.core.utils.classproperty
     @classmethod
     def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
-        """Size and sha256 that the download must have (tfds would read a file)."""
-        info = tfds.download.checksums.UrlInfo(
-            size=tfds.core.utils.Size(ZIP_BYTES),
-            checksum=ZIP_SHA256,
-            filename='enwik8.zip',
-        )
-        return {URL: info}
+        return ARCHIVE.info
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -62,7 +59,7 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         # Unpacked here: tfds' own unpacking writes another 100 MB to disk.
-        with zipfile.ZipFile(dl_manager.download(URL)) as archive:
+        with zipfile.ZipFile(dl_manager.download(ARCHIVE.url)) as archive:
             text = np.frombuffer(archive.read('enwik8'), np.uint8)
         return {
             split: self._generate_examples(
@@ -78,61 +75,32 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
             yield number, {'number': number, 'bytes': text[start : start + block]}
 
 
-def build(
-    split: str,
-    *,
-    path: str,
-    length: int,
-    batch_size: int,
-    seed: int,
-    data_dir: str | None = None,
-) -> grain.DatasetIterator:
-    """Iterates over windows of enwik8, exactly as `text.build` with bytes does.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Enwik8(text.Text):
+    """enwik8 in windows, as `text.Text`.
 
-    Args:
-      split: 'train', 'validation' or 'test'.
+    Attributes:
       path: a local copy (enwik8, enwik8.zip, ...); empty means the prepared dataset in
         `data_dir`, which is downloaded (36 MB) and prepared (100 MB) if missing.
-      length: tokens per example, L.
-      batch_size: examples per batch, B.
-      seed: of the shuffled order and the window offsets, in [0, 2**32).
-      data_dir: folder of prepared datasets; None or empty means that of tfds,
-        $TFDS_DATA_DIR or ~/tensorflow_datasets.
-
-    Returns:
-      Iterator over {'tokens': int32 [B, L], 'weights': float32 [B, L]}.
-
-    Raises:
-      FileNotFoundError: if nothing is at `path`, or the download fails.
-      ValueError: for a bad argument.
+      data_dir: folder of prepared datasets; empty means that of tfds, $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
     """
-    sizes: dict[str, Any] = {'length': length, 'batch_size': batch_size}
-    if path:
-        return text.build(split, path=path, seed=seed, **sizes)
-    batching.check_arguments(split, seed=seed, **sizes)
-    return text.iterate_bytes(load(split, data_dir), split, seed=seed, **sizes)
+
+    data_dir: str = ''
+
+    def read(self, split: str) -> np.ndarray:
+        return super().read(split) if self.path else load(split, self.data_dir)
 
 
-def load(split: str, data_dir: str | None = None) -> np.ndarray:
+@functools.lru_cache(maxsize=3)
+def load(split: str, data_dir: str = '') -> np.ndarray:
     """Returns the bytes of a split, uint8 [n], preparing the dataset if missing.
 
     Raises:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
-    builder = Enwik8(data_dir=data_dir or None, file_format='array_record')
-    _prepare(builder)
+    builder = Builder(data_dir=data_dir or None, file_format='array_record')
+    corpus.prepare(builder, 'enwik8', [ARCHIVE.url], _REMEDY)
     # tfds stores examples in the order of their hashed keys.
     blocks = sorted(builder.as_data_source(split), key=lambda block: block['number'])
     return np.concatenate([block['bytes'] for block in blocks])
-
-
-def _prepare(builder: Enwik8) -> None:
-    """Downloads and prepares the dataset; does nothing where that is done."""
-    try:
-        corpus.prepare(builder, [URL])
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f'enwik8 is not prepared in {builder.data_dir!r} and {URL} cannot be '
-            f'downloaded there ({error}): fetch that file on a machine that can, and '
-            'give it with --config.data.path=/path/to/enwik8 (.zip or unpacked)'
-        ) from error

@@ -3,127 +3,110 @@
 A token is the value, 0 to 255, of one channel of a pixel: row by row, channels fastest,
 so that axial positions have the shape (64, 64, 3). A source is
 - 'downsampled_imagenet/64x64' (van den Oord et al. 2016): what published bits/dim are
-  of, the paper's too as its code reads these files; 1,281,149 and 49,999 images. They
-  may be gone from image-net.org (github.com/tensorflow/datasets/issues/4662);
-- 'imagenet_resized/64x64' (Chrabaszcz et al. 2017): the same photographs resized with
-  a box filter, which are easier to predict: their bits/dim compare with no others;
+  of, the paper's too as its code reads these files; 1,281,149 and 49,999 images, no
+  test split. Downloaded and prepared once (see imagenet64), if they can be: they may be
+  gone from image-net.org (github.com/tensorflow/datasets/issues/4662);
 - a local .npz with arrays 'train', 'validation' and, if wanted, 'test', all uint8
   [n, 64, 64, 3];
 - a folder of images in any format of Pillow: with folders train, validation and, if
   wanted, test; or without, split 90 / 5 / 5 % in the order of their relative paths.
-The first two are downloaded and prepared once by tensorflow_datasets as array_record
-files, which needs no TensorFlow, and have no test split.
 """
 
 import contextlib
+import dataclasses
 import functools
-import itertools
 import math
 import pathlib
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
+from reformer_jax.data import dataset
+from reformer_jax.data import imagenet64
+from reformer_jax.data import progress
 
 SIDE = 64
 _SHRINKS = (1, 2, 4, 8, 16, 32, 64)
 
 
-class Archive(NamedTuple):
-    """What has to be downloaded; size and sha256 are those of tfds' own lists."""
-
-    url: str
-    size: int
-    sha256: str
-
-
-_SMALL = 'http://image-net.org/small'
-_RESIZED = 'http://www.image-net.org/data/downsample'
-ARCHIVES: dict[str, dict[str, tuple[Archive, ...]]] = {
-    'downsampled_imagenet/64x64': {
-        'train': (
-            Archive(
-                f'{_SMALL}/train_64x64.tar',
-                12_112_588_800,
-                'e2a2c1947a748d0d256e98e6d82800d855441dc9e4de2e71a773f1324c4524d7',
-            ),
-        ),
-        'validation': (
-            Archive(
-                f'{_SMALL}/valid_64x64.tar',
-                477_255_680,
-                'eeac03ec4f585baf871d2b4cb9c974bfe345e74878a74e5820fe6eb1041629cd',
-            ),
-        ),
-    },
-    'imagenet_resized/64x64': {
-        'train': (
-            Archive(
-                f'{_RESIZED}/Imagenet64_train_part1_npz.zip',
-                6_783_426_789,
-                '9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1',
-            ),
-            Archive(
-                f'{_RESIZED}/Imagenet64_train_part2_npz.zip',
-                6_780_506_068,
-                '9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30',
-            ),
-        ),
-        'validation': (
-            Archive(
-                f'{_RESIZED}/Imagenet64_val_npz.zip',
-                529_522_927,
-                'e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8',
-            ),
-        ),
-    },
-}
-# Without TensorFlow tfds sorts a split only in memory, and only up to 1,000 MiB: train
-# (15.8 GB) is stored as splits of 65,536 images (0.8 GB), read as one.
-PARTS = {'train': 20, 'validation': 1}
-IMAGES_OF_A_PART = 65_536
-
-
-_SOURCES = (
-    f'{", ".join(map(repr, ARCHIVES))}, or the path of an .npz or of a folder of images'
-)
+_SOURCES = f'{imagenet64.SOURCE!r}, or the path of an .npz or of a folder of images'
 _CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
-def vocab_size(**_: Any) -> int:
-    """Number of token ids: the values of a channel."""
-    return 256
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(dataset.Dataset):
+    """Images as tokens.
 
+    Of an .npz the split is held in memory; all else is read batch by batch, after the
+    headers of all the files of a folder were checked.
 
-def batch_spec(*, batch_size: int, shrink: int = 1, **_: Any) -> batching.Spec:
-    """Shapes and dtypes of a batch.
-
-    Raises:
-      ValueError: if `shrink` does not divide 64.
+    Attributes:
+      source: the published set, an .npz or a folder, see the module.
+      shrink: images are averaged over blocks of shrink x shrink pixels, for small
+        experiments; a divisor of 64. L = 3 * (64 // shrink)**2.
+      data_dir: folder of prepared datasets; empty means that of tfds, $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
     """
-    return batching.language_model_spec(batch_size, 3 * _side(shrink) ** 2)
 
+    source: str
+    shrink: int = 1
+    data_dir: str = ''
 
-def encode(text: bytes, **_: Any) -> np.ndarray:
-    """Raises a ValueError: texts have no tokens here."""
-    raise ValueError(
-        f'the tokens of this dataset are of images, not of the text {text[:20]!r}: use '
-        'to_tokens'
-    )
+    def __post_init__(self):
+        super().__post_init__()
+        _side(self.shrink)
 
+    @property
+    def vocab_size(self) -> int:
+        """The values of a channel."""
+        return 256
 
-def decode(tokens: np.ndarray, **_: Any) -> bytes:
-    """Token ids [n] as a text, each with a space after it; see `to_images`."""
-    return b''.join(b'%d ' % token for token in tokens)
+    @property
+    def spec(self) -> batching.Spec:
+        return batching.language_model_spec(self.batch_size, self._length)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        _, there = _parts_of(self.source)
+        return tuple(split for split in batching.SPLITS if split in there)
+
+    def encode(self, text: bytes) -> np.ndarray:
+        """Raises a ValueError: texts have no tokens here."""
+        raise ValueError(
+            f'the tokens of this dataset are of images, not of the text {text[:20]!r}: '
+            'use to_tokens'
+        )
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        """Token ids [n] as a text, each with a space after it; see `to_images`."""
+        return batching.as_numbers(tokens)
+
+    def read(self, path: str, count: int = 0) -> np.ndarray:
+        """The images at `path` as tokens [N, L]; arguments as for `read_images`."""
+        return to_tokens(average(read_images(path, count), self.shrink))
+
+    @property
+    def _length(self) -> int:
+        return 3 * _side(self.shrink) ** 2
+
+    def _iterate(self, split: str) -> grain.DatasetIterator:
+        _check_split(self.source, split)
+        count, read = _open(self.source, split, self.data_dir)
+
+        def assemble(numbers: np.ndarray) -> dataset.Batch:
+            rows = to_tokens(average(read(numbers), self.shrink))
+            shape = (self.batch_size, self._length)
+            tokens, mask = batching.pad(list(rows), shape)
+            return {'tokens': tokens, 'weights': mask.astype(np.float32)}
+
+        return self._epochs(split, count, assemble)
 
 
 def to_tokens(images: np.ndarray) -> np.ndarray:
@@ -224,99 +207,35 @@ def read_images(path: str, count: int = 0) -> np.ndarray:
     return np.stack([_read_image(file) for file in files[: count or None]])
 
 
-def splits(*, source: str, **_: Any) -> tuple[str, ...]:
-    """Returns those of 'train', 'validation' and 'test' that a source has.
-
-    Raises:
-      FileNotFoundError: if nothing is at `source`.
-      ValueError: if it is no folder and no .npz.
-    """
-    there = _parts_of(source)
-    return tuple(split for split in batching.SPLITS if split in there)
-
-
-def build(
-    split: str,
-    *,
-    source: str,
-    batch_size: int,
-    seed: int,
-    shrink: int = 1,
-    data_dir: str | None = None,
-) -> grain.DatasetIterator:
-    """Iterates over images: training endlessly, every epoch all in a fresh order.
-
-    Validation and test are one pass in order, the last batch padded with rows of weight
-    0; all other tokens count. Of an .npz the split is held in memory; all else is read
-    batch by batch, after the headers of all the files of a folder were checked.
-
-    Args:
-      split: 'train', 'validation' or 'test', one of `splits`.
-      source: 'downsampled_imagenet/64x64', 'imagenet_resized/64x64', an .npz or a
-        folder, see the module.
-      batch_size: B, images per batch.
-      seed: of the training order, in [0, 2**32).
-      shrink: images are averaged over blocks of shrink x shrink pixels, for small
-        experiments; a divisor of 64. L = 3 * (64 // shrink)**2.
-      data_dir: folder of prepared datasets; None or empty means that of tfds,
-        $TFDS_DATA_DIR or ~/tensorflow_datasets.
-
-    Returns:
-      Iterator over {'tokens': int32 [B, L], 'weights': float32 [B, L]}.
-
-    Raises:
-      FileNotFoundError: if nothing is at `source`, or the download fails.
-      ValueError: for a bad argument; a split that there is not, or is empty; images
-        that are not of 64x64 RGB pixels; a corrupt file.
-    """
-    batching.check_arguments(split, seed=seed, batch_size=batch_size, shrink=shrink)
-    length = 3 * _side(shrink) ** 2
-    _check_split(source, split)
-    count, read = _open(source, split, data_dir)
-
-    def assemble(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        rows = list(to_tokens(average(read(numbers), shrink)))
-        tokens, mask = batching.pad(rows, batch_size=batch_size, length=length)
-        return {'tokens': tokens, 'weights': mask.astype(np.float32)}
-
-    return batching.iterate_epochs(
-        count, assemble, split, batch_size=batch_size, seed=seed
-    )
-
-
-def _parts_of(source: str) -> tuple[str, ...]:
-    """Names of all that a source is divided into, splits or not."""
-    if source in ARCHIVES:
-        return tuple(ARCHIVES[source])
+def _parts_of(source: str) -> tuple[str, tuple[str, ...]]:
+    """What kind of things a source is divided into, and the names of all of them."""
+    if source == imagenet64.SOURCE:
+        return 'splits', tuple(imagenet64.ARCHIVES)
     location = _locate(source, _SOURCES)
     if not location.is_dir():
         with _npz(location) as arrays:
-            return tuple(arrays.files)
+            return 'arrays', tuple(arrays.files)
     folders = {folder.name for folder in location.iterdir() if folder.is_dir()}
-    return tuple(sorted(folders)) if folders & {*batching.SPLITS} else batching.SPLITS
+    named = folders & {*batching.SPLITS}
+    return 'folders', tuple(sorted(folders)) if named else batching.SPLITS
 
 
 def _check_split(source: str, split: str) -> None:
-    there = _parts_of(source)
-    if split in there:
-        return
-    if source in ARCHIVES:
-        kind, remedy = 'splits', 'use one of them'
-    else:
-        kind = 'folders' if _locate(source, _SOURCES).is_dir() else 'arrays'
-        remedy = f'use one that there is, or name {kind} {", ".join(batching.SPLITS)}'
-    raise ValueError(
-        f'{source!r} has no split {split!r}, only the {kind} '
-        f'{", ".join(there) or "(none)"}: {remedy}'
-    )
+    kind, there = _parts_of(source)
+    if split not in there:
+        raise ValueError(
+            f'{source!r} has no split {split!r}, only the {kind} '
+            f'{", ".join(there) or "(none)"}: use one that there is, or name {kind} '
+            f'{", ".join(batching.SPLITS)}'
+        )
 
 
 def _open(
-    source: str, split: str, data_dir: str | None
+    source: str, split: str, data_dir: str
 ) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
     """Number of images, and what reads those at int64 [n] as uint8 [n, 64, 64, 3]."""
-    if source in ARCHIVES:
-        prepared = load_archive(source, split, data_dir)
+    if source == imagenet64.SOURCE:
+        prepared = imagenet64.load(split, data_dir)
 
         def read(numbers: np.ndarray) -> np.ndarray:
             rows = prepared.__getitems__(numbers.tolist())
@@ -385,23 +304,18 @@ def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
             'found in all: give at least 1 in each of the folders train and '
             'validation, or 20 images without such folders'
         )
-    for file in files:
+    for file in progress.track(files, f'checking the images of {split}'):
         with _opened(file):
             pass
     return files
 
 
 def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that Pillow reads, hidden ones left out, by their relative paths."""
+    """The files that Pillow reads."""
     kinds = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in kinds if kind in Image.OPEN}
-    names = {
-        file.relative_to(folder).as_posix(): file
-        for file in folder.rglob('*')
-        if file.suffix.lower() in suffixes and file.is_file()
-    }
-    shown = (n for n in names if not any(p.startswith('.') for p in n.split('/')))
-    return [names[name] for name in sorted(shown)]
+    files = corpus.files_below(folder)
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 @contextlib.contextmanager
@@ -426,124 +340,3 @@ def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
 def _read_image(file: pathlib.Path) -> np.ndarray:
     with _opened(file) as image:
         return np.asarray(image)
-
-
-# --- The two published sets: our builder stores pixels, tfds' own need TensorFlow ---
-
-
-class Imagenet64(tfds.core.GeneratorBasedBuilder):
-    """tfds builder of both: pixels in array_record files, train in parts."""
-
-    VERSION = tfds.core.Version('1.0.0')
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=source.split('/')[0], description=source)
-        for source in ARCHIVES
-    ]
-
-    @tfds.core.utils.classproperty
-    @classmethod
-    def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
-        """Size and sha256 that the downloads must have (tfds would read a file)."""
-        return {
-            archive.url: tfds.download.checksums.UrlInfo(
-                size=tfds.core.utils.Size(archive.size),
-                checksum=archive.sha256,
-                filename=archive.url.split('/')[-1],
-            )
-            for archives in ARCHIVES.values()
-            for archive in itertools.chain(*archives.values())
-        }
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Tensor(
-            shape=(64, 64, 3), dtype=np.uint8, encoding='bytes'
-        )
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            homepage='https://www.image-net.org/download.php',
-            features=tfds.features.FeaturesDict({'image': image}),
-        )
-
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        source = self.builder_config.description
-        files = dl_manager.download(
-            {
-                split: [archive.url for archive in archives]
-                for split, archives in ARCHIVES[source].items()
-            }
-        )
-        parts = {}
-        for split, paths in files.items():
-            images = itertools.chain.from_iterable(map(_READERS[source], paths))
-            for name in _names(split):
-                # The last one takes all that is left: no image is lost.
-                last = name == _names(split)[-1]
-                part = itertools.islice(images, None if last else IMAGES_OF_A_PART)
-                parts[name] = self._generate_examples(part)
-        return parts
-
-    def _generate_examples(
-        self, images: Iterable[np.ndarray]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, image in enumerate(images):
-            yield number, {'image': image}
-
-
-def load_archive(source: str, split: str, data_dir: str | None = None) -> Any:
-    """Returns the images of a split, preparing the dataset if missing.
-
-    Args:
-      source: one of `ARCHIVES`.
-      split: 'train' or 'validation'.
-      data_dir: folder of prepared datasets; None or empty means that of tfds.
-
-    Returns:
-      tfds data source, read image by image: len() and [number] -> {'image': uint8
-      [64, 64, 3]}, in an order without meaning that is always the same.
-
-    Raises:
-      FileNotFoundError: if the dataset has to be downloaded and cannot be.
-    """
-    urls = [archive.url for archive in itertools.chain(*ARCHIVES[source].values())]
-    builder = Imagenet64(
-        config=source.split('/')[0],
-        data_dir=data_dir or None,
-        file_format='array_record',
-    )
-    try:
-        corpus.prepare(builder, urls)
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f'{source!r} is not prepared in {builder.data_dir!r} and '
-            f'{" ".join(urls)} cannot be downloaded there ({error}): prepare it on a '
-            'machine that can and give its folder with --config.data.data_dir=FOLDER, '
-            'or give images as --config.data.source=FOLDER, or =FILE.npz'
-        ) from error
-    return builder.as_data_source('+'.join(_names(split)))
-
-
-def _names(split: str) -> list[str]:
-    return [f'{split}_{part:02d}' for part in range(PARTS[split])]
-
-
-def _images_of_tar(path: Any) -> Iterator[np.ndarray]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if file := archive.extractfile(member):
-                with Image.open(file) as image:
-                    # As tfds, which decodes to three channels whatever was stored.
-                    yield np.asarray(image.convert('RGB'))
-
-
-def _images_of_zip(path: Any) -> Iterator[np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(n for n in archive.namelist() if not n.endswith('/')):
-            with archive.open(name) as file, np.load(file) as batch:
-                images = batch['data'].reshape(-1, 3, 64, 64)  # channels slowest
-            yield from images.transpose(0, 2, 3, 1)
-
-
-_READERS = dict(zip(ARCHIVES, (_images_of_tar, _images_of_zip), strict=True))

@@ -1,16 +1,20 @@
 """Tokenizers: bytes, and SentencePiece models, those of others or trained here."""
 
+import concurrent.futures
 import functools
 import io
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import sentencepiece
 
+from reformer_jax.data import progress
+
 MODEL_TYPES = ('unigram', 'bpe')
+BYTES = 'bytes'
 
 _FIRST_BYTE_ID = 2
 
@@ -34,10 +38,12 @@ class Bytes:
     separator_id = 1
 
     def encode(self, text: str | bytes | np.ndarray) -> np.ndarray:
-        """Returns the token ids of a text or of uint8 [n], int32 [n]."""
+        """Returns the token ids of a text, int32 [n], or of uint8 of any shape."""
         if isinstance(text, str):
             text = text.encode('utf-8', 'surrogatepass')  # JSON may hold lone ones
-        return np.frombuffer(text, np.uint8).astype(np.int32) + _FIRST_BYTE_ID
+        if isinstance(text, bytes):
+            text = np.frombuffer(text, np.uint8)
+        return text.astype(np.int32) + _FIRST_BYTE_ID
 
     def encode_with_offsets(self, text: str) -> Offsets:
         """Returns the token ids of a text and the character each one belongs to.
@@ -118,7 +124,7 @@ def load(name: str) -> Bytes | SentencePiece:
       FileNotFoundError: if there is no such file.
       ValueError: if it is no SentencePiece model.
     """
-    if name == 'bytes':
+    if name == BYTES:
         return Bytes()
     file = pathlib.Path(name).expanduser()
     if not name or not file.is_file():
@@ -172,22 +178,24 @@ def train(
     if path.exists():
         raise FileExistsError(f'{str(path)!r} exists: give another path, or delete it')
     model = io.BytesIO()
+    training = functools.partial(
+        sentencepiece.SentencePieceTrainer.train,
+        sentence_iterator=_training_pieces(texts),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type=model_type,
+        pad_id=0,
+        unk_id=1,
+        eos_id=2,
+        bos_id=-1,
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+    )
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_training_pieces(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            pad_id=0,
-            unk_id=1,
-            eos_id=2,
-            bos_id=-1,
-            byte_fallback=True,
-            normalization_rule_name='identity',
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            minloglevel=2,
-        )
+        _run_with_progress(training)
     except RuntimeError as error:
         raise ValueError(
             f'vocab_size={vocab_size!r} does not fit the text: {error} (the bytes and '
@@ -221,6 +229,20 @@ def pieces(text: bytes, limit: int) -> Iterator[bytes]:
         start = end
     if start < len(text):
         yield text[start:]
+
+
+def _run_with_progress(training: Callable[[], object]) -> None:
+    """Counts the seconds: SentencePiece does not say how far it is."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        future = thread.submit(training)
+
+        def seconds() -> Iterator[None]:
+            while concurrent.futures.wait([future], timeout=1).not_done:
+                yield
+
+        for _ in progress.track(seconds(), 'seconds of training a tokenizer'):
+            pass
+        future.result()
 
 
 def _training_pieces(texts: Iterable[str]) -> Iterator[str]:

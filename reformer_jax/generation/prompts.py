@@ -30,7 +30,7 @@ class Prompts(NamedTuple):
 def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of different lengths as tokens and mask, [B, P], padded at the end."""
     width = max((len(prompt) for prompt in prompts), default=0)
-    return batching.pad(prompts, batch_size=len(prompts), length=width)
+    return batching.pad(prompts, (len(prompts), width))
 
 
 def prompts(

@@ -2,11 +2,10 @@
 
 import codecs
 import datetime
-import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,24 +44,22 @@ class TextPrompt(NamedTuple):
 
 
 def text_prompt(
-    config: Mapping[str, Any], text: bytes, stop: str | None = None
+    dataset: data.Dataset, text: bytes, stop: str | None = None
 ) -> TextPrompt:
     """Reads a prompt.
 
     Args:
-      config: of the data of the run.
+      dataset: of the run.
       text: the prompt.
       stop: text, one token long, that ends a sample.
 
     Raises:
       ValueError: the prompt is no text of the dataset, or `stop` is no single token.
     """
-    tokens_P, stop_token = data.encode(config, text), None
+    tokens_P, stop_token = dataset.encode(text), None
     if stop is not None:
-        stop_token = data.encode_one(config, stop.encode('utf-8', 'surrogateescape'))
-    return TextPrompt(
-        text, tokens_P, stop_token, functools.partial(data.decode, config)
-    )
+        stop_token = dataset.encode_one(stop.encode('utf-8', 'surrogateescape'))
+    return TextPrompt(text, tokens_P, stop_token, dataset.decode)
 
 
 def write_text(
@@ -172,11 +169,11 @@ def _before_stop(tokens_T: np.ndarray, stop: int | None) -> np.ndarray:
     return tokens_T[: places[0]] if places.size else tokens_T
 
 
-def given(config: Mapping[str, Any], path: str | None, count: int) -> np.ndarray:
+def given(dataset: images_lib.Images, path: str | None, count: int) -> np.ndarray:
     """The images to be completed, as tokens.
 
     Args:
-      config: of the data of the run.
+      dataset: of the run.
       path: an image, a folder of images or an .npz; None for the validation split.
       count: so many at most; of the validation split exactly, 0 for none. 0 with a path
         takes all.
@@ -189,13 +186,11 @@ def given(config: Mapping[str, Any], path: str | None, count: int) -> np.ndarray
       ValueError: an image is not of 64x64 RGB pixels, or there are not so many.
     """
     if path is not None:
-        images = images_lib.read_images(path, count)
-        images = images_lib.average(images, config.get('shrink', 1))
-        return images_lib.to_tokens(images)
-    (_, length), _ = data.batch_spec(config)['tokens']
+        return dataset.read(path, count)
+    (_, length), _ = dataset.spec['tokens']
     rows: list[np.ndarray] = []
     if count:
-        for batch in data.build(config, 'validation'):
+        for batch in dataset.batches('validation'):
             rows.extend(batch['tokens'][batch['weights'].any(axis=1)])
             if len(rows) >= count:
                 break

@@ -139,7 +139,9 @@ def load(
         )
         if (point.folder / 'config.json').is_file():
             run_folder.check_same_run(
-                point.folder, point.train.config, training_config.DEFAULTS
+                point.folder,
+                point.train.config,
+                training_config.absent(point.train.config),
             )
     _check_repeats('points', [(point.name, point.train) for point in points])
     _check_folders(points)
@@ -344,7 +346,7 @@ def check_data(sweep: Sweep) -> None:
     }
     for section in sections.values():
         for split in ('train', 'validation'):
-            data.build(section, split)
+            data.open(section).batches(split)
 
 
 def is_trained(point: Point) -> bool:

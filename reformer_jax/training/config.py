@@ -33,7 +33,7 @@ class RunConfig:
         Face model or a run; '' for none. See start.py.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
       mesh: devices along the axes data, fsdp and model.
-      data: arguments of the dataset, see reformer_jax/data.
+      data: data.Dataset.
       model: model.ModelConfig.
       optimizer: optimizer.OptimizerConfig.
     """
@@ -48,14 +48,19 @@ class RunConfig:
     keep_checkpoints: int
     accumulate: int
     mesh: Mapping[str, int]
-    data: Mapping[str, Any]
+    data: data.Dataset
     model: model_config.ModelConfig
     optimizer: optimizer_lib.OptimizerConfig
     init_from: str = ''
 
 
-# Fields that were added to configs later are taken for these in older run folders.
-DEFAULTS = {'model': model_config.defaults(), 'optimizer': optimizer_lib.defaults()}
+def absent(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is meant in older run folders by fields that were added to configs later."""
+    return {
+        'data': data.defaults(config['data']['dataset']),
+        'model': model_config.defaults(),
+        'optimizer': optimizer_lib.defaults(),
+    }
 
 
 def defaults() -> dict[str, Any]:
@@ -83,6 +88,8 @@ def run_config(config: ml_collections.ConfigDict) -> RunConfig:
     fields['optimizer'] = _section(
         optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
     )
+    if 'data' in fields:
+        fields['data'] = data.open(fields['data'])
     run = _section(RunConfig, fields, '')
     for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
         if getattr(run, name) < 1:
@@ -114,7 +121,7 @@ def _section(kind: Any, fields: Any, prefix: str) -> Any:
 def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises a ValueError if model, data and mesh do not fit each other."""
     check_data(run)
-    (batch_size, _), _ = data.batch_spec(run.data)['tokens']
+    (batch_size, _), _ = run.data.spec['tokens']
     sharding.check(
         mesh,
         batch_size=batch_size // run.accumulate,
@@ -125,8 +132,8 @@ def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
 def check_data(run: RunConfig) -> None:
     """Raises a ValueError if model and data do not fit each other."""
     _check_head(run)
-    (batch_size, length), _ = data.batch_spec(run.data)['tokens']
-    vocab_size = data.vocab_size(run.data)
+    (batch_size, length), _ = run.data.spec['tokens']
+    vocab_size = run.data.vocab_size
     if vocab_size > run.model.vocab_size:
         raise ValueError(
             f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
@@ -146,10 +153,10 @@ def check_data(run: RunConfig) -> None:
 
 
 def _check_head(run: RunConfig) -> None:
-    needed, classes = data.head(run.data), data.classes(run.data)
+    needed, classes = run.data.head, run.data.classes
     if run.model.head != needed:
         raise ValueError(
-            f'dataset {run.data["dataset"]!r} is for a model with head={needed!r}, not '
+            f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
             f'with model.head={run.model.head!r}: change config.model.head or the data.'
         )
     if needed.endswith('classification') and run.model.classes != classes:

@@ -106,8 +106,9 @@ def export_run(
             f'{target} exists and is left as it is: give a new folder.'
         )
     like = _original(workdir, run.init_from) or {}
-    if config.head == 'classification' and run.data.get('labels'):
-        like |= fields_lib.label_fields(run.data['labels'])
+    labels = getattr(run.data, 'labels', ())
+    if config.head == 'classification' and labels:
+        like |= fields_lib.label_fields(labels)
     huggingface.save(folder, config, model, like=like)
     if tokenizer:
         shutil.copyfile(tokenizer, target)

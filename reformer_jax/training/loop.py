@@ -19,7 +19,6 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from reformer_jax import data
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
@@ -111,11 +110,11 @@ def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, flo
     parameters = {}
     if config.init_from and not checkpoint.exists(workdir):
         parameters = start_lib.load_parameters(config, run.mesh)
-    iterator = data.build(config.data, 'train')
-    data.build(config.data, 'validation')  # an error now, not at the first evaluation
+    iterator = config.data.batches('train')
+    config.data.batches('validation')  # an error now, not at the first evaluation
     tokenizer = _check_tokenizer(config, workdir)
     folder = checkpoint.open_workdir(
-        workdir, config_dict.to_dict(), training_config.DEFAULTS
+        workdir, config_dict.to_dict(), training_config.absent(config_dict)
     )
     if tokenizer:
         run_folder.keep_tokenizer(folder, tokenizer)
@@ -285,12 +284,12 @@ def evaluate(
 
 
 def _held_out(run: Run) -> list[str]:
-    return [split for split in data.splits(run.config.data) if split != 'train']
+    return [split for split in run.config.data.splits if split != 'train']
 
 
 def _check_tokenizer(config: training_config.RunConfig, workdir: str) -> str | None:
     """The file of the tokenizer, if any, which must be the run's own."""
-    tokenizer = config.data.get('tokenizer', run_folder.NO_TOKENIZER)
+    tokenizer = getattr(config.data, 'tokenizer', run_folder.NO_TOKENIZER)
     if tokenizer == run_folder.NO_TOKENIZER:
         return None
     run_folder.check_tokenizer(workdir, tokenizer)
@@ -302,7 +301,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Means over the first `batches` batches of a split, or all of them if 0."""
     outcomes, real_rows = [], []
-    for index, batch in enumerate(data.build(run.config.data, split)):
+    for index, batch in enumerate(run.config.data.batches(split)):
         if batches and index == batches:
             break
         _check_tokens(run, batch)
@@ -315,7 +314,7 @@ def evaluate_split(
     if predictions[0] is None:
         return values | {'tokens': total['weight']}
     predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
-    scores = data.score(run.config.data, split, predicted)
+    scores = run.config.data.score(split, predicted)
     return values | scores | {'examples': float(len(predicted))}
 
 

@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
       losses_U: negative log-likelihood in nats, squared error in regression.
       correct_U: whether the likeliest prediction is right; NaN in regression.
       weights_U: how much each counts.
-      predictions: what data.score takes, [B, ...]; None for language models.
+      predictions: what Dataset.score takes, [B, ...]; None for language models.
     """
 
     losses_U: jax.Array

@@ -76,6 +76,7 @@ def resolve(
     fields = config.to_dict()
     if not isinstance(fields.get('data'), dict) or 'model' not in fields:
         return config  # run_config says what is missing
+    fields['data'] = data.defaults(fields['data'].get('dataset')) | fields['data']
     source, started = fields.get('init_from'), _run_fields(workdir)
     given: dict[str, Any] = {}
     if source:
@@ -87,16 +88,18 @@ def resolve(
     if 'labels' in fields['data'] and not fields['data']['labels']:
         known = started or (given if same_head else {})
         fields['data']['labels'] = known.get('data', {}).get('labels', ())
-    fields['data'] = data.resolve(fields['data'])
+    dataset = data.open(fields['data']).resolved()
+    fields['data'] = dataclasses.asdict(dataset)
     if given:
         names = (*_ARCHITECTURE, *(_OF_HEAD if same_head else ()))
         taken = {name: given['model'][name] for name in names if name in given['model']}
-        _grow_for_mask(taken, fields)
+        all_but_mask = dataset.vocab_size - 1
+        if dataset.head == 'masked_lm' and taken['vocab_size'] == all_but_mask:
+            taken['vocab_size'] += 1
         _say_what_is_replaced(fields['model'], taken, source)
         fields['model'] |= taken
-    if data.head(fields['data']).endswith('classification'):
-        known_classes = fields['model'].get('classes')
-        fields['model']['classes'] = known_classes or data.classes(fields['data'])
+    if dataset.head.endswith('classification'):
+        fields['model']['classes'] = fields['model'].get('classes') or dataset.classes
     return ml_collections.ConfigDict(fields)
 
 
@@ -167,14 +170,6 @@ def _with_one_more_token(
         return found
     last = jax.lax.slice_in_dim(fresh, found.shape[axis], fresh.shape[axis], axis=axis)
     return jnp.concatenate([found, jax.device_put(last, found.sharding)], axis=axis)
-
-
-def _grow_for_mask(taken: dict[str, Any], fields: dict[str, Any]) -> None:
-    """One token more where the source's vocabulary is that of the data but the mask."""
-    if fields['model'].get('head') != 'masked_lm':
-        return
-    if data.vocab_size(fields['data']) == taken['vocab_size'] + 1:
-        taken['vocab_size'] += 1
 
 
 def _say_what_is_replaced(

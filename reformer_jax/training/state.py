@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from reformer_jax import data
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
@@ -48,7 +47,7 @@ def prepare(config_dict: ml_collections.ConfigDict) -> Run:
     rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
     batch = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in data.batch_spec(config.data).items()
+        for name, (shape, dtype) in config.data.spec.items()
     }
     state = abstract_state(config, mesh)
     optimizer_lib.check_frozen(config.optimizer, state.model)

@@ -62,7 +62,7 @@ def test_empty_path_is_the_source_of_python_itself():
     )
     assert first + b'\n' + second in text
     config = {'dataset': 'bytes', 'path': '', 'length': 64, 'batch_size': 9, 'seed': 0}
-    batch = next(data.build(config, 'validation'))
+    batch = next(data.open(config).batches('validation'))
     part = np.frombuffer(text, np.uint8)[len(text) * 90 // 100 :][: 9 * 64]
     np.testing.assert_array_equal(batch['tokens'].ravel() - 2, part)
 

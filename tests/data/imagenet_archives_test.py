@@ -1,6 +1,6 @@
-"""Tests of the published ImageNets: real download and preparation, from a local server.
+"""Tests of the published set: real download and preparation, from a local server.
 
-Their archives are tiny ones, written here as the original ones are.
+Its archives are tiny ones, written here as the original ones are.
 """
 
 import functools
@@ -10,7 +10,6 @@ import io
 import json
 import tarfile
 import threading
-import zipfile
 
 import numpy as np
 import pytest
@@ -20,13 +19,15 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.download import downloader
 
 from reformer_jax import data
+from reformer_jax.data import corpus
+from reformer_jax.data import imagenet64
 from reformer_jax.data import images as images_lib
 
-DOWNSAMPLED, RESIZED = 'downsampled_imagenet/64x64', 'imagenet_resized/64x64'
+DOWNSAMPLED = 'downsampled_imagenet/64x64'
 IMAGES = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
 IMAGES[3] = IMAGES[3, ..., :1]  # grey
 SPLITS = {'train': IMAGES[:11], 'validation': IMAGES[11:]}
-PUBLISHED = images_lib.ARCHIVES
+PUBLISHED = imagenet64.ARCHIVES
 
 
 def config(source, **changes):
@@ -54,17 +55,6 @@ def write_tar(path, images):
             archive.addfile(member, io.BytesIO(content))
 
 
-def write_zip(path, images):
-    """Files .npz of at most four images, each [12288] with the channels slowest."""
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('folder/', b'')
-        for batch in range(0, len(images), 4):
-            rows = [image.transpose(2, 0, 1).ravel() for image in images[batch:][:4]]
-            file = io.BytesIO()
-            np.savez(file, data=rows, labels=np.arange(len(rows)) + 1)
-            archive.writestr(f'folder/batch_{batch}.npz', file.getvalue())
-
-
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """Tiny archives behind a local web server; returns the folder it serves."""
@@ -79,26 +69,17 @@ def site(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def served(archive, images):
-        file = folder / archive.url.split('/')[-1]
-        (write_tar if file.suffix == '.tar' else write_zip)(file, images)
+    archives = {}
+    for split, original in PUBLISHED.items():
+        file = folder / original.url.split('/')[-1]
+        write_tar(file, SPLITS[split])
         packed = file.read_bytes()
         url = f'http://127.0.0.1:{server.server_port}/{file.name}'
         sha256 = hashlib.sha256(packed).hexdigest()
-        return images_lib.Archive(url, len(packed), sha256)
-
-    archives = {
-        source: {
-            split: tuple(
-                map(served, originals, np.array_split(SPLITS[split], len(originals)))
-            )
-            for split, originals in splits.items()
-        }
-        for source, splits in PUBLISHED.items()
-    }
-    monkeypatch.setattr(images_lib, 'ARCHIVES', archives)
-    monkeypatch.setattr(images_lib, 'IMAGES_OF_A_PART', 4)
-    monkeypatch.setattr(images_lib, 'PARTS', {'train': 2, 'validation': 1})
+        archives[split] = corpus.Archive(url, len(packed), sha256)
+    monkeypatch.setattr(imagenet64, 'ARCHIVES', archives)
+    monkeypatch.setattr(imagenet64, 'IMAGES_OF_A_PART', 4)
+    monkeypatch.setattr(imagenet64, 'PARTS', {'train': 2, 'validation': 1})
     monkeypatch.setattr(downloader, 'MAX_RETRIES', 0)
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     yield folder
@@ -110,15 +91,14 @@ def as_list(images):
     return sorted(image.tobytes() for image in images)
 
 
-@pytest.mark.parametrize('source', [DOWNSAMPLED, RESIZED])
-def test_archives_are_downloaded_and_prepared_once(tmp_path, site, source):
-    settings = config(source, data_dir=str(tmp_path / 'data'), batch_size=11)
-    assert data.splits(settings) == ('train', 'validation')
+def test_archives_are_downloaded_and_prepared_once(tmp_path, site):
+    settings = config(DOWNSAMPLED, data_dir=str(tmp_path / 'data'), batch_size=11)
+    assert data.open(settings).splits == ('train', 'validation')
     for _ in range(2):
-        train = next(data.build(settings, 'train'))
+        train = next(data.open(settings).batches('train'))
         found = images_lib.to_images(train['tokens'])
         assert as_list(found) == as_list(SPLITS['train'])
-        (batch,) = data.build(settings, 'validation')
+        (batch,) = data.open(settings).batches('validation')
         assert (batch['weights'] == [[1]] * 5 + [[0]] * 6).all()
         found = images_lib.to_images(batch['tokens'][:5])
         assert as_list(found) == as_list(SPLITS['validation'])
@@ -127,11 +107,11 @@ def test_archives_are_downloaded_and_prepared_once(tmp_path, site, source):
 
 
 def test_prepared_images_continue_exactly(tmp_path, site):
-    settings = config(RESIZED, data_dir=str(tmp_path / 'data'), shrink=8)
-    iterator = data.build(settings, 'train')
+    settings = config(DOWNSAMPLED, data_dir=str(tmp_path / 'data'), shrink=8)
+    iterator = data.open(settings).batches('train')
     next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))
-    restored = data.build(settings, 'train')
+    restored = data.open(settings).batches('train')
     restored.set_state(state)
     for _ in range(9):
         np.testing.assert_array_equal(
@@ -142,26 +122,25 @@ def test_prepared_images_continue_exactly(tmp_path, site):
 def test_more_images_than_tfds_sorts_without_tensorflow(tmp_path, site, monkeypatch):
     """Beyond a limit tfds sorts a split in files, which it opens with TensorFlow."""
     monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 8 * 13_000)  # 7 of 11 in a part
-    images = images_lib.load_archive(DOWNSAMPLED, 'train', str(tmp_path / 'data'))
+    images = imagenet64.load('train', str(tmp_path / 'data'))
     assert as_list(row['image'] for row in images) == as_list(SPLITS['train'])
 
 
 def test_parts_of_the_published_sets_stay_below_that_limit():
     record = 64 * 64 * 3 + 100
-    parts = images_lib.PARTS['train'] - 1, images_lib.PARTS['validation']
+    parts = imagenet64.PARTS['train'] - 1, imagenet64.PARTS['validation']
     assert parts == (19, 1)
-    largest = images_lib.IMAGES_OF_A_PART
-    # The last part of train is what is left of 1,281,167 images, and not empty.
-    rest = 1_281_167 - 19 * largest
+    largest = imagenet64.IMAGES_OF_A_PART
+    # The last part of train is what is left of 1,281,149 images, and not empty.
+    rest = 1_281_149 - 19 * largest
     assert 0 < rest < largest and largest * record < shuffle.MAX_MEM_BUFFER_SIZE
     assert 50_000 * record < shuffle.MAX_MEM_BUFFER_SIZE
 
 
 def test_a_test_split_is_missed_before_a_download():
-    for source in (DOWNSAMPLED, RESIZED):
-        message = f"'{source}' has no split 'test', only the splits train, validation"
-        with pytest.raises(ValueError, match=message):
-            data.build(config(source), 'test')
+    message = f"'{DOWNSAMPLED}' has no split 'test', only the splits train, validation"
+    with pytest.raises(ValueError, match=message):
+        data.open(config(DOWNSAMPLED)).batches('test')
 
 
 @pytest.mark.parametrize(
@@ -169,26 +148,25 @@ def test_a_test_split_is_missed_before_a_download():
 )
 def test_a_failed_download_names_the_remedy(tmp_path, site, failure, reason):
     files = list(site.iterdir())
-    assert len(files) == 5
+    assert len(files) == 2
     for file in files:
         if failure == 'missing':
             file.unlink()
         else:
             file.write_bytes(b'something else')
     with pytest.raises(FileNotFoundError, match=reason) as caught:
-        data.build(config(DOWNSAMPLED, data_dir=str(tmp_path / 'data')), 'train')
+        data.open(config(DOWNSAMPLED, data_dir=str(tmp_path / 'data'))).batches('train')
     for said in ('train_64x64.tar', '--config.data.data_dir=FOLDER', '=FILE.npz'):
         assert said in str(caught.value)
 
 
 def test_checksums_are_those_of_tfds():
-    published = images_lib.Imagenet64.url_infos
-    assert len(published) == 5
-    for name in ('downsampled_imagenet', 'imagenet_resized'):
-        folder = tfds.core.tfds_path(f'datasets/{name}')
-        for line in (folder / 'checksums.tsv').read_text().splitlines():
-            url, size, checksum, _ = line.split('\t')
-            info = published.pop(url.replace('downsample//', 'downsample/'), None)
-            if info is not None:
-                assert (int(info.size), info.checksum) == (int(size), checksum)
+    published = imagenet64.Imagenet64.url_infos
+    assert len(published) == 2
+    folder = tfds.core.tfds_path('datasets/downsampled_imagenet')
+    for line in (folder / 'checksums.tsv').read_text().splitlines():
+        url, size, checksum, _ = line.split('\t')
+        info = published.pop(url, None)
+        if info is not None:
+            assert (int(info.size), info.checksum) == (int(size), checksum)
     assert not published

@@ -58,48 +58,50 @@ def assert_same_batches(left, right):
 def test_bytes_as_in_the_dataset_of_bytes(path, split):
     expected = {**config(path), 'dataset': 'bytes'}
     del expected['tokenizer']
-    left = take(data.build(config(path), split), 120)
-    assert_same_batches(left, take(data.build(expected, split), 120))
+    left = take(data.open(config(path)).batches(split), 120)
+    assert_same_batches(left, take(data.open(expected).batches(split), 120))
 
 
 @pytest.mark.parametrize('fraction', [0.0, 0.15])
 @pytest.mark.parametrize('split', ['train', 'test'])
-def test_batches_are_what_batch_spec_says(path, model, split, fraction):
+def test_batches_are_what_the_spec_says(path, model, split, fraction):
     for name in ('bytes', model):
         settings = config(path, tokenizer=name, masked_fraction=fraction)
-        spec = data.batch_spec(settings)
+        spec = data.open(settings).spec
         assert set(spec) == {'tokens', 'weights'} | (
             {'targets', 'mask'} if fraction else set()
         )
-        for batch in take(data.build(settings, split), 40):
+        for batch in take(data.open(settings).batches(split), 40):
             assert {n: (a.shape, a.dtype) for n, a in batch.items()} == spec
-    assert data.head(settings) == ('masked_lm' if fraction else 'lm')
-    assert data.classes(settings) == 0
-    assert data.splits(settings) == ('train', 'validation', 'test')
-    assert data.resolve(settings) == settings
-    assert data.score(settings, split, np.zeros((1, 2))) == {}
+    assert data.open(settings).head == ('masked_lm' if fraction else 'lm')
+    assert data.open(settings).classes == 0
+    assert data.open(settings).splits == ('train', 'validation', 'test')
+    assert data.open(settings).resolved() == data.open(settings)
+    assert data.open(settings).score(split, np.zeros((1, 2))) == {}
 
 
 def test_evaluation_reads_all_tokens_of_its_part_once(path, model, monkeypatch):
-    text_dataset._tokens.cache_clear()
+    text_dataset._tokenize.cache_clear()
     monkeypatch.setattr(text_dataset, '_PIECE', 200)  # several pieces
-    batches = stack(list(data.build(config(path, tokenizer=model), 'validation')))
+    batches = stack(
+        list(data.open(config(path, tokenizer=model)).batches('validation'))
+    )
     tokens = batches['tokens'][batches['weights'] == 1]
     content = LINES.encode()
     part = content[len(content) * 90 // 100 : len(content) * 95 // 100]
     pieces = list(tokenizers.pieces(part, 200))
     assert len(pieces) > 3 and all(piece.endswith(b'\n') for piece in pieces[:-1])
     expected = b''.join(b' ' + piece for piece in pieces)
-    assert data.decode(config(path, tokenizer=model), tokens) == expected
+    assert data.open(config(path, tokenizer=model)).decode(tokens) == expected
     assert (batches['tokens'][batches['weights'] == 0] == 0).all()
-    text_dataset._tokens.cache_clear()
+    text_dataset._tokenize.cache_clear()
 
 
 def test_the_text_is_tokenized_once(path, model, monkeypatch):
     settings = masked(path, tokenizer=model)
-    next(data.build(settings, 'train'))
+    next(data.open(settings).batches('train'))
     monkeypatch.setattr(corpus, 'read', lambda path: pytest.fail('read again'))
-    next(data.build({**settings, 'masked_fraction': 0.0, 'length': 16}, 'train'))
+    next(data.open({**settings, 'masked_fraction': 0.0, 'length': 16}).batches('train'))
 
 
 # Masking.
@@ -109,9 +111,9 @@ def test_the_text_is_tokenized_once(path, model, monkeypatch):
 def test_masking_has_the_shares_of_bert(path, model, name):
     settings = masked(path, tokenizer=model if name == 'model' else name)
     mask_id = tokenizers.load(settings['tokenizer']).vocab_size
-    assert data.vocab_size(settings) == mask_id + 1
-    assert data.vocab_size({**settings, 'masked_fraction': 0.0}) == mask_id
-    batch = stack(take(data.build(settings, 'train'), 2000))
+    assert data.open(settings).vocab_size == mask_id + 1
+    assert data.open({**settings, 'masked_fraction': 0.0}).vocab_size == mask_id
+    batch = stack(take(data.open(settings).batches('train'), 2000))
     tokens, targets, weights = batch['tokens'], batch['targets'], batch['weights']
     assert (weights.sum(1) == 5).all()  # 0.15 * 32 = 4.8
     assert batch['mask'].all()
@@ -127,8 +129,8 @@ def test_masking_has_the_shares_of_bert(path, model, name):
 
 def test_targets_are_the_windows_of_causal_modelling(path, model):
     for split in ('train', 'validation'):
-        left = take(data.build(masked(path, tokenizer=model), split), 20)
-        right = take(data.build(config(path, tokenizer=model), split), 20)
+        left = take(data.open(masked(path, tokenizer=model)).batches(split), 20)
+        right = take(data.open(config(path, tokenizer=model)).batches(split), 20)
         for one, other in zip(left, right, strict=True):
             np.testing.assert_array_equal(one['targets'], other['tokens'])
             np.testing.assert_array_equal(one['mask'], other['weights'] == 1)
@@ -136,7 +138,7 @@ def test_targets_are_the_windows_of_causal_modelling(path, model):
 
 def test_at_least_one_place_is_chosen_and_none_in_padding(path):
     settings = masked(path, masked_fraction=0.001)
-    batches = stack(list(data.build(settings, 'test')))
+    batches = stack(list(data.open(settings).batches('test')))
     tokens = batches['mask'].sum(1)
     assert (tokens == 0).any() and ((0 < tokens) & (tokens < LENGTH)).any()
     np.testing.assert_array_equal(batches['weights'].sum(1), tokens > 0)
@@ -147,7 +149,7 @@ def test_at_least_one_place_is_chosen_and_none_in_padding(path):
 
 def test_masking_is_a_function_of_seed_and_number(path):
     def examples(split, count, **changes):
-        iterator = data.build(masked(path, **changes), split)
+        iterator = data.open(masked(path, **changes)).batches(split)
         return stack(take(iterator, count))
 
     whole = {'length': 13000, 'masked_fraction': 0.5}  # one window an epoch
@@ -168,10 +170,10 @@ def test_masking_is_a_function_of_seed_and_number(path):
 @pytest.mark.parametrize('fraction', [0.0, 0.15])
 def test_restored_iterator_continues_exactly(path, model, split, fraction):
     settings = config(path, tokenizer=model, masked_fraction=fraction, batch_size=2)
-    iterator = data.build(settings, split)
+    iterator = data.open(settings).batches(split)
     take(iterator, 2)
     state = json.loads(json.dumps(iterator.get_state()))
-    restored = data.build(settings, split)
+    restored = data.open(settings).batches(split)
     next(restored)
     restored.set_state(state)
     expected = take(iterator, 40)
@@ -182,9 +184,9 @@ def test_restored_iterator_continues_exactly(path, model, split, fraction):
 def test_encode_and_decode(path, model):
     for name in ('bytes', model):
         settings = masked(path, tokenizer=name)
-        tokens = data.encode(settings, 'naïve dogs'.encode())
-        tokens = np.append(tokens, data.vocab_size(settings) - 1)  # the mask
-        assert data.decode(settings, tokens).strip() == 'naïve dogs'.encode()
+        tokens = data.open(settings).encode('naïve dogs'.encode())
+        tokens = np.append(tokens, data.open(settings).vocab_size - 1)  # the mask
+        assert data.open(settings).decode(tokens).strip() == 'naïve dogs'.encode()
 
 
 # Errors.
@@ -196,14 +198,14 @@ def test_bad_fractions_are_named_before_anything_is_read(monkeypatch, fraction):
     settings = config('somewhere', masked_fraction=fraction)
     message = rf'masked_fraction={fraction}: give a number in \[0, 1\)'
     with pytest.raises(ValueError, match=message):
-        data.build(settings, 'train')
+        data.open(settings).batches('train')
 
 
 def test_bad_arguments_are_named(monkeypatch, path):
     with pytest.raises(FileNotFoundError, match="no tokenizer at 'none.model'"):
-        data.build(config(path, tokenizer='none.model'), 'train')
+        data.open(config(path, tokenizer='none.model')).batches('train')
     with pytest.raises(ValueError, match='length=0: give a positive integer'):
-        data.build(config(path, length=0), 'train')
+        data.open(config(path, length=0)).batches('train')
     message = r'the train split has \d+ bytes and needs at least 100000 '
     with pytest.raises(ValueError, match=message):
-        data.build(config(path, length=100_000), 'train')
+        data.open(config(path, length=100_000)).batches('train')

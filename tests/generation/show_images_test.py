@@ -10,6 +10,7 @@ import pytest
 import small_models as models
 from PIL import Image
 
+from reformer_jax import data
 from reformer_jax.data import images as images_lib
 from reformer_jax.generation import show
 
@@ -33,14 +34,9 @@ def photographs(tmp_path):
     return images, str(path)
 
 
-def _config(source):
-    return {
-        'dataset': 'imagenet64',
-        'source': source,
-        'shrink': 16,
-        'batch_size': 2,
-        'seed': 0,
-    }
+def _dataset(source):
+    fields = {'dataset': 'imagenet64', 'source': source, 'shrink': 16}
+    return data.open({**fields, 'batch_size': 2, 'seed': 0})
 
 
 def _pixels(picture, row, column, side=_SIDE):
@@ -62,32 +58,32 @@ def test_a_grid_has_images_in_rows_with_white_between():
 
 def test_images_of_the_validation_split_in_their_order(photographs):
     images, source = photographs
-    tokens = show.given(_config(source), None, 3)
+    tokens = show.given(_dataset(source), None, 3)
     expected = images_lib.to_tokens(images_lib.average(images[:3], 16))
     np.testing.assert_array_equal(tokens, expected)
-    assert show.given(_config(source), None, 0).shape == (0, 48)
+    assert show.given(_dataset(source), None, 0).shape == (0, 48)
     # The last batch of the split is padded.
-    assert show.given(_config(source), None, 5).shape == (5, 48)
+    assert show.given(_dataset(source), None, 5).shape == (5, 48)
     with pytest.raises(ValueError, match='--images=6, and .* has 5'):
-        show.given(_config(source), None, 6)
+        show.given(_dataset(source), None, 6)
 
 
 def test_images_of_a_user(photographs, tmp_path):
     images, source = photographs
     Image.fromarray(images[1]).save(tmp_path / 'one.png')
-    one = show.given(_config(source), str(tmp_path / 'one.png'), 0)
+    one = show.given(_dataset(source), str(tmp_path / 'one.png'), 0)
     expected = images_lib.to_tokens(images_lib.average(images[1:2], 16))
     np.testing.assert_array_equal(one, expected)
-    assert len(show.given(_config(source), source, 2)) == 2
+    assert len(show.given(_dataset(source), source, 2)) == 2
     Image.fromarray(images[1][:32]).save(tmp_path / 'half.png')
     with pytest.raises(ValueError, match='64x32 pixels.*needs 64x64'):
-        show.given(_config(source), str(tmp_path / 'half.png'), 0)
+        show.given(_dataset(source), str(tmp_path / 'half.png'), 0)
 
 
 def test_lower_halves_are_completed(photographs):
     images, source = photographs
     model = models.build(**_MODEL)
-    truth = show.given(_config(source), None, 2)
+    truth = show.given(_dataset(source), None, 2)
     picture = show.draw(model, truth, **_SETTINGS)
     small = images_lib.average(images[:2], 16)
     assert picture.shape == (2 * 6 - 2, 5 * 6 - 2, 3)

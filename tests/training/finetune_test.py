@@ -266,10 +266,10 @@ def test_the_tokenizer_of_a_hugging_face_model(files, tmp_path):
     assert start_lib.resolve(config, run).data.tokenizer == str(spiece)
     _convert(['import', str(folder), run])
     spiece.unlink()
-    imported = checkpoint.load_config(run)['data']
-    assert data.vocab_size(imported) == 300
+    imported = data.open(checkpoint.load_config(run)['data'])
+    assert imported.vocab_size == 300
     text = b'the salt wave'
-    assert data.decode(imported, data.encode(imported, text)).strip() == text
+    assert imported.decode(imported.encode(text)).strip() == text
     _convert(['export', run, str(tmp_path / 'exported')])
     assert (tmp_path / 'exported' / 'spiece.model').is_file()
 
@@ -285,7 +285,7 @@ def test_a_vocabulary_grows_by_the_mask(tmp_path, capsys):
     model = models.build(rule='trax', causal=False, vocab_size=258)
     huggingface.save(tmp_path / 'model', model.config, model)
     config = _run_config(tmp_path / 'model', 'masked_lm', tokenizer='')
-    assert config.model.vocab_size == 259 and config.data['tokenizer'] == 'bytes'
+    assert config.model.vocab_size == 259 and config.data.tokenizer == 'bytes'
     assert 'd_model=8 (not 128)' in capsys.readouterr().out
     parameters = start_lib.load_parameters(config, sharding.make_mesh())
     state = state_lib.init_state(config.model, state_lib.optimizer(config), 0)
@@ -380,7 +380,8 @@ def test_the_tokenizer_is_kept_with_the_run(files, tmp_path):
     model.rename(tmp_path / 'moved.model')
     saved = checkpoint.load_config(workdir)
     text = b'the salt wave'
-    assert data.decode(saved['data'], data.encode(saved['data'], text)).strip() == text
+    dataset = data.open(saved['data'])
+    assert dataset.decode(dataset.encode(text)).strip() == text
     config.data.tokenizer = str(tmp_path / 'moved.model')
     loop.train(config, workdir)  # the same tokenizer elsewhere
     # What starts from the run has its tokenizer.

@@ -16,6 +16,7 @@ from configs import text
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import config as training_config
 from reformer_jax.training import loop
 from reformer_jax.training import losses as losses_lib
 from reformer_jax.training import optimizer as optimizer_lib
@@ -281,6 +282,18 @@ def test_an_unknown_field_is_named(text_file, section):
         (config[section] if section else config).wdith = 1
     with pytest.raises(ValueError, match='wdith'):
         state_lib.prepare(config)
+
+
+def test_an_older_run_folder_lacks_fields_of_the_data(tmp_path):
+    """They had the values that are the defaults today."""
+    config = text.get_config('tiny').to_dict()
+    older = {k: config['data'][k] for k in ('dataset', 'path', 'length', 'batch_size')}
+    run_folder.open_workdir(tmp_path, config | {'data': older | {'seed': 0}})
+    absent = training_config.absent(config)
+    run_folder.check_same_run(tmp_path, config, absent)
+    config['data']['masked_fraction'] = 0.15
+    with pytest.raises(ValueError, match='masked_fraction: 0.0 in the folder, 0.15'):
+        run_folder.check_same_run(tmp_path, config, absent)
 
 
 def test_token_ids_out_of_range_are_an_error(tmp_path):

@@ -9,14 +9,91 @@ import grain
 import numpy as np
 
 from reformer_jax.data import batching
-from reformer_jax.data import text
+from reformer_jax.data import progress
 from reformer_jax.data import tokenizers
+from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
-from reformer_jax.data.tasks import tables
 
-vocab_size = text.vocab_size
-encode = text.encode
-decode = text.decode
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionAnswering(rows.Rows):
+    """Questions whose answers are spans of a context.
+
+    An example is question, separator, context. Where it is cut before the end of the
+    first answer, training leaves it out; evaluation gives it weight 0, though it counts
+    in `score`. 'labels' are int32 [B, 2], first and last token of the first answer,
+    'candidates' bool [B, L], True at tokens of the context, 'weights' [B].
+
+    Attributes:
+      question_column: column of the questions.
+      context_column: column of the texts that hold the answers.
+      answers_column: column of the answers, at least one a row: {'text': [...],
+        'answer_start': [...]} with the character where each begins, a list of strings,
+        or a string. Without a start (or where another text stands there) the nearest
+        occurrence in the context is taken, else the first.
+    """
+
+    question_column: str
+    context_column: str
+    answers_column: str
+
+    @property
+    def classes(self) -> int:
+        """Number of logits of a token: for the first and for the last of the answer."""
+        return 2
+
+    @property
+    def spec(self) -> batching.Spec:
+        return super().spec | {
+            'labels': ((self.batch_size, 2), batching.INT),
+            'candidates': ((self.batch_size, self.length), batching.BOOL),
+            'weights': ((self.batch_size,), batching.FLOAT),
+        }
+
+    def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
+        """Scores the answers predicted for the first rows, cut ones included.
+
+        Args:
+          split: 'train', 'validation' or 'test'; of 'train' all rows count, in order.
+          predictions: int [N, 2], first and last token of N rows in order. Where they
+            are no tokens of the context, or the wrong way round, the answer is empty.
+
+        Returns:
+          'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in [0, 1],
+          and 'accuracy', which is the exact match.
+        """
+        examples = _examples(self, split)
+        scores.check(predictions, len(examples), (2,))
+        results = [
+            scores.answer(_text(example, int(first), int(last)), example.answers)
+            for example, (first, last) in zip(examples, predictions, strict=False)
+        ]
+        exact, f1 = np.mean(results, axis=0)
+        return {'exact_match': float(exact), 'f1': float(f1), 'accuracy': float(exact)}
+
+    def _iterate(self, split: str) -> grain.DatasetIterator:
+        examples = _examples(self, split)
+        if split == 'train':
+            examples = [example for example in examples if example.span is not None]
+        if not examples:
+            raise ValueError(
+                f'no answer of the train split of {self.source!r} ends within length='
+                f'{self.length} tokens: give a greater --config.data.length'
+            )
+
+        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+            labels = np.zeros((len(mask), 2), np.int32)
+            candidates = mask.copy()
+            weights = np.zeros(len(mask), np.float32)
+            for place, row in enumerate(rows):
+                example = examples[row]
+                candidates[place, : example.begin] = False
+                if example.span is not None:
+                    labels[place], weights[place] = example.span, 1
+            return {'labels': labels, 'candidates': candidates, 'weights': weights}
+
+        tokens = [example.tokens for example in examples]
+        return self._pad_rows(split, tokens, complete)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,152 +118,6 @@ class _Example:
     span: np.ndarray | None
 
 
-def batch_spec(*, batch_size: int, length: int, **_: Any) -> batching.Spec:
-    """Shapes and dtypes of a batch."""
-    return {
-        'tokens': ((batch_size, length), np.dtype(np.int32)),
-        'mask': ((batch_size, length), np.dtype(bool)),
-        'labels': ((batch_size, 2), np.dtype(np.int32)),
-        'candidates': ((batch_size, length), np.dtype(bool)),
-        'weights': ((batch_size,), np.dtype(np.float32)),
-    }
-
-
-def classes(**_: Any) -> int:
-    """Number of logits of a token: for the first and for the last of the answer."""
-    return 2
-
-
-def resolve(**fields: Any) -> dict[str, Any]:
-    """Returns the fields: there is nothing to find."""
-    return fields
-
-
-def build(
-    split: str,
-    *,
-    source: str,
-    question_column: str,
-    context_column: str,
-    answers_column: str,
-    tokenizer: str,
-    length: int,
-    batch_size: int,
-    seed: int,
-    data_dir: str | None = None,
-) -> grain.DatasetIterator:
-    """Iterates over the rows of one split; see `batching.iterate_rows` for the order.
-
-    An example is question, separator, context. Where it is cut before the end of the
-    first answer, training leaves it out; evaluation gives it weight 0, though it counts
-    in `score`.
-
-    Args:
-      split: 'train', 'validation' or 'test', one of `tables.splits`.
-      source: file, folder or 'tfds:NAME', see `tables`.
-      question_column: column of the questions.
-      context_column: column of the texts that hold the answers.
-      answers_column: column of the answers, at least one a row: {'text': [...],
-        'answer_start': [...]} with the character where each begins, a list of strings,
-        or a string. Without a start (or where another text stands there) the nearest
-        occurrence in the context is taken, else the first.
-      tokenizer: 'bytes', or the path of a SentencePiece model.
-      length: tokens per example, L; longer ones are cut.
-      batch_size: examples per batch, B.
-      seed: of the training order, in [0, 2**32).
-      data_dir: folder of prepared tfds datasets; None or empty means that of tfds.
-
-    Returns:
-      Iterator over {'tokens': int32 [B, L], 'mask': bool [B, L], True at tokens,
-      'labels': int32 [B, 2], first and last token of the first answer, 'candidates':
-      bool [B, L], True at tokens of the context, 'weights': float32 [B]}.
-
-    Raises:
-      FileNotFoundError: if nothing is at `source` or `tokenizer`, or a download fails.
-      ValueError: for a bad argument, a malformed file, a row without an answer or with
-        one that is not in the context; if all answers for training are cut off.
-    """
-    batching.check_arguments(split, seed=seed, length=length, batch_size=batch_size)
-    columns = (question_column, context_column, answers_column)
-    examples = _examples(split, source, columns, tokenizer, length, data_dir or None)
-    if split == 'train':
-        examples = _with_answers(examples, source, length)
-    return batching.iterate_rows(
-        [example.tokens for example in examples],
-        functools.partial(_spans_of_rows, examples),
-        split,
-        batch_size=batch_size,
-        length=length,
-        pad_id=tokenizers.load(tokenizer).pad_id,
-        seed=seed,
-    )
-
-
-def _with_answers(examples: list[_Example], source: str, length: int) -> list[_Example]:
-    """The examples whose answer is not cut off."""
-    kept = [example for example in examples if example.span is not None]
-    if not kept:
-        raise ValueError(
-            f'no answer of the train split of {source!r} ends within length={length} '
-            'tokens: give a greater --config.data.length'
-        )
-    return kept
-
-
-def _spans_of_rows(
-    examples: list[_Example], rows: np.ndarray, mask: np.ndarray
-) -> dict[str, np.ndarray]:
-    labels = np.zeros((len(mask), 2), np.int32)
-    candidates = mask.copy()
-    weights = np.zeros(len(mask), np.float32)
-    for place, row in enumerate(rows):
-        example = examples[row]
-        candidates[place, : example.begin] = False
-        if example.span is not None:
-            labels[place], weights[place] = example.span, 1
-    return {'labels': labels, 'candidates': candidates, 'weights': weights}
-
-
-def score(
-    split: str,
-    predictions: np.ndarray,
-    *,
-    source: str,
-    question_column: str,
-    context_column: str,
-    answers_column: str,
-    tokenizer: str,
-    length: int,
-    data_dir: str | None = None,
-    **_: Any,
-) -> dict[str, float]:
-    """Scores the answers predicted for the first rows of a split, cut ones included.
-
-    Args:
-      split: 'train', 'validation' or 'test'; of 'train' all rows count, in order.
-      predictions: int [N, 2], first and last token of N rows in order. Where they are
-        no tokens of the context, or the wrong way round, the answer is empty.
-      source, question_column, context_column, answers_column, tokenizer, length,
-        data_dir: as for `build`.
-
-    Returns:
-      'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in [0, 1], and
-      'accuracy', which is the exact match.
-
-    Raises:
-      FileNotFoundError, ValueError: as `build`; for predictions of another shape.
-    """
-    columns = (question_column, context_column, answers_column)
-    examples = _examples(split, source, columns, tokenizer, length, data_dir or None)
-    scores.check(predictions, len(examples), (2,))
-    results = [
-        scores.answer(_text(example, int(first), int(last)), example.answers)
-        for example, (first, last) in zip(examples, predictions, strict=False)
-    ]
-    exact, f1 = np.mean(results, axis=0)
-    return {'exact_match': float(exact), 'f1': float(f1), 'accuracy': float(exact)}
-
-
 def _text(example: _Example, first: int, last: int) -> str:
     """The text of a span of tokens; '' if it is none of the context."""
     if not example.begin <= first <= last < len(example.tokens):
@@ -196,19 +127,15 @@ def _text(example: _Example, first: int, last: int) -> str:
 
 
 @functools.lru_cache(maxsize=3)
-def _examples(
-    split: str,
-    source: str,
-    columns: tuple[str, str, str],
-    tokenizer: str,
-    length: int,
-    data_dir: str | None,
-) -> list[_Example]:
-    rows = tables.read(source, split, data_dir=data_dir)
-    values = zip(*(tables.column(rows, name, source) for name in columns), strict=True)
+def _examples(dataset: QuestionAnswering, split: str) -> list[_Example]:
+    table = dataset.table(split)
+    columns = dataset.question_column, dataset.context_column, dataset.answers_column
+    values = list(zip(*map(table.column, columns), strict=True))
     examples = []
-    for row, (question, context, answers) in enumerate(values):
-        where = tables.where(source, split, row, data_dir)
+    for row, (question, context, answers) in enumerate(
+        progress.track(values, f'tokenizing {split}')
+    ):
+        where = table.where(row)
         for name, part in zip(columns, (question, context), strict=False):
             if not isinstance(part, str) or not part.strip():
                 raise ValueError(
@@ -216,27 +143,27 @@ def _examples(
                 )
         texts, starts = _answers(answers, where)
         start = _find(texts[0], starts[0], context, where)
-        answer = (start, start + len(texts[0]))
-        examples.append(_example(question, context, texts, answer, tokenizer, length))
+        span = (start, start + len(texts[0]))
+        examples.append(_example(dataset, (question, context), texts, span))
     return examples
 
 
 def _example(
-    question: str,
-    context: str,
+    dataset: QuestionAnswering,
+    texts: tuple[str, str],
     answers: list[str],
-    answer: tuple[int, int],
-    tokenizer: str,
-    length: int,
+    characters: tuple[int, int],
 ) -> _Example:
-    loaded = tokenizers.load(tokenizer)
-    asked = loaded.encode(question)
-    tokens, starts, ends = loaded.encode_with_offsets(context)
-    separator = np.array([loaded.separator_id], np.int32)
+    """Of question and context, and where the first answer stands in the latter."""
+    (question, context), length = texts, dataset.length
+    tokenizer = tokenizers.load(dataset.tokenizer)
+    asked = tokenizer.encode(question)
+    tokens, starts, ends = tokenizer.encode_with_offsets(context)
+    separator = np.array([tokenizer.separator_id], np.int32)
     begin = len(asked) + 1
     # The first token that reaches into the answer, the last that begins before its end.
-    first = begin + int(np.searchsorted(ends, answer[0], side='right'))
-    last = begin + int(np.searchsorted(starts, answer[1], side='left')) - 1
+    first = begin + int(np.searchsorted(ends, characters[0], side='right'))
+    last = begin + int(np.searchsorted(starts, characters[1], side='left')) - 1
     kept = max(length - begin, 0)
     return _Example(
         tokens=np.concatenate([asked, separator, tokens])[:length],

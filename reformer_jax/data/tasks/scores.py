@@ -36,13 +36,8 @@ def single(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       'accuracy'; 'f1', of class 1 if there are 2 (as GLUE), else the mean over the
       classes that are true or predicted anywhere.
     """
-    predicted = logits.argmax(-1)
-    accuracy = float((predicted == labels).mean())
-    if logits.shape[1] == 2:
-        return {'accuracy': accuracy, 'f1': _f1(predicted == 1, labels == 1)}
-    present = np.union1d(predicted, labels)
-    scores = [_f1(predicted == label, labels == label) for label in present]
-    return {'accuracy': accuracy, 'f1': float(np.mean(scores))}
+    average = 'binary' if logits.shape[1] == 2 else 'macro'
+    return _accuracy_and_f1(labels, logits.argmax(-1), average)
 
 
 def multi(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -56,33 +51,39 @@ def multi(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       'accuracy', the share of rows whose sets are equal; 'f1', over all rows and
       classes together (micro).
     """
-    predicted, true = logits > 0, labels > 0
-    accuracy = float((predicted == true).all(-1).mean())
-    return {'accuracy': accuracy, 'f1': _f1(predicted, true)}
+    return _accuracy_and_f1(labels > 0, logits > 0, 'micro')
+
+
+def _accuracy_and_f1(
+    true: np.ndarray, predicted: np.ndarray, average: str
+) -> dict[str, float]:
+    from sklearn import metrics  # takes a second, which few runs need
+
+    f1 = metrics.f1_score(true, predicted, average=average, zero_division=0)
+    return {'accuracy': float(metrics.accuracy_score(true, predicted)), 'f1': float(f1)}
 
 
 def regression(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores numbers.
 
     Args:
-      predictions: [N].
+      predictions: [N, 1].
       labels: [N].
 
     Returns:
-      'pearson', the correlation, from -1; 0 where either does not vary.
+      'pearson' and 'spearman', the correlations of the numbers and of their ranks, from
+      -1; 0 where either does not vary.
     """
-    x = predictions.astype(np.float64) - predictions.mean(dtype=np.float64)
-    y = labels.astype(np.float64) - labels.mean(dtype=np.float64)
-    scale = np.sqrt((x @ x) * (y @ y))
-    return {'pearson': float(x @ y / scale) if scale else 0.0}
+    from scipy import stats  # takes a second, which few runs need
 
-
-def _f1(predicted: np.ndarray, true: np.ndarray) -> float:
-    return _f1_of_counts((predicted & true).sum(), predicted.sum(), true.sum())
-
-
-def _f1_of_counts(both: int, predicted: int, true: int) -> float:
-    return float(2 * both / (predicted + true)) if both else 0.0
+    x, y = predictions[:, 0].astype(np.float64), labels.astype(np.float64)
+    if not (np.ptp(x) and np.ptp(y)):
+        return {'pearson': 0.0, 'spearman': 0.0}
+    pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
+    return {
+        'pearson': float(pearson.statistic),
+        'spearman': float(spearman.statistic),
+    }
 
 
 # Named entities.
@@ -133,7 +134,7 @@ def named_entities(
     return {
         'precision': both / found if found else 0.0,
         'recall': both / wanted if wanted else 0.0,
-        'f1': _f1_of_counts(both, found, wanted),
+        'f1': _f1(both, found, wanted),
     }
 
 
@@ -158,4 +159,8 @@ def _words(text: str) -> list[str]:
 
 def _word_f1(predicted: list[str], true: list[str]) -> float:
     common = collections.Counter(predicted) & collections.Counter(true)
-    return _f1_of_counts(common.total(), len(predicted), len(true))
+    return _f1(common.total(), len(predicted), len(true))
+
+
+def _f1(both: int, predicted: int, true: int) -> float:
+    return 2 * both / (predicted + true) if both else 0.0

@@ -27,12 +27,14 @@ import tensorflow_datasets as tfds
 
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
+from reformer_jax.data import progress
 
 _SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv')
+# What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
-    'validation': ('validation', 'dev', 'valid'),
-    'test': ('test',),
+    'validation': ('validation', 'dev', 'valid', 'validation_matched'),
+    'test': ('test', 'test_matched'),
 }
 _TFDS = 'tfds:'
 # The split is part of a published result: never change it.
@@ -42,39 +44,71 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table:
-    """Rows, and where they come from: line or example number so and so of what."""
+class Table:
+    """Rows of a split, as a file or tfds has them, and where they come from.
+
+    Values of JSON are what JSON says; those of .csv and .tsv are strings (.tsv has no
+    quotes); of tfds, bytes are strings, arrays lists and ClassLabels their names.
+
+    Attributes:
+      rows: column name -> value. They stay in memory and are shared: do not change
+        them.
+      unit: 'line' of a file or 'example' of tfds.
+      numbers: which line or example each row is, [n].
+      origin: of what.
+    """
 
     rows: list[Row]
     unit: str
     numbers: np.ndarray
     origin: str
 
-    def take(self, indices: np.ndarray) -> '_Table':
+    def where(self, index: int) -> str:
+        """Names a row for errors: 'line 7 of reviews.csv'."""
+        return f'{self.unit} {self.numbers[index]} of {self.origin}'
+
+    def column(self, name: str) -> list[Any]:
+        """One column; a ValueError names the columns there are if a row lacks it."""
+        for row in self.rows:
+            if name not in row:
+                raise ValueError(
+                    f'{self.origin!r} has no column {name!r}: it has '
+                    f'{", ".join(sorted(row))}'
+                )
+        return [row[name] for row in self.rows]
+
+    def take(self, indices: np.ndarray) -> 'Table':
+        """Some of the rows."""
         rows = [self.rows[index] for index in indices]
-        return _Table(rows, self.unit, self.numbers[indices], self.origin)
+        return Table(rows, self.unit, self.numbers[indices], self.origin)
 
 
-def read(source: str, split: str, *, data_dir: str | None = None) -> list[Row]:
-    """Returns the rows of a split, as a file or tfds has them: column name -> value.
-
-    Values of JSON are what JSON says; those of .csv and .tsv are strings (.tsv has no
-    quotes); of tfds, bytes are strings, arrays lists and ClassLabels their names. The
-    rows stay in memory and are shared: do not change them.
+@functools.lru_cache(maxsize=6)
+def read(source: str, split: str, data_dir: str = '') -> Table:
+    """Returns the rows of a split.
 
     Args:
       source: file, folder, path with '{split}', or 'tfds:NAME'; see the module.
       split: 'train', 'validation' or 'test'.
-      data_dir: folder of prepared tfds datasets; None or empty means that of tfds.
+      data_dir: folder of prepared tfds datasets; empty means that of tfds.
 
     Raises:
       FileNotFoundError: if nothing is at `source`, or a download fails.
       ValueError: for a split that there is not, an empty or malformed file.
     """
-    return _table(source, split, data_dir or None).rows
+    there = splits(source, data_dir)
+    if split not in there:
+        raise ValueError(f'{source!r} has no {split} split, only {", ".join(there)}')
+    if _is_one_file(source):
+        return _part(_read_file(_existing(source)), (90, 95), split, source)
+    given = _given_splits(source, data_dir)
+    if 'validation' in given or split == 'test':
+        return _read_given(source, given[split], data_dir)
+    whole = _read_given(source, given['train'], data_dir)
+    return _part(whole, (95, 100), split, source)
 
 
-def splits(source: str, data_dir: str | None = None) -> tuple[str, ...]:
+def splits(source: str, data_dir: str = '') -> tuple[str, ...]:
     """Returns the splits of a source, 'train' and 'validation' always among them.
 
     Raises:
@@ -83,77 +117,50 @@ def splits(source: str, data_dir: str | None = None) -> tuple[str, ...]:
     """
     if _is_one_file(source):
         return batching.SPLITS
-    given = _given_splits(source, data_dir or None)
+    given = _given_splits(source, data_dir)
     return tuple(s for s in batching.SPLITS if s in given or s == 'validation')
 
 
-def where(source: str, split: str, index: int, data_dir: str | None = None) -> str:
-    """Names row `index` of what `read` gives, for errors: 'line 7 of reviews.csv'."""
-    table = _table(source, split, data_dir or None)
-    return f'{table.unit} {table.numbers[index]} of {table.origin}'
-
-
-def column(rows: list[Row], name: str, source: str) -> list[Any]:
-    """Returns one column of the rows.
-
-    Raises:
-      ValueError: if a row lacks it; names the columns there are.
-    """
-    for row in rows:
-        if name not in row:
-            raise ValueError(
-                f'{source!r} has no column {name!r}: it has {", ".join(sorted(row))}'
-            )
-    return [row[name] for row in rows]
-
-
-def label_names(source: str, name: str, data_dir: str | None = None) -> tuple[str, ...]:
-    """Returns the classes of a tfds ClassLabel column, in order; () if it is none."""
+def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]:
+    """Returns the classes of a tfds ClassLabel, or of a list of them; else ()."""
     if not source.startswith(_TFDS):
         return ()
-    return _tfds_label_names(
-        source.removeprefix(_TFDS), name, data_dir=data_dir or None
-    )
+    features = _builder(source, data_dir).info.features
+    feature = features[column] if column in features else None
+    feature = getattr(feature, 'feature', feature)  # of a list
+    if isinstance(feature, tfds.features.ClassLabel):
+        return tuple(feature.names)
+    return ()
 
 
 # Splits.
 
 
-@functools.lru_cache(maxsize=6)
-def _table(source: str, split: str, data_dir: str | None) -> _Table:
-    there = splits(source, data_dir)
-    if split not in there:
-        raise ValueError(f'{source!r} has no {split} split, only {", ".join(there)}')
-    if _is_one_file(source):
-        table = _read_file(_existing(source))
-        parts = np.array([90, 95]) * len(table.rows) // 100
-        return _part(table, parts, split, source)
-    given = _given_splits(source, data_dir)
-    if 'validation' in given or split == 'test':
-        return _read_given(source, given[split], data_dir)
-    table = _read_given(source, given['train'], data_dir)
-    return _part(table, np.array([95, 100]) * len(table.rows) // 100, split, source)
-
-
-def _part(table: _Table, ends: np.ndarray, split: str, source: str) -> _Table:
-    """A split of a table, in the table's order."""
-    order = np.random.default_rng(_PERMUTATION_SEED).permutation(len(table.rows))
-    indices = np.split(order, ends)[batching.SPLITS.index(split)]
+def _part(table: Table, percent: tuple[int, int], split: str, source: str) -> Table:
+    """A split of a table that ends at these shares of it, in the table's order."""
+    count = len(table.rows)
+    order = np.random.default_rng(_PERMUTATION_SEED).permutation(count)
+    parts = np.split(order, np.array(percent) * count // 100)
+    indices = parts[batching.SPLITS.index(split)]
     if not indices.size:
         raise ValueError(
-            f'the {split} split of {source!r} is empty: {len(table.rows)} rows are too '
-            'few to divide, give at least 20, or a file for each split'
+            f'the {split} split of {source!r} is empty: {count} rows are too few to '
+            'divide, give at least 20, or a file for each split'
         )
     return table.take(np.sort(indices))
 
 
-def _given_splits(source: str, data_dir: str | None) -> dict[str, str]:
+def _given_splits(source: str, data_dir: str) -> dict[str, str]:
     """The splits that a source has of its own, and where or under what name."""
     if source.startswith(_TFDS):
-        given = _tfds_splits(source.removeprefix(_TFDS), data_dir=data_dir)
+        there = _builder(source, data_dir).info.splits
+        found = {
+            split: next((theirs for theirs in names if theirs in there), '')
+            for split, names in _NAMES.items()
+        }
     else:
         found = {split: _split_file(source, split) for split in batching.SPLITS}
-        given = {split: file for split, file in found.items() if file}
+    given = {split: name for split, name in found.items() if name}
     if 'train' not in given:
         raise ValueError(
             f'{source!r} has no train split: it needs a file named train with one of '
@@ -163,12 +170,17 @@ def _given_splits(source: str, data_dir: str | None) -> dict[str, str]:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_given(source: str, name: str, data_dir: str | None) -> _Table:
+def _read_given(source: str, name: str, data_dir: str) -> Table:
+    """The rows of a file or of a split of tfds, as plain Python values."""
     if not source.startswith(_TFDS):
         return _read_file(pathlib.Path(name))
-    dataset = source.removeprefix(_TFDS)
-    rows = _tfds_read(dataset, name, data_dir=data_dir)
-    return _Table(rows, 'example', np.arange(len(rows)), f'{source}, split {name}')
+    builder = _builder(source, data_dir)
+    features, examples = builder.info.features, builder.as_data_source(name)
+    rows = [
+        {column: _plain(row[column], features[column]) for column in row}
+        for row in progress.track(examples, f'reading {source}, split {name}')
+    ]
+    return Table(rows, 'example', np.arange(len(rows)), f'{source}, split {name}')
 
 
 def _is_one_file(source: str) -> bool:
@@ -214,7 +226,7 @@ def _split_file(source: str, split: str) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_file(path: pathlib.Path) -> _Table:
+def _read_file(path: pathlib.Path) -> Table:
     suffix = path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
     if suffix not in _SUFFIXES:
         raise ValueError(
@@ -228,7 +240,7 @@ def _read_file(path: pathlib.Path) -> _Table:
     if not numbered:
         raise ValueError(f'{str(path)!r} holds no rows')
     numbers, rows = zip(*numbered, strict=True)
-    return _Table(list(rows), 'line', np.array(numbers), str(path))
+    return Table(list(rows), 'line', np.array(numbers), str(path))
 
 
 def _read_text(path: pathlib.Path) -> str:
@@ -296,69 +308,14 @@ def _header(path: pathlib.Path, reader: Iterator[list[str]]) -> list[str]:
 
 # --- tensorflow_datasets, without TensorFlow --------------------------------------
 
-# What some datasets call our splits; GLUE's MNLI has two of each.
-_TFDS_NAMES = {
-    'train': ('train',),
-    'validation': ('validation', 'validation_matched'),
-    'test': ('test', 'test_matched'),
-}
 _TFDS_REMEDY = (
     'prepare it on a machine with network and give its folder with '
     '--config.data.data_dir=FOLDER, or give a local file as config.data.source'
 )
 
 
-def _tfds_splits(name: str, *, data_dir: str | None) -> dict[str, str]:
-    """Returns the dataset's names of those of our splits that it has.
-
-    Raises:
-      FileNotFoundError: if the dataset has to be downloaded and cannot be.
-      ValueError: if tfds has no such dataset or cannot prepare it here.
-    """
-    there = _builder(name, data_dir).info.splits
-    found = {
-        split: next((theirs for theirs in names if theirs in there), '')
-        for split, names in _TFDS_NAMES.items()
-    }
-    return {split: theirs for split, theirs in found.items() if theirs}
-
-
-def _tfds_read(name: str, split: str, *, data_dir: str | None) -> list[dict[str, Any]]:
-    """Returns the rows of a split as plain Python values.
-
-    Bytes become strings, numbers Python's, arrays lists, and ClassLabels their names,
-    though those not given (-1) stay numbers.
-
-    Raises:
-      FileNotFoundError: if the dataset has to be downloaded and cannot be.
-      ValueError: if tfds has no such dataset or cannot prepare it here.
-    """
-    builder = _builder(name, data_dir)
-    features = builder.info.features
-    return [
-        {column: _plain(row[column], features[column]) for column in row}
-        for row in builder.as_data_source(split)
-    ]
-
-
-def _tfds_label_names(
-    name: str, column: str, *, data_dir: str | None
-) -> tuple[str, ...]:
-    """Returns the classes of a ClassLabel, or of a list of them; else ().
-
-    Raises:
-      FileNotFoundError: if the dataset has to be downloaded and cannot be.
-      ValueError: if tfds has no such dataset or cannot prepare it here.
-    """
-    features = _builder(name, data_dir).info.features
-    feature = features[column] if column in features else None
-    feature = getattr(feature, 'feature', feature)  # of a list
-    if isinstance(feature, tfds.features.ClassLabel):
-        return tuple(feature.names)
-    return ()
-
-
 def _plain(value: Any, feature: Any) -> Any:
+    """Python's own value, though ClassLabels not given (-1) stay numbers."""
     if isinstance(value, dict):
         inner = getattr(feature, 'feature', feature)
         return {key: _plain(part, inner[key]) for key, part in value.items()}
@@ -374,20 +331,18 @@ def _plain(value: Any, feature: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _builder(name: str, data_dir: str | None) -> Any:
+def _builder(source: str, data_dir: str) -> Any:
     """Returns the tfds builder of a dataset, downloaded and prepared."""
     # Makes these datasets known: tfds stops looking at the first kind of dataset whose
     # own requirements (h5py) are not installed.
     importlib.import_module('tensorflow_datasets.text')
+    name = source.removeprefix(_TFDS)
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+        builder = tfds.builder(
+            name, data_dir=data_dir or None, file_format='array_record'
+        )
         urls = [url for url in builder.url_infos or () if url.startswith('http')]
-        corpus.prepare(builder, urls)
-    except corpus.ERRORS as error:
-        raise FileNotFoundError(
-            f"'tfds:{name}' is not prepared in {data_dir or 'the folder of tfds'!r} "
-            f'and cannot be downloaded ({error}): {_TFDS_REMEDY}'
-        ) from error
+        corpus.prepare(builder, source, urls, _TFDS_REMEDY)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds knows no dataset {name!r}, the name behind 'tfds:': see "
@@ -395,7 +350,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         ) from error
     except ImportError as error:
         raise ValueError(
-            f"'tfds:{name}' cannot be prepared without {error.name}: install that, "
-            f'or {_TFDS_REMEDY}'
+            f'{source!r} cannot be prepared without {error.name}: install that, or '
+            f'{_TFDS_REMEDY}'
         ) from error
     return builder

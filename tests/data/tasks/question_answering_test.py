@@ -31,13 +31,13 @@ def test_spans_candidates_and_answers(tmp_path, model):
     expected = ['Paulo', 'Paulo', 'Zoë', 'São Paulo', 'Paulo', 'ooo']
     for name in ('bytes', model):
         config = labelled_rows.answering(source, tokenizer=name, batch_size=6)
-        batch = next(data.build(config, 'validation'))
+        batch = next(data.open(config).batches('validation'))
         assert (batch['weights'] == 1).all()
         for row, candidates in zip(batch['tokens'], batch['candidates'], strict=True):
-            assert data.decode(config, row[candidates]).decode().strip() == context
+            assert data.open(config).decode(row[candidates]).decode().strip() == context
             before = np.flatnonzero(candidates)[0]
             assert row[before - 1] == tokenizers.load(name).separator_id
-            question = data.decode(config, row[: before - 1])
+            question = data.open(config).decode(row[: before - 1])
             assert question.strip() == b'Wo?'
         np.testing.assert_array_equal(
             batch['mask'], batch['tokens'] != tokenizers.load(name).pad_id
@@ -45,12 +45,12 @@ def test_spans_candidates_and_answers(tmp_path, model):
         for row, (first, last), text in zip(
             batch['tokens'], batch['labels'], expected, strict=True
         ):
-            found = data.decode(config, row[first : last + 1]).decode()
+            found = data.open(config).decode(row[first : last + 1]).decode()
             assert found.strip() == text
         assert batch['labels'][0, 0] > batch['labels'][4, 0]
         np.testing.assert_array_equal(batch['labels'][0], batch['labels'][1])
         assert batch['labels'][5, 1] == batch['mask'][5].sum() - 1
-        score = data.score(config, 'validation', batch['labels'])
+        score = data.open(config).score('validation', batch['labels'])
         assert score == {'exact_match': 1, 'f1': 1, 'accuracy': 1}
 
 
@@ -63,23 +63,23 @@ def test_cut_answers_leave_training_but_count_in_scores(tmp_path):
     config = labelled_rows.answering(
         source, length=8, batch_size=2
     )  # '??' separator 'ab cd'
-    for batch in labelled_rows.take(data.build(config, 'train'), 4):
+    for batch in labelled_rows.take(data.open(config).batches('train'), 4):
         assert sorted(batch['labels'].tolist()) == [[3, 4], [6, 7]]
         assert (batch['weights'] == 1).all()
-    batches = labelled_rows.stack(list(data.build(config, 'validation')))
+    batches = labelled_rows.stack(list(data.open(config).batches('validation')))
     np.testing.assert_array_equal(batches['weights'], [1, 0, 1, 0])
     np.testing.assert_array_equal(batches['labels'][1], [0, 0])
     assert batches['candidates'][1].any()
-    score = data.score(config, 'validation', batches['labels'][:3])
+    score = data.open(config).score('validation', batches['labels'][:3])
     assert score == pytest.approx(
         {'exact_match': 2 / 3, 'f1': 2 / 3, 'accuracy': 2 / 3}
     )
     short = labelled_rows.answering(source, length=4, batch_size=2)
     with pytest.raises(ValueError, match=r'no answer of .*ends within length=4 tokens'):
-        data.build(short, 'train')
-    assert not next(data.build(short, 'validation'))['weights'].any()
+        data.open(short).batches('train')
+    assert not next(data.open(short).batches('validation'))['weights'].any()
     nothing = labelled_rows.answering(source, length=2, batch_size=2)
-    assert not next(data.build(nothing, 'validation'))['candidates'].any()
+    assert not next(data.open(nothing).batches('validation'))['candidates'].any()
 
 
 def test_spans_that_are_no_text_are_empty_answers(tmp_path):
@@ -89,7 +89,7 @@ def test_spans_that_are_no_text_are_empty_answers(tmp_path):
 
     def score(first, last):
         predictions = np.array([[first, last]], np.int32)
-        return data.score(config, 'validation', predictions)['f1']
+        return data.open(config).score('validation', predictions)['f1']
 
     assert score(3, 7) == 1
     assert score(3, 4) == pytest.approx(2 / 3)
@@ -127,4 +127,4 @@ def test_errors_of_answers(tmp_path, changes, message):
     row = {'question': '?', 'context': 'ab', 'answers': 'ab'}
     source = labelled_rows.write_splits(tmp_path, [row, {**row, **changes}], [row])
     with pytest.raises(ValueError, match=message):
-        data.build(labelled_rows.answering(source), 'train')
+        data.open(labelled_rows.answering(source)).batches('train')

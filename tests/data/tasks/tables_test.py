@@ -32,7 +32,7 @@ def numbered(count, start=0):
 
 
 def values(source, split, **fields):
-    return [row['n'] for row in tables.read(source, split, **fields)]
+    return [row['n'] for row in tables.read(source, split, **fields).rows]
 
 
 # Kinds of files.
@@ -50,8 +50,8 @@ def test_reads_json_lines(tmp_path):
     (tmp_path / 'c' / 'train.jsonl.gz').write_bytes(packed)
     for folder in 'abc':
         write_json(tmp_path / folder / 'dev.jsonl', rows[:1])
-        assert tables.read(str(tmp_path / folder), 'train') == rows
-        assert tables.read(str(tmp_path / folder), 'validation') == rows[:1]
+        assert tables.read(str(tmp_path / folder), 'train').rows == rows
+        assert tables.read(str(tmp_path / folder), 'validation').rows == rows[:1]
 
 
 def test_reads_csv_and_tsv(tmp_path):
@@ -64,14 +64,14 @@ def test_reads_csv_and_tsv(tmp_path):
     write(tmp_path / 'b' / 'dev.tsv', 'text\tlabel\nx\ty\n')
     last = {'text': long, 'label': 'é'}
     first = {'text': 'a, "b"\r\nc', 'label': '1'}
-    assert tables.read(str(tmp_path / 'a'), 'train') == [first, last]
+    assert tables.read(str(tmp_path / 'a'), 'train').rows == [first, last]
     first = {'text': '"a, b', 'label': '1'}  # quotes mean nothing in .tsv
-    assert tables.read(str(tmp_path / 'b'), 'train') == [first, last]
+    assert tables.read(str(tmp_path / 'b'), 'train').rows == [first, last]
     for folder in 'ab':
-        rows = tables.read(str(tmp_path / folder), 'validation')
+        rows = tables.read(str(tmp_path / folder), 'validation').rows
         assert rows == [{'text': 'x', 'label': 'y'}]
-    assert tables.where(str(tmp_path / 'a'), 'train', 0).startswith('line 2 of ')
-    assert tables.where(str(tmp_path / 'a'), 'train', 1).startswith('line 5 of ')
+    assert tables.read(str(tmp_path / 'a'), 'train').where(0).startswith('line 2 of ')
+    assert tables.read(str(tmp_path / 'a'), 'train').where(1).startswith('line 5 of ')
 
 
 # Splits.
@@ -89,7 +89,7 @@ def test_one_file_is_divided_90_5_5_by_a_fixed_permutation(tmp_path, monkeypatch
         assert part == sorted(part)
     # Published results depend on the division: a change of it must be on purpose.
     assert parts[1] == [7, 69, 76, 77, 104, 113, 127, 176, 191, 209]
-    where = tables.where(source, 'validation', 1)
+    where = tables.read(source, 'validation').where(1)
     assert where == f'line 70 of {tmp_path / "rows.jsonl"}'
 
 
@@ -177,11 +177,12 @@ def test_missing_sources_are_named(name):
 
 def test_missing_columns_are_named():
     rows = [{'b': 1, 'a': 2}, {'a': 1}]
-    assert tables.column(rows, 'a', 'x.csv') == [2, 1]
+    table = tables.Table(rows, 'line', np.arange(2), 'x.csv')
+    assert table.column('a') == [2, 1]
     with pytest.raises(ValueError, match="'x.csv' has no column 'c': it has a, b"):
-        tables.column(rows, 'c', 'x.csv')
+        table.column('c')
     with pytest.raises(ValueError, match="'x.csv' has no column 'b': it has a"):
-        tables.column(rows, 'b', 'x.csv')
+        table.column('b')
 
 
 # tensorflow_datasets, with builders that tfds finds by the names of their classes.
@@ -258,7 +259,7 @@ class FarReviews(SmallReviews):
 def test_reads_tfds_as_plain_values(tmp_path):
     source, folder = 'tfds:small_reviews', str(tmp_path)
     assert tables.splits(source, folder) == SPLITS
-    rows = {split: tables.read(source, split, data_dir=folder) for split in SPLITS}
+    rows = {split: tables.read(source, split, folder).rows for split in SPLITS}
     assert [len(part) for part in rows.values()] == [38, 2, 4]
     both = sorted(rows['train'] + rows['validation'], key=lambda row: row['n'])
     assert [row['n'] for row in both] == list(range(40))
@@ -278,9 +279,9 @@ def test_reads_tfds_as_plain_values(tmp_path):
     assert tables.label_names(source, 'tags', folder) == ('O', 'B-X')
     assert tables.label_names(source, 'text', folder) == ()
     assert tables.label_names('x.csv', 'label') == ()
-    where = tables.where(source, 'test', 3, folder)
+    where = tables.read(source, 'test', folder).where(3)
     assert where == 'example 3 of tfds:small_reviews, split test'
-    numbers = [tables.where(source, 'validation', i, folder) for i in range(2)]
+    numbers = [tables.read(source, 'validation', folder).where(i) for i in range(2)]
     assert len(set(numbers)) == 2 and 'split train' in numbers[0]
 
 
@@ -289,13 +290,13 @@ def test_labels_of_tfds_keep_their_names_and_order(tmp_path):
     config |= {'tokenizer': 'bytes', 'length': 9, 'batch_size': 40, 'seed': 0}
     texts = {'text_columns': ['text'], 'label_column': 'label', 'kind': 'single'}
     one = {'dataset': 'classification', **config, **texts}
-    assert data.resolve(one)['labels'] == ('1', '2')
-    batch = next(data.build({**one, 'length': 20}, 'train'))
+    assert data.open(one).resolved().labels == ('1', '2')
+    batch = next(data.open({**one, 'length': 20}).batches('train'))
     for row, label in zip(batch['tokens'], batch['labels'], strict=True):
-        assert int(data.decode(one, row).split()[-1]) % 2 == label
+        assert int(data.open(one).decode(row).split()[-1]) % 2 == label
     words = {'words_column': 'words', 'tags_column': 'tags'}
     other = {'dataset': 'token_classification', **config, **words}
-    assert data.resolve(other)['labels'] == ('O', 'B-X')
+    assert data.open(other).resolved().labels == ('O', 'B-X')
 
 
 def test_tfds_names_of_splits(monkeypatch):
@@ -304,7 +305,7 @@ def test_tfds_names_of_splits(monkeypatch):
             splits = {'train': 0, 'validation_matched': 0, 'test_matched': 0, 'more': 0}
 
     monkeypatch.setattr(tables, '_builder', lambda *_: Builder)
-    assert tables._tfds_splits('mnli', data_dir=None) == {
+    assert tables._given_splits('tfds:mnli', '') == {
         'train': 'train',
         'validation': 'validation_matched',
         'test': 'test_matched',

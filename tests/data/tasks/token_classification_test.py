@@ -25,13 +25,15 @@ def test_labels_stand_at_the_first_token_of_each_word(tmp_path, model, kind):
     config = labelled_rows.named_entities(
         source, tokenizer=name, length=40, batch_size=2
     )
-    batch = next(data.build(config, 'train'))
+    batch = next(data.open(config).batches('train'))
     row, places = batch['tokens'][0], np.flatnonzero(batch['weights'][0])
     assert len(places) == 5
-    names = data.resolve(config)['labels']
+    names = data.open(config).resolved().labels
     assert [names[label] for label in batch['labels'][0, places]] == tags
     ends = [*places[1:], batch['mask'][0].sum()]
-    parts = [data.decode(config, row[p:e]) for p, e in zip(places, ends, strict=True)]
+    parts = [
+        data.open(config).decode(row[p:e]) for p, e in zip(places, ends, strict=True)
+    ]
     assert [part.decode().strip() for part in parts] == words
 
 
@@ -56,17 +58,17 @@ def test_words_beyond_the_length_count_as_outside(tmp_path):
     config = labelled_rows.named_entities(source, length=5)  # 'aa bb'
     labels_of = ('O', 'B-X', 'I-X', 'B-Y', 'I-Y')
     config['labels'] = labels_of
-    batch = next(data.build(config, 'validation'))
+    batch = next(data.open(config).batches('validation'))
     np.testing.assert_array_equal(batch['weights'].sum(1), [2, 2, 0, 0])
     np.testing.assert_array_equal(batch['labels'][0], [1, 0, 0, 2, 0])
-    score = data.score(config, 'validation', batch['labels'][:2])
+    score = data.open(config).score('validation', batch['labels'][:2])
     # Of 7 words one is missed, dd and cc of the first are O by luck; of 2 entities one.
     expected = {'accuracy': 6 / 7, 'precision': 1, 'recall': 0.5, 'f1': 2 / 3}
     assert score == pytest.approx(expected)
     # What is predicted between first tokens does not count.
     predictions = np.where(batch['weights'][:2] > 0, batch['labels'][:2], 3)
-    assert data.score(config, 'validation', predictions) == score
-    first = data.score(config, 'validation', predictions[:1])
+    assert data.open(config).score('validation', predictions) == score
+    first = data.open(config).score('validation', predictions[:1])
     assert first == {'accuracy': 1, 'precision': 1, 'recall': 1, 'f1': 1}
 
 
@@ -74,11 +76,11 @@ def test_tags_without_entities_have_accuracy_alone(tmp_path):
     rows = [{'words': ['a', 'b'], 'tags': [0, 1]}]
     source = labelled_rows.write_splits(tmp_path, rows, rows)
     config = labelled_rows.named_entities(source)
-    batch = next(data.build(config, 'validation'))
-    assert data.score(config, 'test', batch['labels'][:1]) == {'accuracy': 1}
-    assert data.score(config, 'test', 0 * batch['labels'][:1]) == {'accuracy': 0.5}
+    batch = next(data.open(config).batches('validation'))
+    assert data.open(config).score('test', batch['labels'][:1]) == {'accuracy': 1}
+    assert data.open(config).score('test', 0 * batch['labels'][:1]) == {'accuracy': 0.5}
     config['labels'] = ('O', 'B-X')  # numbers are places among the names
-    assert data.score(config, 'test', 0 * batch['labels'][:1]) == {
+    assert data.open(config).score('test', 0 * batch['labels'][:1]) == {
         **{'accuracy': 0.5, 'precision': 0, 'recall': 0, 'f1': 0}
     }
 
@@ -100,7 +102,7 @@ def test_errors_of_words(tmp_path, row, message):
     rows = [{'words': ['a'], 'tags': ['O']}, row]
     source = labelled_rows.write_splits(tmp_path, rows, rows)
     with pytest.raises(ValueError, match=message):
-        data.build(labelled_rows.named_entities(source, labels=('O',)), 'train')
+        data.open(labelled_rows.named_entities(source, labels=('O',))).batches('train')
 
 
 def test_entities_as_conlleval_reads_them():

@@ -1,0 +1,124 @@
+"""What the datasets of labelled rows share: where rows come from, padding, labels."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from reformer_jax.data import batching
+from reformer_jax.data import dataset
+from reformer_jax.data.tasks import labels as label_names
+from reformer_jax.data.tasks import tables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows(dataset.Tokenized):
+    """Rows of a table, each a sequence of tokens with what is to be predicted.
+
+    Training is endless, each epoch all rows once in a fresh order; validation and test
+    are one pass in order. Batches have, besides 'tokens', 'labels' and 'weights', a
+    'mask': bool [B, L], True at tokens.
+
+    Attributes:
+      source: file, folder or 'tfds:NAME', see `tables`.
+      data_dir: folder of prepared tfds datasets; empty means that of tfds.
+    """
+
+    source: str
+    data_dir: str = ''
+
+    @property
+    def head(self) -> str:
+        return self.dataset
+
+    @property
+    def spec(self) -> batching.Spec:
+        """Of what all have; a dataset adds its 'labels' and 'weights'."""
+        shape = (self.batch_size, self.length)
+        return {'tokens': (shape, batching.INT), 'mask': (shape, batching.BOOL)}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tables.splits(self.source, self.data_dir)
+
+    def table(self, split: str) -> tables.Table:
+        """The rows of a split."""
+        return tables.read(self.source, split, self.data_dir)
+
+    def lists(self, split: str, column: str) -> list[list[Any]]:
+        """A column of lists, or of strings with spaces between their items."""
+        table = self.table(split)
+        return [
+            label_names.split_list(value, table.where(row))
+            for row, value in enumerate(table.column(column))
+        ]
+
+    def _pad_rows(
+        self,
+        split: str,
+        tokens: Sequence[np.ndarray],
+        complete: Callable[[np.ndarray, np.ndarray], dataset.Batch],
+    ) -> grain.DatasetIterator:
+        """Iterates over rows.
+
+        Args:
+          split: 'train', 'validation' or 'test'.
+          tokens: of each row of the split, int32 [<= L].
+          complete: pure function from the indices of at most B rows and their mask,
+            bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
+            get weight 0.
+        """
+
+        def assemble(rows: np.ndarray) -> dataset.Batch:
+            padded, mask = self._pad([tokens[row] for row in rows], self.pad_id)
+            return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
+
+        return self._epochs(split, len(tokens), assemble)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(Rows):
+    """Rows with labels that have names.
+
+    Attributes:
+      labels: names in the order of the classes; () means those of the train split ('0'
+        to the greatest, or sorted names), or the classes of tfds.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, 'labels', label_names.given(self.labels))
+
+    @property
+    @abc.abstractmethod
+    def labels_column(self) -> str:
+        """The column where they stand."""
+
+    @abc.abstractmethod
+    def label_lists(self, split: str) -> list[list[Any]]:
+        """The labels of each row."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels given, or found."""
+        return self.labels or _find(self)
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
+
+    def resolved(self) -> 'Labelled':
+        return dataclasses.replace(self, labels=self.names)
+
+
+@functools.lru_cache(maxsize=4)
+def _find(rows: Labelled) -> tuple[str, ...]:
+    column = rows.labels_column
+    known = tables.label_names(rows.source, column, rows.data_dir)
+    return known or label_names.find(rows.label_lists('train'), column)
