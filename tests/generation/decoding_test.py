@@ -157,7 +157,6 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
         ({'top_k': 12}, 'top_k=12'),
         ({'steps': 0}, 'steps=0 must be at least 1'),
         ({'samples': 0}, 'samples=0'),
-        ({'rounds': 0}, 'rounds=0'),
         ({'prompt': [[1, 2], [3]]}, 'prompts.pad makes tokens and mask'),
     ],
 )
@@ -208,11 +207,11 @@ def test_wide_beams_find_the_best_of_all(length_penalty):
         mask=mask,
         steps=3,
         beams=64,
-        best=40,
         length_penalty=length_penalty,
         stop_token=_STOP,
     )
-    assert found.shape == (2, 40, 3) and scores.shape == (2, 40)
+    assert found.shape == (2, 64, 3) and scores.shape == (2, 64)
+    found, scores = found[:, :40], scores[:, :40]
     for row, prompt in enumerate([[1, 2, 3, 0, 1, 2], [3]]):
         every = _all_continuations(model, prompt, 3, length_penalty)
         best = sorted(every, key=every.__getitem__, reverse=True)[:40]
@@ -225,7 +224,7 @@ def test_narrow_beams_follow_the_definition():
     """Three beams, no stop token: each step keeps the three best extensions."""
     steps, beams = 7, 3
     found, scores = decoding.beam_search(
-        _model(), [[1, 2]], steps=steps, beams=beams, best=3, length_penalty=0.0
+        _model(), [[1, 2]], steps=steps, beams=beams, length_penalty=0.0
     )
     kept = {(): 0.0}
     for _ in range(steps):
@@ -249,8 +248,7 @@ def test_one_beam_is_greedy():
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'beams': 2, 'best': 3}, 'best=3 is more than beams=2'),
-        ({'best': 0}, 'best=0 must be at least 1'),
+        ({'beams': 0}, 'beams=0 must be at least 1'),
         ({'length_penalty': -1.0}, 'length_penalty=-1.0'),
         ({'length_penalty': float('inf')}, 'length_penalty=inf'),
     ],
@@ -261,7 +259,7 @@ def test_bad_beams(options, message):
 
 
 def test_more_beams_than_continuations():
-    found, scores = decoding.beam_search(_model(), [[1, 2]], steps=1, beams=14, best=14)
+    found, scores = decoding.beam_search(_model(), [[1, 2]], steps=1, beams=14)
     assert sorted(found[0, :11, 0].tolist()) == list(range(11))
     assert np.isfinite(scores[0, :11]).all() and (scores[0, 11:] == -np.inf).all()
     assert ((found >= 0) & (found < 11)).all()

@@ -28,78 +28,60 @@ def _heads(rounds):
     return qk, v, rotations
 
 
-@functools.partial(jax.jit, static_argnames=('rule', 'chunks_before', 'within_bucket'))
-def _step_by_step(qk, v, rotations, **settings):
+def _kind(rounds, **settings):
+    return attention.LSH(
+        chunk_length=_CHUNK, buckets=_BUCKETS, rounds=rounds, **settings
+    )
+
+
+@functools.partial(jax.jit, static_argnames='kind')
+def _step_by_step(kind, qk, v, rotations):
     """Outputs [T, B, H, K] of the tokens after the prompts."""
-    settings |= {'chunk_length': _CHUNK, 'buckets': _BUCKETS}
     width = 12
     heads = qk[:, :width], v[:, :width]
-    _, cache = lsh_caches.sorted_prompt(
-        heads, jnp.asarray(_PROMPTS), rotations, _LENGTH, **settings
+    _, cache = lsh_caches.lsh_prompt(
+        kind, heads, jnp.asarray(_PROMPTS), rotations, _LENGTH
     )
 
     def step(cache, t):
         positions = jnp.asarray(_PROMPTS) + t
         new = [x[jnp.arange(3), positions][:, None] for x in (qk, v)]
-        out, cache = lsh_caches.sorted_step(
-            cache, new, positions, rotations, **settings
-        )
+        out, cache = lsh_caches.lsh_step(kind, cache, new, positions, rotations)
         return cache, out[:, 0]
 
     return jax.lax.scan(step, cache, jnp.arange(_LENGTH - _PROMPTS.max()))[1]
 
 
-@functools.partial(
-    jax.jit, static_argnames=('length', 'rule', 'chunks_before', 'within_bucket')
-)
-def _prefix(qk, v, rotations, tokens, *, length, **settings):
+@functools.partial(jax.jit, static_argnames=('kind', 'length'))
+def _prefix(kind, qk, v, rotations, tokens, *, length):
     """Parallel attention where only the first `tokens` of `length` are real."""
     qk, v = qk[:, :length], v[:, :length]
-    return attention.lsh_attention(
-        qk,
-        v,
-        hashing.hash_vectors(qk, rotations, buckets=_BUCKETS),
-        chunk_length=_CHUNK,
-        causal=True,
-        mask=jnp.broadcast_to(jnp.arange(length) < tokens, (3, length)),
-        num_buckets=_BUCKETS,
-        implementation='xla',
-        **settings,
-    )
+    buckets = hashing.hash_vectors(qk, rotations, buckets=_BUCKETS)
+    mask = jnp.broadcast_to(jnp.arange(length) < tokens, (3, length))
+    return attention.lsh_attention(kind, qk, v, buckets, mask=mask)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('rounds', [1, 3])
 @pytest.mark.parametrize(
-    'changes', [{}, {'within_bucket': True}, {'chunks_before': 2}], ids=str
+    'changes', [{}, {'rule': 'bucket'}, {'chunks_before': 2}], ids=str
 )
 def test_reformer_rule(rounds, changes):
-    settings = {'chunks_before': 1, 'within_bucket': False, **changes}
-    qk, v, rotations = _heads(rounds)
-    steps = _step_by_step(qk, v, rotations, rule='reformer', **settings)
-    for t, out in enumerate(np.asarray(steps)):
+    inputs, kind = _heads(rounds), _kind(rounds, **changes)
+    for t, out in enumerate(np.asarray(_step_by_step(kind, *inputs))):
         for row, position in enumerate(_PROMPTS + t):
-            wanted = _prefix(
-                qk,
-                v,
-                rotations,
-                position + 1,
-                length=_LENGTH,
-                rule='reformer',
-                **settings,
-            )
+            wanted = _prefix(kind, *inputs, position + 1, length=_LENGTH)
             np.testing.assert_allclose(out[row], wanted[row, position], atol=1e-5)
 
 
 @pytest.mark.slow
 def test_trax_rule():
     """With one round, which looks around its own ends; there where chunks are full."""
-    settings = {'rule': 'trax', 'chunks_before': 1, 'within_bucket': False}
-    qk, v, rotations = _heads(1)
-    steps = np.asarray(_step_by_step(qk, v, rotations, **settings))
+    inputs, kind = _heads(1), _kind(1, rule='trax')
+    steps = np.asarray(_step_by_step(kind, *inputs))
     compared = 0
     for length in range(2 * _CHUNK, _LENGTH + 1, _CHUNK):
-        wanted = _prefix(qk, v, rotations, length, length=length, **settings)
+        wanted = _prefix(kind, *inputs, length, length=length)
         for row, t in enumerate(length - 1 - _PROMPTS):
             if 0 <= t < len(steps):
                 np.testing.assert_allclose(steps[t, row], wanted[row, -1], atol=1e-5)
@@ -109,10 +91,8 @@ def test_trax_rule():
 
 def test_trax_rule_counts_a_key_in_every_round():
     """In the first chunk all rounds show all keys, so that the weights are the same."""
-    qk, v, rotations = _heads(3)
-    settings = {'chunks_before': 1, 'within_bucket': False}
     trax, reformer = (
-        np.asarray(_step_by_step(qk, v, rotations, rule=rule, **settings))
+        np.asarray(_step_by_step(_kind(3, rule=rule), *_heads(3)))
         for rule in ('trax', 'reformer')
     )
     np.testing.assert_allclose(trax[:3, 2], reformer[:3, 2], atol=1e-6)

@@ -9,8 +9,7 @@ from reformer_jax.generation import decoding
 
 
 def _sampling(**changes):
-    options = {'temperature': 1.0, 'top_k': None, 'top_p': None, 'vocab_size': 5}
-    return decoding.sampling(**{**options, **changes})
+    return decoding.drawing_of(decoding.Sampling(**changes), vocab_size=5)
 
 
 _P = np.array([0.1, 0.4, 0.25, 0.2, 0.05])

@@ -26,17 +26,15 @@ def _tokens(length=32):
     return np.random.default_rng(0).integers(0, 11, (3, length)).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames='rounds')
-def _parallel(model, tokens, rounds=None):
-    return model(tokens, rounds=rounds)
+@jax.jit
+def _parallel(model, tokens):
+    return model(tokens)
 
 
-@functools.partial(jax.jit, static_argnames=('capacity', 'rounds'))
-def _prefill_and_steps(model, prompts, lengths, following_TB, capacity, rounds=None):
+@functools.partial(jax.jit, static_argnames='capacity')
+def _prefill_and_steps(model, prompts, lengths, following_TB, capacity):
     """Logits after the prompts and after each of the tokens that follow, [T, B, V]."""
-    logits, state = steps_lib.prefill(
-        model, prompts, lengths, capacity=capacity, rounds=rounds
-    )
+    logits, state = steps_lib.prefill(model, prompts, lengths, capacity=capacity)
     layers = model.unstacked()
 
     def step(state, tokens_B):
@@ -47,7 +45,7 @@ def _prefill_and_steps(model, prompts, lengths, following_TB, capacity, rounds=N
     return jnp.concatenate([logits[None], more])
 
 
-def _step_by_step(model, tokens_BL, rounds=None):
+def _step_by_step(model, tokens_BL):
     """Logits [T, B, V] with row b's first at position _PROMPTS[b] - 1."""
     length = tokens_BL.shape[1]
     # What stands behind a prompt must not matter.
@@ -57,7 +55,7 @@ def _step_by_step(model, tokens_BL, rounds=None):
         for t in range(length - _PROMPTS.max())
     ]
     return _prefill_and_steps(
-        model, prompts, _PROMPTS, np.array(following), capacity=length, rounds=rounds
+        model, prompts, _PROMPTS, np.array(following), capacity=length
     )
 
 
@@ -97,8 +95,9 @@ def test_steps_are_the_parallel_forward_pass(changes):
 @pytest.mark.slow
 def test_other_rounds_than_the_configs():
     model, tokens = models.build(**_STRICT, rounds=1), _tokens()
-    parallel = np.asarray(_parallel(model, tokens, rounds=3))
-    steps = np.asarray(_step_by_step(model, tokens, rounds=3))
+    three = model.with_rounds(3)
+    parallel = np.asarray(_parallel(three, tokens))
+    steps = np.asarray(_step_by_step(three, tokens))
     np.testing.assert_allclose(steps[:, 0], parallel[0, 12:], atol=2e-5)
     assert np.abs(parallel - _parallel(model, tokens)).max() > 1e-2
 
@@ -117,7 +116,7 @@ def test_bfloat16_steps_differ_by_its_rounding():
     'changes',
     [
         {'rule': 'reformer', 'rounds': 3},
-        {'rule': 'reformer', 'within_bucket': True, 'lsh_chunks_before': 2},
+        {'rule': 'bucket', 'lsh_chunks_before': 2},
         {'rule': 'trax'},  # what look-around meets depends on the padding
     ],
     ids=str,
@@ -191,16 +190,16 @@ def test_later_tokens_change_no_earlier_logit_at_all(changes):
 def test_hash_rotations_are_those_of_a_call(changes):
     model, tokens = models.build(**changes, layers=4), _tokens(16)
     key = jax.random.key(5)
-    rotations = model_lib.hash_rotations(model.config, key, rounds=3)
+    rotations = model_lib.hash_rotations(model, key)
     assert [r is None for r in rotations] == [True, False, True, False]
-    call = jax.jit(lambda m, **options: m(tokens, **options), static_argnames='rounds')
-    drawn = call(model, key=key, rounds=3)
+    call = jax.jit(lambda m, **options: m(tokens, **options))
+    drawn = call(model, key=key)
     np.testing.assert_array_equal(drawn, call(model, key=key, hash_rotations=rotations))
 
 
 def test_buckets_do_not_depend_on_the_length():
-    assert model_config.hash_buckets(models.config(buckets=())) == 16
-    assert model_config.hash_buckets(models.config(buckets=(), length=16)) == 8
+    assert models.config(buckets=()).kind('lsh').buckets == 16
+    assert models.config(buckets=(), length=16).kind('lsh').buckets == 8
     tokens = _tokens()
     model = models.build(**_STRICT)
     np.testing.assert_allclose(

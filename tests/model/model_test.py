@@ -55,7 +55,7 @@ def _key(seed=1):
         {'buckets': (2, 4), 'rounds': 3},
         {'rule': 'strict'},
         {'rule': 'trax'},
-        {'within_bucket': True},
+        {'rule': 'bucket'},
         {'activation': 'gelu'},
         {'heads_at_once': 1},
         {'feed_forward_chunk_length': 5},
@@ -225,32 +225,41 @@ def test_rotations_go_to_their_layers(monkeypatch):
 
 
 @pytest.mark.slow
-def test_rounds_at_call_time():
-    model = models.build()
-    four = models.build(rounds=4)  # the same parameters
-    tokens = _tokens()
-    np.testing.assert_array_equal(
-        _logits(model, tokens, rounds=4), _logits(four, tokens)
-    )
-    assert np.any(_logits(model, tokens, rounds=4) != _logits(model, tokens))
+def test_with_rounds():
+    """The logits and gradients of a model with so many rounds and these parameters."""
 
-
-@pytest.mark.slow
-def test_rounds_at_call_time_in_training():
-    """Gradients are those of a model with so many rounds."""
-
-    def gradient(model, rounds):
+    def logits_and_gradients(model):
         def loss(model):
-            logits = model(_tokens(), key=_key(), train=True, rounds=rounds)
-            return jnp.sum(jnp.sin(logits))
+            logits = model(_tokens(), key=_key(), train=True)
+            return jnp.sum(jnp.sin(logits)), logits
 
-        return jax.tree.leaves(jax.jit(jax.grad(loss))(model))
+        gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(model)
+        return [logits, *jax.tree.leaves(gradients)]
 
-    four = gradient(models.build(rounds=4), None)
-    for ours, wanted in zip(gradient(models.build(), 4), four, strict=True):
-        np.testing.assert_array_equal(ours, wanted)
-    two = gradient(models.build(), None)
-    assert any(np.any(a != b) for a, b in zip(two, four, strict=True))
+    two, four = models.build(), models.build(rounds=4)
+    wanted = logits_and_gradients(four)
+    ours = logits_and_gradients(two.with_rounds(4))
+    for a, b in zip(ours, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.any(logits_and_gradients(two)[0] != wanted[0])
+
+
+def test_rounds_do_not_decide_what_is_exact():
+    """By itself 2 rounds are LSH up to 32 tokens here, and 4 rounds exact."""
+    config = models.config(dense_length=-1, pattern=('lsh',), length=32)
+    assert not config.kind('lsh').exact
+    assert dataclasses.replace(config, rounds=4).kind('lsh').exact
+    assert not config.with_rounds(4).kind('lsh').exact
+    exact = models.config(dense_length=-1, pattern=('lsh',), length=16)
+    assert exact.with_rounds(1).kind('lsh').exact
+    model = models.build(dense_length=-1, pattern=('lsh',), layers=1)
+    key = _key()
+    four = model.with_rounds(4)
+    given = model_lib.hash_rotations(four, key)
+    drawn = _logits(four, _tokens(), key=key)
+    np.testing.assert_array_equal(
+        _logits(model, _tokens(), key=key, hash_rotations=given), drawn
+    )
 
 
 def test_dropout_only_in_training():
@@ -291,22 +300,22 @@ def test_mask():
     ('changes', 'message'),
     [
         *(
-            ({name: 0}, rf'model.{name}=0 must be at least 1')
-            for name in (
-                'vocab_size',
-                'length',
-                'd_model',
-                'd_ff',
-                'heads',
-                'head_size',
-                'layers',
-                'local_chunk_length',
-                'lsh_chunk_length',
-                'rounds',
-            )
+            ({name: 0}, rf'{shown}=0 must be at least 1')
+            for name, shown in {
+                'vocab_size': 'model.vocab_size',
+                'length': 'model.length',
+                'd_model': 'model.d_model',
+                'd_ff': 'model.d_ff',
+                'heads': 'model.heads',
+                'head_size': 'model.head_size',
+                'layers': 'model.layers',
+                'local_chunk_length': 'model.local: chunk_length',
+                'lsh_chunk_length': 'model.lsh: chunk_length',
+                'rounds': 'model.lsh: rounds',
+            }.items()
         ),
         ({'dropout': 1.0}, r'model.dropout=1.0 is no rate in \[0, 1\)'),
-        ({'attention_dropout': -0.1}, r'attention_dropout=-0.1 is no rate'),
+        ({'attention_dropout': -0.1}, r'model.lsh: dropout=-0.1 is no rate'),
         ({'layers': 3}, r"layers=3 is no multiple of .*'lsh'\) of 2: change one"),
         ({'pattern': ()}, r'is no multiple of the pattern \(\) of 0'),
         ({'grid_bits': 23}, r'grid_bits=23 is not in \[0, 22\]'),
@@ -324,7 +333,6 @@ def test_mask():
             {'rule': 'strict', 'lsh_chunks_before': 2},
             r'strict rule .*chunks_before=2.*change them or the rule',
         ),
-        ({'rule': 'trax', 'within_bucket': True}, r"not to rule='trax'"),
         ({'heads_at_once': 3}, r'heads_at_once=3 does not divide heads=2: use'),
         ({'heads_at_once': -1}, r'heads_at_once=-1 does not divide heads=2'),
         ({'buckets': (4, 3)}, r'buckets=\(4, 3\): 3 is not an even .*use 4'),

@@ -19,7 +19,7 @@ def _random_config(rng):
     after = 0 if causal else int(rng.integers(2))
     changes = {
         'causal': causal,
-        'rule': rule,
+        'rule': str(rng.choice([rule, 'bucket'])) if rule == 'reformer' else rule,
         'length': _WIDTH,
         'pattern': _PATTERNS[rng.integers(len(_PATTERNS))],
         'local_chunk_length': int(rng.choice([3, 4, 8])),
@@ -30,7 +30,6 @@ def _random_config(rng):
         'lsh_chunks_after': after,
         'rounds': int(rng.integers(1, 4)),
         'buckets': () if rng.integers(2) else (4,),
-        'within_bucket': rule == 'reformer' and bool(rng.integers(2)),
         'dense_length': -1 if rng.integers(2) else 0,
         'positions': str(rng.choice(['learned', 'sinusoidal', 'axial'])),
         'axial_shape': (5, 8),
@@ -79,7 +78,7 @@ def test_padding_leaves_no_trace(case):
 def test_a_sequence_of_one_chunk_keeps_to_its_buckets():
     """Exact attention would be another function there, unlike without buckets."""
     model = models.build(
-        causal=False, pattern=('lsh',), within_bucket=True, lsh_chunk_length=8
+        causal=False, pattern=('lsh',), rule='bucket', lsh_chunk_length=8
     )
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 24)))
     mask = jnp.broadcast_to(jnp.arange(24) < 7, tokens.shape)

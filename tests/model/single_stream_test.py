@@ -9,10 +9,10 @@ import small_models as models
 
 from reformer_jax import huggingface
 from reformer_jax.generation import decoding
-from reformer_jax.model import layers
+from reformer_jax.stack import reversible
 
 _ONE = {'streams': 1, 'stack': 'residual', 'pattern': ('full', 'local')}
-_ALL_HEADS = layers.HeadGroup(0, 1)
+_ALL_HEADS = reversible.HeadGroup()
 
 
 def _tokens():
@@ -25,8 +25,8 @@ def _transformer(model, tokens_BL):
     x = model._embed(tokens_BL, 0.0, key, key)
     for layer in model.unstacked():
         heads = layer.attention.project(x, _ALL_HEADS)
-        out = layer.attention.attend(heads, key)
-        x = x + layers.combine(layer.attention, out, key, _ALL_HEADS, False)
+        out, _ = layer.attention.attend(heads, reversible.Inputs(key))
+        x = x + layer.attention.combine(out, key, _ALL_HEADS)
         x = x + layer.feed_forward(x, key)
     return x
 

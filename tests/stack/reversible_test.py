@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,71 +54,98 @@ def _drop(x, key):
     return x * keep / 0.9
 
 
-def _toy_block(flavour, chunk_length):
-    """Branches with dropout; attention has choices, as LSH has buckets, that a tiny
-    error of its input would change."""
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['into', 'back'],
+    meta_fields=['flavour'],
+)
+@dataclasses.dataclass(frozen=True)
+class _ToyAttention:
+    """Has choices, as LSH has buckets, that a tiny error of its input would change."""
 
-    def project(params, x, group):
-        return x @ params['project'][group]
+    into: jax.Array
+    back: jax.Array
+    flavour: Any
 
-    def attend(heads, key, extra, shared, group, saved):
+    def project(self, x, group):
+        return x @ self.into[group.which]
+
+    def attend(self, heads, inputs, *, train):
+        saved = inputs.saved
         if saved is None:
             saved = jnp.floor(heads * 1e6) % 2 == 0
-        out = flavour(heads) * jnp.where(saved, 1.0, 0.5)
-        out = _drop(out * extra * shared, jax.random.fold_in(key, group))
+        out = self.flavour(heads) * jnp.where(saved, 1.0, 0.5)
+        key = jax.random.fold_in(inputs.key, inputs.group.which)
+        out = _drop(out * inputs.extra * inputs.shared, key)
         return out.mean(1, keepdims=True) + out, saved
 
-    def combine(params, out, key, group):
-        return _drop(out @ params['combine'][group], jax.random.fold_in(key, group))
-
-    def feed_forward(params, x, key):
-        return _drop(jnp.sin(x @ params['in']) @ params['out'], key)
-
-    return reversible.Block(
-        project, attend, combine, _HEAD_GROUPS, feed_forward, chunk_length
-    )
+    def combine(self, out, key, group, *, train):
+        return _drop(out @ self.back[group.which], jax.random.fold_in(key, group.which))
 
 
-def _toy_stack(repeats, size=8):
-    # The length of 5 is one chunk, or two and a rest.
-    blocks = _toy_block(jnp.tanh, 0), _toy_block(jnp.cos, 2)
-    params = tuple(
-        (
-            {
-                'project': _normal((repeats, _HEAD_GROUPS, size, size), place, 0.3),
-                'combine': _normal((repeats, _HEAD_GROUPS, size, size), place + 5, 0.3),
-            },
-            {
-                'in': _normal((repeats, size, 2 * size), place + 10, 0.3),
-                'out': _normal((repeats, 2 * size, size), place + 20, 0.3),
-            },
-        )
-        for place in range(len(blocks))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['into', 'back'], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class _ToyFeedForward:
+    into: jax.Array
+    back: jax.Array
+
+    def __call__(self, x, key, *, train):
+        return _drop(jnp.sin(x @ self.into) @ self.back, key)
+
+
+# Of the branches of the two layers of a repeat: as in the paper; or one of three
+# half-steps, after which the streams have changed places.
+_LAYERS = {'two': ('af', 'af'), 'three': ('aaf', 'af')}
+
+
+def _toy_stack(branches, repeats, size=8):
+    flavours, seeds = {0: jnp.tanh, 1: jnp.cos}, itertools.count()
+
+    def normal(*shape):
+        return _normal((repeats, *shape), next(seeds), 0.3)
+
+    def branch(letter, place):
+        if letter == 'f':
+            return _ToyFeedForward(normal(size, 2 * size), normal(2 * size, size))
+        shape = _HEAD_GROUPS, size, size
+        return _ToyAttention(normal(*shape), normal(*shape), flavours[place])
+
+    layers = tuple(
+        tuple(branch(letter, place) for letter in letters)
+        for place, letters in enumerate(_LAYERS[branches])
     )
     streams = _normal((2, 5, size), 30), _normal((2, 5, size), 31)
-    extra = tuple(_normal((repeats, size), place + 40) for place in range(len(blocks)))
-    return blocks, params, streams, _key(), extra, _normal((size,), 50)
+    extra = tuple(_normal((repeats, size), place + 40) for place in range(2))
+    return layers, streams, _key(), extra, _normal((size,), 50)
 
 
-def _toy_gradients(stack, grid_bits):
-    blocks, params, streams, key, extra, shared = _toy_stack(repeats=6)
+def _toy_gradients(stack, branches, chunk_length, grid_bits):
+    layers, *others = _toy_stack(branches, repeats=6)
+    how = reversible.Pass(True, grid_bits, _HEAD_GROUPS, chunk_length)
 
-    def loss(params, streams):
-        last = _SCANS[stack](blocks, params, streams, key, extra, shared, grid_bits)
+    def loss(layers, streams):
+        last = _SCANS[stack](how, layers, streams, *others[1:])
         weights = _normal(last[0].shape, 60), _normal(last[0].shape, 61)
         return sum(jnp.sum(y * w) for y, w in zip(last, weights, strict=True)), last
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, streams)
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(layers, others[0])
 
 
 # Without a grid the inverted streams differ from the forward ones by about 1e-6; the
 # choices, saved by the forward pass, are the same.
 @pytest.mark.slow
-@pytest.mark.parametrize('grid_bits', [14, 0])
-def test_toy_stack(grid_bits):
-    expected_gradients, expected = _toy_gradients('residual', grid_bits)
+@pytest.mark.parametrize(
+    ('branches', 'chunk_length', 'grid_bits'),
+    # The length of 5 is one chunk, or two and a rest.
+    [('two', 2, 14), ('two', 0, 0), ('three', 2, 14)],
+)
+def test_toy_stack(branches, chunk_length, grid_bits):
+    settings = branches, chunk_length, grid_bits
+    expected_gradients, expected = _toy_gradients('residual', *settings)
     for stack in ('reversible', 'checkpoint'):
-        gradients, values = _toy_gradients(stack, grid_bits)
+        gradients, values = _toy_gradients(stack, *settings)
         _assert_close(values, expected, 1e-6)
         _assert_close(gradients, expected_gradients, 1e-5)
     for y in expected:
@@ -133,34 +162,48 @@ def _attention_inputs(grid_bits, dtype, chunk_length, depth=32):
     size, shape, groups = 16, (4, 64, 16), 2
     forward, backward = [], []
 
-    def branch(kernel, x):
-        normed = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
-        return jnp.tanh(normed.astype(dtype) @ kernel.astype(dtype))
-
-    def attend(heads, key, extra, shared, group, saved):
-        x, out = heads
-        seen = forward if saved is None else backward
-        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
-        return jnp.flip(out, axis=1), jnp.zeros(())
-
-    block = reversible.Block(
-        project=lambda kernel, x, group: (x, branch(kernel, x)),
-        attend=attend,
-        combine=lambda kernel, out, key, group: out * (group + 1.0).astype(dtype),
-        head_groups=groups,
-        feed_forward=lambda kernel, x, key: branch(kernel, x),
-        chunk_length=chunk_length,
+    @functools.partial(
+        jax.tree_util.register_dataclass, data_fields=['kernel'], meta_fields=[]
     )
-    kernels = tuple(_normal((depth, size, size), seed, 0.5) for seed in (0, 1))
-    streams = _normal(shape, 2), _normal(shape, 3)
+    @dataclasses.dataclass
+    class FeedForward:
+        kernel: jax.Array
 
-    def loss(kernels):
-        last = reversible.reversible_scan(
-            (block,), (kernels,), streams, _key(), (None,), None, grid_bits
-        )
+        def __call__(self, x, key=None, *, train=False):
+            normed = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
+            return jnp.tanh(normed.astype(dtype) @ self.kernel.astype(dtype))
+
+    @functools.partial(
+        jax.tree_util.register_dataclass, data_fields=['kernel'], meta_fields=[]
+    )
+    @dataclasses.dataclass
+    class Attention:
+        kernel: jax.Array
+
+        def project(self, x, group):
+            return x, FeedForward(self.kernel)(x)
+
+        def attend(self, heads, inputs, *, train):
+            x, out = heads
+            seen = forward if inputs.saved is None else backward
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+            return jnp.flip(out, axis=1), jnp.zeros(())
+
+        def combine(self, out, key, group, *, train):
+            return out * (group.which + 1.0).astype(dtype)
+
+    first, second = (_normal((depth, size, size), seed, 0.5) for seed in (0, 1))
+    layers = ((Attention(first), FeedForward(second)),)
+    streams = _normal(shape, 2), _normal(shape, 3)
+    how = reversible.Pass(
+        grid_bits=grid_bits, head_groups=groups, chunk_length=chunk_length
+    )
+
+    def loss(layers):
+        last = reversible.reversible_scan(how, layers, streams, _key(), (None,))
         return sum(jnp.sum(y) for y in last)
 
-    jax.block_until_ready(jax.jit(jax.grad(loss))(kernels))
+    jax.block_until_ready(jax.jit(jax.grad(loss))(layers))
     jax.effects_barrier()
     assert len(forward) == len(backward) == depth * groups
     return np.stack(forward[::groups]), np.stack(backward[::groups])[::-1]
@@ -182,6 +225,45 @@ def test_inversion_is_exact_on_the_grid(dtype, chunk_length):
 def test_inversion_is_inexact_without_a_grid(dtype, least):
     forward, backward = _attention_inputs(0, dtype, 0)
     assert np.abs(forward - backward).max() > least
+
+
+# --- The watch --------------------------------------------------------------------
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=['scale'], meta_fields=['error']
+)
+@dataclasses.dataclass
+class _Forgetful:
+    """Attention that may be off by a little in the backward pass."""
+
+    scale: jax.Array
+    error: float
+
+    def project(self, x, group):
+        return x * self.scale
+
+    def attend(self, heads, inputs, *, train):
+        off = 0.0 if inputs.saved is None else self.error
+        return heads + off, jnp.zeros(())
+
+    def combine(self, out, key, group, *, train):
+        return out
+
+
+@pytest.mark.parametrize(('error', 'count'), [(0.0, 0), (0.01, 2 * 5 * 8)])
+def test_watch_counts_what_was_not_found_again(error, count):
+    layers = ((_Forgetful(jnp.full((3, 1), 0.5), error),),)
+    x = _normal((2, 5, 8), 0)
+    how = reversible.Pass(grid_bits=14)
+
+    def loss(layers, watch):
+        last = reversible.reversible_scan(
+            how, layers, (x, x), _key(), (None,), None, watch
+        )
+        return jnp.sum(last[0])
+
+    assert jax.jit(jax.grad(loss, argnums=1))(layers, jnp.zeros(())) == count
 
 
 # --- The model --------------------------------------------------------------------
