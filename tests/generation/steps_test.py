@@ -12,7 +12,6 @@ import small_models as models
 
 from reformer_jax import model as model_lib
 from reformer_jax.generation import steps as steps_lib
-from reformer_jax.model import config as model_config
 from reformer_jax.stack import compilation
 
 _STRICT = {'rule': 'strict', 'buckets': ()}
