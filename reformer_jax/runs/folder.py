@@ -25,8 +25,8 @@ from typing import Any
 
 import jax
 
-# Top-level config fields that a resumed run may change: they say how long, how often
-# and on which devices, not what is computed.
+# Config fields that a resumed run may change. These say how long, how often and on
+# which devices, not what is computed:
 CHANGEABLE = (
     'steps',
     'minutes',
@@ -36,6 +36,16 @@ CHANGEABLE = (
     'checkpoint_every',
     'keep_checkpoints',
     'mesh',
+)
+# And these in how much memory, or by which code, the same function is computed. (What
+# is drawn for dropout, with accumulate for hashes too, may be something else.)
+SAVES_MEMORY = (
+    'accumulate',
+    'model.feed_forward_chunk_length',
+    'model.heads_at_once',
+    'model.implementation',
+    'model.loss_chunk_length',
+    'model.stack',
 )
 
 ABSENT = '(absent)'
@@ -252,7 +262,7 @@ def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it will be read back: tuples become lists."""
+    """The config as it will be read back: tuples become lists, NaN becomes null."""
     for name, value in flat(config).items():
         try:
             json.dumps(value)
@@ -261,12 +271,14 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
                 f'config field {name}={value!r} cannot be written as JSON ({error}). '
                 'Use numbers, strings, booleans, None, lists and dicts.'
             ) from error
-    return json.loads(json.dumps(config))
+    return json.loads(json.dumps(config), parse_constant=lambda _: None)
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding='utf-8'))
+        # Folders of before have NaN and Infinity, which are not JSON.
+        text = file.read_text(encoding='utf-8')
+        return json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         raise ValueError(
             f'{file} is not JSON ({error}): it was changed by hand or damaged. Restore '
@@ -275,10 +287,10 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Writes all of a JSON file or nothing of it."""
+    """Writes all of a JSON file or nothing of it; numbers that are none as null."""
     temporary = file.with_name(f'.{file.name}.tmp')
     with open(temporary, 'w', encoding='utf-8') as stream:
-        json.dump(fields, stream, indent=2)
+        json.dump(as_json(fields), stream, indent=2, allow_nan=False)
         stream.write('\n')
         stream.flush()
         os.fsync(stream.fileno())
@@ -296,26 +308,47 @@ def check_same_run(
       ValueError: it is another run's; arguments as in `open_workdir`.
     """
     path, saved = absolute(workdir), recorded_config(workdir)
-    new = flat(config)
-    known = flat(as_json(defaults or {}))
-    old = {name: known[name] for name in new if name in known} | flat(saved)
+    old, new = flat(saved), flat(config)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
-        for name in [*old, *(name for name in new if name not in old)]
-        if name.split('.')[0] not in CHANGEABLE
-        and not (
-            name == 'data.tokenizer'
-            and NO_TOKENIZER not in (old.get(name), new.get(name))
-        )
-        and json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+        for name in differing_fields(saved, config, defaults)
+        if name not in SAVES_MEMORY and name.split('.')[0] not in CHANGEABLE
     ]
     if differing:
         raise ValueError(
             f'workdir {path} holds a run with another config:\n{listed(differing)}\n'
             'Give the new config another --workdir, or set the old values to resume. '
-            f'Only these may change: {", ".join(CHANGEABLE)}.'
+            f'Only these may change: {", ".join(CHANGEABLE + SAVES_MEMORY)}.'
         )
     return saved
+
+
+def differing_fields(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Dotted names of the fields in which a recorded config differs from another.
+
+    Args:
+      old: the recorded config.
+      new: the other one.
+      defaults: as in `open_workdir`.
+    """
+    new = flat(new)
+    known = flat(as_json(defaults or {}))
+    old = {name: known[name] for name in new if name in known} | flat(old)
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        name
+        for name in names
+        if json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+        # A run has a copy of its tokenizer, wherever the file came from.
+        and not (
+            name == 'data.tokenizer'
+            and NO_TOKENIZER not in (old.get(name), new.get(name))
+        )
+    ]
 
 
 def _run_record() -> dict[str, Any]:
@@ -347,11 +380,14 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of this code, `-dirty` when changed since; None outside of git."""
+    root = pathlib.Path(__file__).resolve().parents[2]
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
         done = subprocess.run(
             command,
-            cwd=pathlib.Path(__file__).parent,
+            cwd=root,
+            # Not the commit of a repository that this code is installed in.
+            env=os.environ | {'GIT_CEILING_DIRECTORIES': str(root.parent)},
             capture_output=True,
             text=True,
             timeout=10,

@@ -6,8 +6,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import ml_collections
-
 from reformer_jax import huggingface
 from reformer_jax import sharding
 from reformer_jax.data import tokenizers
@@ -17,6 +15,7 @@ from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 
 # In an imported run folder: the config.json that the model came with.
@@ -60,14 +59,15 @@ def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
         print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
     names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
     fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
-    path = checkpoint.open_workdir(workdir, fields)
+    path = run_folder.open_workdir(workdir, fields)
     if tokenizer:
         run_folder.keep_tokenizer(path, tokenizer)
     shutil.copyfile(
         pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
     )
-    run = training_config.run_config(ml_collections.ConfigDict(fields))
-    state = state_lib.init_state(config, state_lib.optimizer(run), run.seed)
+    run = training_config.run_config(fields)
+    optimizer = optimizer_lib.build(run.optimizer, run.steps)
+    state = state_lib.init_state(config, optimizer, run.seed)
     with checkpoint.Checkpointer(path, keep=1) as checkpointer:
         checkpointer.save(0, dataclasses.replace(state, model=model))
 
@@ -93,10 +93,9 @@ def export_run(
       FileExistsError: the folder holds a model.
       ValueError: transformers has no such model.
     """
-    fields = checkpoint.load_config(workdir)
-    run = training_config.run_config(ml_collections.ConfigDict(fields))
-    model, _ = state_lib.restore_model(run, sharding.make_mesh(), workdir, step)
-    config = run.model
+    fields = run_folder.load_config(workdir)
+    model = start.load_model(workdir, sharding.make_mesh(), step)
+    config = model.config
     if rule_trax:
         config = dataclasses.replace(
             config, rule='trax', within_bucket=False, dense_length=0
@@ -107,9 +106,9 @@ def export_run(
         raise FileExistsError(
             f'{target} exists and is left as it is: give a new folder.'
         )
-    like = _original(workdir, run.init_from) or {}
-    if config.head == 'classification' and run.data.get('labels'):
-        like |= fields_lib.label_fields(run.data['labels'])
+    like = _original(workdir, fields.get('init_from', '')) or {}
+    if config.head == 'classification' and fields['data'].get('labels'):
+        like |= fields_lib.label_fields(fields['data']['labels'])
     huggingface.save(folder, config, model, like=like)
     if tokenizer:
         shutil.copyfile(tokenizer, target)

@@ -6,9 +6,10 @@ them on the mesh, jits the step once and loops.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,17 +27,19 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
 from reformer_jax.training import losses
 from reformer_jax.training import optimizer as optimizer_lib
-from reformer_jax.training import start as start_lib
+from reformer_jax.training import profiling
+from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 from reformer_jax.training import stopping
 
 Batch = losses.Batch
 Sums = losses.Sums
-Run = state_lib.Run
+Run = start.Run
 TrainState = state_lib.TrainState
 
 
@@ -94,77 +97,113 @@ def _parts(batch: Batch, count: int) -> Batch:
 # --- Training ---------------------------------------------------------------------
 
 
-def train(config_dict: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class _Training:
+    """What is open while a run trains."""
+
+    run: Run
+    folder: pathlib.Path
+    iterator: Any
+    checkpointer: checkpoint.Checkpointer
+    writer: metrics.Writer
+    stop: stopping.Stop
+    profile: profiling.Profile
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str, *, profile: str = ''
+) -> dict[str, Any]:
     """Trains for config.steps, resuming what `workdir` has; returns final metrics.
 
     Everything the config says is checked before the run folder is touched. SIGINT and
-    SIGTERM end the run after the step in progress, with a checkpoint.
+    SIGTERM end the run after the step in progress, with a checkpoint; it then returns
+    nothing. The last checkpoint is written before the final evaluation, which the next
+    call makes up for where it is missing.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      profile: 'FIRST:LAST' writes a trace of these steps into `<workdir>/profile`.
 
     Raises:
       ValueError: a field is unknown or impossible, or the folder is another run's.
       FloatingPointError: the loss is not finite.
     """
     started = time.monotonic()
-    config_dict = start_lib.resolve(config_dict, workdir)
-    run = state_lib.prepare(config_dict)
+    run = start.open(config, workdir)
+    training_config.check_devices(run.config, run.mesh)
+    trace = profiling.Profile(profile, run_folder.absolute(workdir) / 'profile')
+    parameters: dict[str, jax.Array] = {}
+    if run.config.init_from and not checkpoint.exists(workdir):
+        parameters = start.load_parameters(run.config, run.mesh)
+    iterator = data.build(run.config.data, 'train')
+    data.build(
+        run.config.data, 'validation'
+    )  # an error now, not at the first evaluation
+    folder = run_folder.open_workdir(workdir, run.fields, training_config.DEFAULTS)
+    if run.tokenizer:
+        run_folder.keep_tokenizer(folder, run.tokenizer)
     config = run.config
-    parameters = {}
-    if config.init_from and not checkpoint.exists(workdir):
-        parameters = start_lib.load_parameters(config, run.mesh)
-    iterator = data.build(config.data, 'train')
-    data.build(config.data, 'validation')  # an error now, not at the first evaluation
-    tokenizer = _check_tokenizer(config, workdir)
-    folder = checkpoint.open_workdir(
-        workdir, config_dict.to_dict(), training_config.DEFAULTS
-    )
-    if tokenizer:
-        run_folder.keep_tokenizer(folder, tokenizer)
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
-        _writer(folder, config.steps) as writer,
+        metrics.Writer(folder, total_steps=config.steps) as writer,
         stopping.Stop(started, config.minutes) as stop,
+        trace,
     ):
-        state = _init_or_restore(run, checkpointer, iterator, parameters)
-        first_step = int(state.step)
-        _say(_description(run, folder, first_step))
-        evaluate_model = _jit_evaluate(run)
-        if first_step < config.steps:
-            state = _train_steps(
-                run, state, iterator, evaluate_model, checkpointer, writer, stop
-            )
-        step = int(state.step)
-        if stop.by_signal:
-            checkpointer.save(step, state, iterator)
-            _say(f'stopped after {step} steps; the same command resumes')
-            return {}
-        validation = evaluate_split(run, evaluate_model, state.model, 'validation', 0)
-        if step > first_step or step == 0:
-            writer.write(step, 'validation', validation)
-            checkpointer.save(step, state, iterator, validation)
-    _write_result(run, folder, step, validation)
-    _say('final ' + metrics.summary('validation', step, validation))
+        training = _Training(run, folder, iterator, checkpointer, writer, stop, trace)
+        return _train(training, parameters)
+
+
+def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, Any]:
+    run, checkpointer = training.run, training.checkpointer
+    if checkpointer.latest_step() is None:
+        state = start.first_state(run, parameters)
+    else:
+        state, _ = checkpointer.restore(run.state, training.iterator)
+    first_step = int(state.step)
+    training.profile.check(first_step, run.config.steps)
+    progress.say(_description(run, training.folder, first_step))
+    if first_step < run.config.steps:
+        state = _train_steps(training, state)
+    step = int(state.step)
+    checkpointer.save(step, state, training.iterator)
+    result = run_folder.load_result(training.folder) or {}
+    if step == first_step == result.get('step'):
+        validation = result['validation']
+    else:
+        validation = _validate(training, state.model, step, final=True)
+    if validation is None:
+        progress.say(f'stopped after {step} steps; the same command resumes')
+        return {}
+    if jax.process_index() == 0:
+        lengths = {'steps': run.config.steps, 'minutes': run.config.minutes}
+        result = {'step': step, **lengths, 'validation': validation}
+        run_folder.write_result(training.folder, result)
+    progress.say('final ' + metrics.summary('validation', step, validation))
     return validation
 
 
-def _train_steps(
-    run: Run, state, iterator, evaluate_model, checkpointer, writer, stop
-) -> TrainState:
+def _train_steps(training: _Training, state: TrainState) -> TrainState:
     """The loop: steps until config.steps or until it is time to stop."""
-    config, key = run.config, jax.random.key(run.config.seed)
+    run, config, writer = training.run, training.run.config, training.writer
+    stop, step, key = training.stop, int(state.step), jax.random.key(config.seed)
+    if _is_due(step, config.eval_every) and step not in _validated(training.folder):
+        _validate(training, state.model, step)  # a signal came in between
     compiling = time.monotonic()
     compiled_step = compile_train_step(run)
-    _say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
+    progress.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
     throughput = metrics.Throughput()
     since_log: list[Sums] = []
-    step = int(state.step)
     while step < config.steps and not stop.now():
-        batch = next(iterator)
+        batch = next(training.iterator)
         _check_tokens(run, batch)
+        step += 1
+        training.profile.before(step)
         placed = sharding.place_batch(batch, run.mesh)
         state, step_sums = compiled_step(state, placed, key)
         since_log.append(step_sums)
-        step += 1
+        training.profile.after(step, state)
         last = step == config.steps
         if last or _is_due(step, config.log_every):
             values = _train_values(step, since_log)
@@ -174,41 +213,51 @@ def _train_steps(
             writer.write(step, 'train', values)
             seconds_left = throughput.seconds_left(config.steps - step)
             writer.progress(step, values, stop.seconds_left(seconds_left))
-        validation = None
-        if not last and _is_due(step, config.eval_every):
-            with throughput.pause():
-                validation = evaluate_split(
-                    run, evaluate_model, state.model, 'validation', config.eval_batches
-                )
-                writer.write(step, 'validation', validation)
-                _say(metrics.summary('validation', step, validation))
         if not last and _is_due(step, config.checkpoint_every):
             if since_log:  # no checkpoint of a loss that is not finite
                 _train_values(step, since_log)
             with throughput.pause():
-                checkpointer.save(step, state, iterator, validation)
+                training.checkpointer.save(step, state, training.iterator)
+        if not last and _is_due(step, config.eval_every):
+            with throughput.pause():
+                _validate(training, state.model, step)
     if since_log:
         _train_values(step, since_log)
     return state
 
 
-def _init_or_restore(run: Run, checkpointer, iterator, parameters) -> TrainState:
-    if checkpointer.latest_step() is not None:
-        return checkpointer.restore(run.state, iterator)[0]
-    init = functools.partial(
-        state_lib.init_state, run.config.model, run.optimizer, run.config.seed
+def _validate(
+    training: _Training, model: Any, step: int, *, final: bool = False
+) -> dict[str, float] | None:
+    """Evaluates and takes note; None, with nothing noted, if it is time to stop."""
+    stop, batches = training.stop, 0 if final else training.run.config.eval_batches
+    values = evaluate_split(
+        training.run,
+        model,
+        'validation',
+        batches=batches,
+        stopped=stop.interrupted if final else stop.now,
     )
-    shardings = jax.tree.map(lambda x: x.sharding, run.state)
-    state = jax.jit(init, out_shardings=shardings)()
-    if not parameters:
-        return state
-    model, fresh = start_lib.put(state.model, parameters)
-    _say(
-        f'started from {run.config.init_from}: {len(parameters)} parameters; fresh: '
-        f'{", ".join(fresh) or "none"}'
-    )
-    parameters.clear()  # the caller's as well: their memory is needed
-    return dataclasses.replace(state, model=model)
+    if values is None:
+        return None
+    training.writer.write(step, 'validation', values)
+    training.checkpointer.record(step, values)
+    if not np.isfinite(values['loss']):
+        progress.say(
+            f'WARNING: the validation loss after {step} steps is {values["loss"]}, '
+            'though that of training is finite: this is never the best checkpoint'
+        )
+    if not final:
+        progress.say(metrics.summary('validation', step, values))
+    return values
+
+
+def _validated(folder: pathlib.Path) -> set[int]:
+    """Steps with an evaluation in metrics.jsonl."""
+    file = folder / 'metrics.jsonl'
+    return {
+        line['step'] for line in metrics.read(file) if line['split'] == 'validation'
+    }
 
 
 def compile_train_step(run: Run):
@@ -225,9 +274,7 @@ def compile_train_step(run: Run):
     everywhere = NamedSharding(run.mesh, P())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     lowered = jitted.lower(run.state, run.batch, jax.random.key(0))
-    compiled = lowered.compile(compilation.options())
-    compilation.return_freed_memory()
-    return compiled
+    return lowered.compile(compilation.options())
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
@@ -250,7 +297,7 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
 
 
 def evaluate(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict | None,
     workdir: str,
     *,
     splits: Sequence[str] = (),
@@ -263,52 +310,65 @@ def evaluate(
     `<workdir>/evaluations/step_<step>_<time>.json`.
 
     Args:
-      config: the model and the data to evaluate on.
+      config: the model and the data to evaluate on; None for the run's own.
       workdir: the run folder.
       splits: names of splits; () for all that the data have besides training's.
       step: which checkpoint; None for the newest, 'best' for the best on validation.
+
+    Raises:
+      FloatingPointError: a loss is not finite; nothing is written.
     """
-    config = start_lib.resolve(config, workdir)
-    run = state_lib.prepare(config)
-    _check_tokenizer(run.config, workdir)
+    run = start.open(config, workdir)
+    training_config.check_devices(run.config, run.mesh)
     results = {}
     with jax.set_mesh(run.mesh):
-        model, at_step = state_lib.restore_model(run.config, run.mesh, workdir, step)
-        evaluate_model = _jit_evaluate(run)
-        for split in splits or _held_out(run):
-            values = evaluate_split(run, evaluate_model, model, split, 0)
+        model, at_step = run.restore_model(step)
+        held_out = [s for s in data.splits(run.config.data) if s != 'train']
+        for split in splits or held_out:
+            values = evaluate_split(run, model, split)
+            assert values is not None
+            if not np.isfinite(values['loss']):
+                raise FloatingPointError(
+                    f'the loss on {split} after {at_step} steps is {values["loss"]}: '
+                    'evaluate another checkpoint, or in config.model.dtype=float32.'
+                )
             results[split] = {'step': at_step, **values}
     if jax.process_index() == 0:
-        record = {'results': results, 'config': config.to_dict()}
-        _say(f'wrote {run_folder.write_evaluation(workdir, at_step, record)}')
+        record = {'results': results, 'config': run.fields}
+        file = run_folder.write_evaluation(workdir, at_step, record)
+        progress.say(f'wrote {file}')
     return results
 
 
-def _held_out(run: Run) -> list[str]:
-    return [split for split in data.splits(run.config.data) if split != 'train']
-
-
-def _check_tokenizer(config: training_config.RunConfig, workdir: str) -> str | None:
-    """The file of the tokenizer, if any, which must be the run's own."""
-    tokenizer = config.data.get('tokenizer', run_folder.NO_TOKENIZER)
-    if tokenizer == run_folder.NO_TOKENIZER:
-        return None
-    run_folder.check_tokenizer(workdir, tokenizer)
-    return tokenizer
-
-
 def evaluate_split(
-    run: Run, evaluate_model, model: Any, split: str, batches: int
-) -> dict[str, float]:
-    """Means over the first `batches` batches of a split, or all of them if 0."""
+    run: Run,
+    model: Any,
+    split: str,
+    *,
+    batches: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Means over the first `batches` batches of a split, or all of them if 0.
+
+    `stopped` is asked before each batch; once it says yes there are no means but None.
+    """
     outcomes, real_rows = [], []
-    for index, batch in enumerate(data.build(run.config.data, split)):
-        if batches and index == batches:
-            break
-        _check_tokens(run, batch)
-        outcomes.append(evaluate_model(model, sharding.place_batch(batch, run.mesh)))
-        if 'mask' in batch:
-            real_rows.append(batch['mask'].any(axis=1))
+    evaluate_model = _jit_evaluate(run.mesh)
+    with progress.bar(f'evaluating {split}', batches or None, 'batches') as advance:
+        for batch in itertools.islice(
+            data.build(run.config.data, split), batches or None
+        ):
+            if stopped():
+                return None
+            _check_tokens(run, batch)
+            outcomes.append(
+                evaluate_model(model, sharding.place_batch(batch, run.mesh))
+            )
+            if 'mask' in batch:
+                real_rows.append(batch['mask'].any(axis=1))
+            # One batch is made while the one before is evaluated.
+            jax.block_until_ready(outcomes[-2:-1])
+            advance(1)
     sums, predictions = zip(*jax.device_get(outcomes), strict=True)
     total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
     values = metrics.means(total)
@@ -324,28 +384,12 @@ def _check_tokens(run: Run, batch: Mapping[str, np.ndarray]) -> None:
     model_config.check_tokens(run.config.model, batch['tokens'], remedy)
 
 
-def _jit_evaluate(run: Run):
+@functools.cache
+def _jit_evaluate(mesh: jax.sharding.Mesh):
     return jax.jit(
         losses.evaluate,
-        out_shardings=NamedSharding(run.mesh, P()),
+        out_shardings=NamedSharding(mesh, P()),
         compiler_options=compilation.options(),
-    )
-
-
-def _write_result(run: Run, folder: pathlib.Path, step: int, validation: Any) -> None:
-    if jax.process_index() == 0:
-        fields = {
-            'step': step,
-            'steps': run.config.steps,
-            'minutes': run.config.minutes,
-        }
-        run_folder.write_result(folder, fields | {'validation': validation})
-
-
-def _writer(folder: pathlib.Path, steps: int) -> Any:
-    first = jax.process_index() == 0
-    return (
-        metrics.Writer(folder, total_steps=steps) if first else metrics.SilentWriter()
     )
 
 
@@ -357,13 +401,8 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     batch_size, length = run.batch['tokens'].shape
     parameters = model_lib.parameter_count(run.state.model)
     devices = ', '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
-    start = f'resuming at step {step}' if step else 'starting'
+    beginning = f'resuming at step {step}' if step else 'starting'
     return (
-        f'{start} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
+        f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
     )
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)

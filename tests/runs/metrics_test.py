@@ -211,9 +211,6 @@ def test_throughput_leaves_out_pauses():
     clock.now += 1.0
     with throughput.pause():
         clock.now += 50.0
-        with throughput.pause():
-            clock.now += 50.0
-        clock.now += 50.0
     clock.now += 1.0
     throughput.add(100)
     assert throughput.read() == 50.0
@@ -234,10 +231,6 @@ def test_seconds_left_counts_what_recurs():
     clock = Clock()
     throughput = metrics.Throughput(clock)
     assert throughput.seconds_left(10) is None
-    with throughput.pause(once=True):  # compilation
-        clock.now += 30.0
-        with throughput.pause():
-            clock.now += 30.0
     clock.now += 3.0
     throughput.add(100, steps=3)
     assert throughput.read() > 0  # readings do not reset the estimate
@@ -264,18 +257,29 @@ def test_table():
         ' loss  split\n1.673  valid\n    -  test'
     )
     assert metrics.table([], ['split', 'loss']) == 'split  loss'
+    wide = metrics.table(
+        [{'[red]split': 'x' * 300}], ['[red]split']
+    )  # no markup, whole
+    assert wide == f'[red]split\n{"x" * 300}'
 
 
-def test_a_silent_writer_has_the_methods_of_a_writer(capsys):
-    with metrics.SilentWriter() as writer:
+def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('jax.process_index', lambda: 1)
+    with metrics.Writer(tmp_path, total_steps=1) as writer:
         writer.write(1, 'train', {'loss': 1.0})
         writer.progress(1, {'loss': 1.0}, 2.0)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_squared_error_has_no_bits_and_no_accuracy():
     total = {'loss': 6.0, 'accuracy': math.nan, 'weight': 3.0}
     assert metrics.means(total) == {'loss': 2.0}
+
+
+def test_summary_of_what_is_no_number():
+    values = {'loss': None, 'pearson': None, 'examples': 4.0}  # as result.json has it
+    line = metrics.summary('test', 7, values)
+    assert line == 'test after 7 steps: loss -, pearson -, 4 examples'
 
 
 def test_summary_of_scores():

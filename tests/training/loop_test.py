@@ -19,6 +19,7 @@ from reformer_jax.runs import metrics
 from reformer_jax.training import loop
 from reformer_jax.training import losses as losses_lib
 from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 
 
@@ -60,7 +61,7 @@ def _config(text_file, **changes) -> ml_collections.ConfigDict:
 
 
 def _arrays(workdir) -> dict[str, np.ndarray]:
-    run = state_lib.prepare(ml_collections.ConfigDict(checkpoint.load_config(workdir)))
+    run = start.open(None, str(workdir))
     with checkpoint.Checkpointer(workdir) as checkpointer:
         state, _ = checkpointer.restore(run.state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -171,7 +172,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
     config.model.update(
         {'dropout': 0.0, 'attention_dropout': 0.0, 'pattern': ('local',)}
     )
-    run = state_lib.prepare(config)
+    run = start.open(config, 'none')
     state = state_lib.init_state(run.config.model, run.optimizer, 0)
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     weights = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 64)).astype(jnp.float32)
@@ -195,7 +196,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
 
 @pytest.mark.slow
 def test_padding_positions_do_not_count(text_file):
-    run = state_lib.prepare(_config(text_file))
+    run = start.open(_config(text_file), 'none')
     model = state_lib.init_state(run.config.model, run.optimizer, 0).model
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     half = jnp.where(jnp.arange(64) < 32, 1.0, 0.0) * jnp.ones((4, 1))
@@ -280,7 +281,7 @@ def test_an_unknown_field_is_named(text_file, section):
     with config.unlocked():
         (config[section] if section else config).wdith = 1
     with pytest.raises(ValueError, match='wdith'):
-        state_lib.prepare(config)
+        start.open(config, 'none')
 
 
 def test_token_ids_out_of_range_are_an_error(tmp_path):
