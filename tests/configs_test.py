@@ -47,6 +47,7 @@ def test_config_is_valid(name, variant):
         config.model.classes = 2
     run = training_config.run_config(config.to_dict())
     assert run.model.length >= 64
+    assert not run.minutes  # what comes out must not depend on the machine
     if run.model.head == 'lm':
         assert data.batch_spec(run.data)['tokens'][0][1] == run.model.length
 

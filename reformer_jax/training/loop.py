@@ -188,8 +188,9 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     """The loop: steps until config.steps or until it is time to stop."""
     run, config, writer = training.run, training.run.config, training.writer
     stop, step, key = training.stop, int(state.step), jax.random.key(config.seed)
-    if _is_due(step, config.eval_every) and step not in _validated(training.folder):
-        _validate(training, state.model, step)  # a signal came in between
+    due = step > 0 and _is_due(step, config.eval_every)
+    if due and step not in _validated(training.folder):  # a signal came in between
+        _validate(training, state.model, step)
     compiling = time.monotonic()
     compiled_step = compile_train_step(run)
     progress.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')

@@ -56,7 +56,7 @@ class Stop:
     def now(self) -> bool:
         """Whether to stop; every process asks equally often."""
         over = self._end is not None and time.monotonic() >= self._end
-        if not self._several:
+        if self.by_signal or not self._several:
             return over or self.by_signal
         if over and not self._out_of_time and jax.process_index() == 0:
             self._out_of_time = True

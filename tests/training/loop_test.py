@@ -1,8 +1,10 @@
 """The training loop end to end, on small models and generated data."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import pytest
 from configs import duplication
 from configs import imagenet64
 from configs import text
+from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
@@ -58,6 +61,9 @@ def _config(text_file, **changes) -> ml_collections.ConfigDict:
     )
     config.update_from_flattened_dict(changes)
     return config
+
+
+_WITHOUT_DROPOUT = {'model.dropout': 0.0, 'model.attention_dropout': 0.0}
 
 
 def _arrays(workdir) -> dict[str, np.ndarray]:
@@ -110,6 +116,101 @@ def test_a_finished_run_is_left_as_it_is(finished, text_file):
     before = (pathlib.Path(workdir) / 'metrics.jsonl').read_text()
     assert loop.train(_config(text_file), workdir) == final
     assert (pathlib.Path(workdir) / 'metrics.jsonl').read_text() == before
+
+
+@pytest.fixture
+def stop_while_evaluating(monkeypatch):
+    """Sends SIGTERM before the first batch of an evaluation."""
+    check = model_config.check_tokens
+
+    def with_a_signal(batches):
+        calls = iter(range(batches + 1))
+
+        def checked(*arguments):
+            if next(calls, None) == batches:
+                os.kill(os.getpid(), signal.SIGTERM)
+            check(*arguments)
+
+        monkeypatch.setattr(model_config, 'check_tokens', checked)
+
+    return with_a_signal
+
+
+def _validations(workdir):
+    records = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
+    return {r['step']: r['loss'] for r in records if r['split'] == 'validation'}
+
+
+def test_a_signal_in_the_last_step_costs_no_evaluation(
+    finished, text_file, tmp_path, stop_while_evaluating
+):
+    workdir = str(tmp_path / 'run')
+    stop_while_evaluating(5)  # with the last batch of training
+    assert loop.train(_config(text_file), workdir) == {}
+    assert run_folder.load_result(workdir) is None and not _validations(workdir)
+    assert loop.train(_config(text_file), workdir) == finished[1]
+    assert _validations(workdir) == {6: finished[1]['loss']}
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.best_step() == 6
+
+
+def test_the_last_checkpoint_does_not_wait_for_the_evaluation(
+    finished, text_file, tmp_path, stop_while_evaluating
+):
+    workdir = str(tmp_path / 'run')
+    stop_while_evaluating(6)  # with the first batch of the final evaluation
+    assert loop.train(_config(text_file), workdir) == {}
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.latest_step() == 6 and checkpointer.best_step() is None
+    assert loop.train(_config(text_file), workdir) == finished[1]
+
+
+def test_an_evaluation_in_between_is_made_up_for(
+    text_file, tmp_path, stop_while_evaluating
+):
+    config = _config(text_file, eval_every=2, eval_batches=2, checkpoint_every=2)
+    loop.train(config, str(tmp_path / 'whole'))
+    stop_while_evaluating(2)
+    workdir = str(tmp_path / 'stopped')
+    assert loop.train(config, workdir) == {} and not _validations(workdir)
+    loop.train(config, workdir)
+    assert _validations(workdir) == _validations(tmp_path / 'whole')
+    assert list(_validations(workdir)) == [2, 4, 6]
+
+
+def test_a_loss_that_is_no_number_is_no_evaluation(finished, monkeypatch):
+    workdir, means = finished[0], metrics.means
+    evaluations = len(run_folder.load_evaluations(workdir))
+    monkeypatch.setattr(metrics, 'means', lambda sums: means(sums) | {'loss': np.nan})
+    with pytest.raises(FloatingPointError, match='loss on validation after 6 .* nan'):
+        loop.evaluate(None, workdir)
+    assert len(run_folder.load_evaluations(workdir)) == evaluations
+
+
+def test_profile(text_file, tmp_path):
+    config = _config(text_file, steps=3)
+    with pytest.raises(ValueError, match='--profile=3: give the first and the last'):
+        loop.train(config, str(tmp_path / 'run'), profile='3')
+    assert not (tmp_path / 'run').exists()
+    loop.train(config, str(tmp_path / 'run'), profile='2:3')
+    assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+    with pytest.raises(ValueError, match='--profile=2:3: this run does steps 4 to 4'):
+        loop.train(_config(text_file, steps=4), str(tmp_path / 'run'), profile='2:3')
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_less_memory(text_file, tmp_path):
+    """As the same function: without dropout the same to rounding."""
+    config = _config(text_file, steps=3, **_WITHOUT_DROPOUT)
+    loop.train(config, str(tmp_path / 'run'))
+    shutil.copytree(tmp_path / 'run', tmp_path / 'less')
+    config.steps = 6
+    final = loop.train(config, str(tmp_path / 'run'))
+    config.model.update(
+        {'stack': 'checkpoint', 'heads_at_once': 1, 'loss_chunk_length': 16}
+    )
+    less = loop.train(config, str(tmp_path / 'less'))
+    assert less['loss'] == pytest.approx(final['loss'], abs=1e-4)
 
 
 def test_metrics_have_what_readers_expect(finished):
