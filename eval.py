@@ -13,7 +13,7 @@ from ml_collections import config_flags
 import distributed
 from reformer_jax.runs import metrics
 from reformer_jax.runs import progress
-from reformer_jax.training import loop
+from reformer_jax.training import evaluation
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
@@ -25,7 +25,7 @@ _CHECKPOINT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     distributed.begin(argv)
-    results = loop.evaluate(
+    results = evaluation.evaluate(
         _CONFIG.value, _WORKDIR.value, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
     rows = [{'split': split, **values} for split, values in results.items()]

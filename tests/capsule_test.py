@@ -20,6 +20,7 @@ from reformer_jax.generation import show
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import evaluation
 from reformer_jax.training import exchange
 from reformer_jax.training import loop
 from reformer_jax.training import start
@@ -135,7 +136,7 @@ def test_evaluations(name, tmp_path):
     for rounds, found in (({}, name), ({'rounds': 4}, f'{name}, 4 rounds')):
         splits = list(expected[found])
         config = _config(workdir, **rounds)
-        new = loop.evaluate(config, str(workdir), splits=splits)
+        new = evaluation.evaluate(config, str(workdir), splits=splits)
         for split, values in expected[found].items():
             assert new[split].keys() == values.keys()
             for metric, value in values.items():

@@ -85,17 +85,12 @@ class Checkpointer:
     def save(
         self, step: int, state: Any, iterator: grain.DatasetIterator | None = None
     ) -> bool:
-        """Saves `state` as of `step`, in the background.
+        """Saves a pytree of arrays as of `step`, and the place of the data's iterator.
 
-        When it returns, the iterator may move on and the arrays may be donated: orbax
-        has copied them to the host, or, where they are there already, holds them, and
-        a donation then makes a copy. A failure to write is raised by the next `save`
-        or at the end.
-
-        Args:
-          step: the number of steps done.
-          state: a pytree of arrays.
-          iterator: the training data's iterator, saved at its present place.
+        This goes on in the background. When it returns, the iterator may move on and
+        the arrays may be donated: orbax has copied them to the host, or, where they are
+        there already, holds them, and a donation then makes a copy. A failure to write
+        is raised by the next `save` or at the end.
 
         Returns:
           False, with nothing written, when the step has a checkpoint already.
@@ -165,19 +160,7 @@ class Checkpointer:
     def restore_part(
         self, template: Any, step: int | str | None = None
     ) -> tuple[Any, int]:
-        """Restores some arrays of a checkpoint, such as {'model': ...} of a state.
-
-        Args:
-          template: a pytree as of `restore`, whose names are among the saved ones.
-          step: as of `restore`.
-
-        Returns:
-          The arrays in the template's tree, and the step.
-
-        Raises:
-          FileNotFoundError: there is no such checkpoint.
-          ValueError: an array is not there, or has another shape or type.
-        """
+        """As `restore`, of some of the arrays, such as {'model': ...} of a state."""
         step = self._choose(step)
         return self._restore(template, step, whole=False), step
 

@@ -192,11 +192,9 @@ def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes what a run came to; it replaces that of the run before it was prolonged.
+    """Writes what a run came to: step, steps and minutes of the config, final metrics.
 
-    Args:
-      workdir: the run folder.
-      result: step, steps and minutes of the config, and the final metrics.
+    It replaces that of the run before it was prolonged.
     """
     write_json(absolute(workdir) / _RESULT, result)
 
@@ -240,14 +238,12 @@ def _create(path: pathlib.Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        problem = f'cannot be created ({error.strerror})'
+    else:
+        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
+    if problem:
         raise ValueError(
-            f'workdir {path} cannot be created ({error.strerror}). Give --workdir a '
-            'path under a folder you may write to.'
-        ) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ValueError(
-            f'workdir {path} cannot be written to. Give --workdir a folder you may '
-            'write to, or change its permissions.'
+            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
         )
 
 
@@ -307,7 +303,7 @@ def check_same_run(
     Raises:
       ValueError: it is another run's; arguments as in `open_workdir`.
     """
-    path, saved = absolute(workdir), recorded_config(workdir)
+    saved = recorded_config(workdir)
     old, new = flat(saved), flat(config)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
@@ -316,7 +312,8 @@ def check_same_run(
     ]
     if differing:
         raise ValueError(
-            f'workdir {path} holds a run with another config:\n{listed(differing)}\n'
+            f'workdir {absolute(workdir)} holds a run with another config:\n'
+            f'{listed(differing)}\n'
             'Give the new config another --workdir, or set the old values to resume. '
             f'Only these may change: {", ".join(CHANGEABLE + SAVES_MEMORY)}.'
         )
@@ -328,13 +325,8 @@ def differing_fields(
     new: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Dotted names of the fields in which a recorded config differs from another.
-
-    Args:
-      old: the recorded config.
-      new: the other one.
-      defaults: as in `open_workdir`.
-    """
+    """Dotted names of the fields in which a recorded config (`old`) and a new one
+    differ, `defaults` as in `open_workdir`."""
     new = flat(new)
     known = flat(as_json(defaults or {}))
     old = {name: known[name] for name in new if name in known} | flat(old)

@@ -134,52 +134,49 @@ class Throughput:
     """Tokens per second while training, and the time that is left.
 
     The clock runs from construction on. Steps run in the background: read it after
-    waiting for the metrics of the last step that was added.
+    waiting for the metrics of the last step.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._since = clock()  # the running stretch, not yet in the sums below
         self._seconds = 0.0  # training, since the last reading
-        self._tokens = 0
-        self._all_seconds = 0.0  # training and recurring pauses, since construction
+        self._all_seconds = 0.0  # training and pauses, since construction
         self._all_steps = 0
-
-    def add(self, tokens: int, steps: int = 1) -> None:
-        """Counts steps that were done and their tokens, over all devices."""
-        self._tokens += tokens
-        self._all_steps += steps
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Leaves out the time in the context: an evaluation, a checkpoint."""
-        self._advance()
+        self._seconds += self._advance()
         try:
             yield
         finally:
-            now = self._clock()
-            self._all_seconds += now - self._since
-            self._since = now
+            self._advance()
 
-    def read(self) -> float:
-        """Tokens per second since the last reading; 0.0 when no time has passed."""
-        self._advance()
-        rate = self._tokens / self._seconds if self._seconds > 0 else 0.0
-        self._tokens, self._seconds = 0, 0.0
-        return rate
+    def read(self, tokens: int, steps: int) -> float:
+        """Tokens per second since the last reading; 0.0 when no time has passed.
+
+        Args:
+          tokens: those since the last reading, over all devices.
+          steps: in so many steps.
+        """
+        seconds = self._seconds + self._advance()
+        self._seconds = 0.0
+        self._all_steps += steps
+        return tokens / seconds if seconds > 0 else 0.0
 
     def seconds_left(self, steps_left: int) -> float | None:
         """Estimate from the mean time of a step so far; None before the first one."""
-        self._advance()
+        self._seconds += self._advance()
         if not self._all_steps:
             return None
         return steps_left * self._all_seconds / self._all_steps
 
-    def _advance(self) -> None:
+    def _advance(self) -> float:
         now = self._clock()
-        self._seconds += now - self._since
-        self._all_seconds += now - self._since
-        self._since = now
+        passed, self._since = now - self._since, now
+        self._all_seconds += passed
+        return passed
 
 
 def format_seconds(seconds: float) -> str:

@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -38,7 +37,6 @@ class _Processes:
         self.stopping = False
         self._lock_file = lock_file
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -60,25 +58,23 @@ class _Processes:
         with open(log, 'ab') as output:
             output.write(f'$ {shlex.join(command)}\n'.encode())
             output.flush()
-            with self._lock:
-                if self.stopping:
-                    return None
-                # In a session of its own: a terminal's Ctrl-C comes from here alone.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | ({_GPUS: gpu} if gpu is not None else {}),
-                    start_new_session=True,
-                    pass_fds=(self._lock_file,),
-                )
-                self._running.add(process)
+            if self.stopping:
+                return None
+            # In a session of its own: a terminal's Ctrl-C comes from here alone.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ({_GPUS: gpu} if gpu is not None else {}),
+                start_new_session=True,
+                pass_fds=(self._lock_file,),
+            )
+            self._running.add(process)
             if self.stopping:  # the signal came before the process was known
                 process.send_signal(signal.SIGTERM)
             status = process.wait()
-        with self._lock:
-            self._running.discard(process)
+        self._running.discard(process)
         return status
 
     def _stop(self, *_: Any) -> None:

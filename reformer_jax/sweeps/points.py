@@ -39,13 +39,8 @@ Overrides = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One call of train.py or eval.py, and the config that it comes to.
-
-    Attributes:
-      program: 'train.py' or 'eval.py'.
-      overrides: fields that the call sets, by their dotted names.
-      config: what a run folder or an evaluation records of it.
-    """
+    """One call of train.py or eval.py: fields that it sets, by their dotted names, and
+    the config that a run folder or an evaluation records of it."""
 
     program: str
     overrides: Overrides

@@ -1,15 +1,15 @@
-"""Training and evaluation: config -> data, model, optimizer -> metrics. Read top down.
+"""Training: config -> data, model, optimizer -> metrics. Read top down.
 
 The pieces are pure: train_step maps (state, batch, key) to (state, sums). train() puts
 them on the mesh, jits the step once and loops.
 """
 
+import contextlib
 import dataclasses
 import functools
-import itertools
 import pathlib
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,16 +23,15 @@ from jax.sharding import PartitionSpec as P
 from reformer_jax import data
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
-from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
+from reformer_jax.training import evaluation
 from reformer_jax.training import losses
 from reformer_jax.training import optimizer as optimizer_lib
-from reformer_jax.training import profiling
 from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 from reformer_jax.training import stopping
@@ -107,7 +106,7 @@ class _Training:
     checkpointer: checkpoint.Checkpointer
     writer: metrics.Writer
     stop: stopping.Stop
-    profile: profiling.Profile
+    traced: range  # steps
 
 
 def train(
@@ -132,26 +131,23 @@ def train(
     started = time.monotonic()
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
-    trace = profiling.Profile(profile, run_folder.absolute(workdir) / 'profile')
+    traced = _steps_to_trace(profile)
     parameters: dict[str, jax.Array] = {}
     if run.config.init_from and not checkpoint.exists(workdir):
         parameters = start.load_parameters(run.config, run.mesh)
     iterator = data.build(run.config.data, 'train')
-    data.build(
-        run.config.data, 'validation'
-    )  # an error now, not at the first evaluation
+    data.build(run.config.data, 'validation')  # what is wrong is said now
     folder = run_folder.open_workdir(workdir, run.fields, training_config.DEFAULTS)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
-    config = run.config
+    steps, keep = run.config.steps, run.config.keep_checkpoints
     with (
         jax.set_mesh(run.mesh),
-        checkpoint.Checkpointer(folder, keep=config.keep_checkpoints) as checkpointer,
-        metrics.Writer(folder, total_steps=config.steps) as writer,
-        stopping.Stop(started, config.minutes) as stop,
-        trace,
+        checkpoint.Checkpointer(folder, keep=keep) as checkpointer,
+        metrics.Writer(folder, total_steps=steps) as writer,
+        stopping.Stop(started, run.config.minutes) as stop,
     ):
-        training = _Training(run, folder, iterator, checkpointer, writer, stop, trace)
+        training = _Training(run, folder, iterator, checkpointer, writer, stop, traced)
         return _train(training, parameters)
 
 
@@ -162,7 +158,7 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
     else:
         state, _ = checkpointer.restore(run.state, training.iterator)
     first_step = int(state.step)
-    training.profile.check(first_step, run.config.steps)
+    _check_traced(training.traced, first_step, run.config.steps)
     progress.say(_description(run, training.folder, first_step))
     if first_step < run.config.steps:
         state = _train_steps(training, state)
@@ -196,48 +192,70 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     progress.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
     throughput = metrics.Throughput()
     since_log: list[Sums] = []
-    while step < config.steps and not stop.now():
-        batch = next(training.iterator)
-        _check_tokens(run, batch)
-        step += 1
-        training.profile.before(step)
-        placed = sharding.place_batch(batch, run.mesh)
-        state, step_sums = compiled_step(state, placed, key)
-        since_log.append(step_sums)
-        training.profile.after(step, state)
-        last = step == config.steps
-        if last or _is_due(step, config.log_every):
-            values = _train_values(step, since_log)
-            throughput.add(batch['tokens'].size * len(since_log), len(since_log))
-            values['tokens_per_second'] = throughput.read()
-            since_log = []
-            writer.write(step, 'train', values)
-            seconds_left = throughput.seconds_left(config.steps - step)
-            writer.progress(step, values, stop.seconds_left(seconds_left))
-        if not last and _is_due(step, config.checkpoint_every):
-            if since_log:  # no checkpoint of a loss that is not finite
-                _train_values(step, since_log)
-            with throughput.pause():
-                training.checkpointer.save(step, state, training.iterator)
-        if not last and _is_due(step, config.eval_every):
-            with throughput.pause():
-                _validate(training, state.model, step)
+    with contextlib.ExitStack() as tracing:
+        while step < config.steps and not stop.now():
+            batch = next(training.iterator)
+            evaluation.check_tokens(run, batch)
+            step += 1
+            if step in training.traced[:1]:
+                tracing.enter_context(jax.profiler.trace(training.folder / 'profile'))
+            placed = sharding.place_batch(batch, run.mesh)
+            state, step_sums = compiled_step(state, placed, key)
+            since_log.append(step_sums)
+            if step in training.traced[-1:]:
+                jax.block_until_ready(state)
+                tracing.close()
+            last = step == config.steps
+            if last or _is_due(step, config.log_every):
+                values = _train_values(step, since_log)
+                tokens = batch['tokens'].size * len(since_log)
+                values['tokens_per_second'] = throughput.read(tokens, len(since_log))
+                since_log = []
+                writer.write(step, 'train', values)
+                seconds_left = throughput.seconds_left(config.steps - step)
+                writer.progress(step, values, stop.seconds_left(seconds_left))
+            if not last and _is_due(step, config.checkpoint_every):
+                if since_log:  # no checkpoint of a loss that is not finite
+                    _train_values(step, since_log)
+                with throughput.pause():
+                    training.checkpointer.save(step, state, training.iterator)
+            if not last and _is_due(step, config.eval_every):
+                with throughput.pause():
+                    _validate(training, state.model, step)
     if since_log:
         _train_values(step, since_log)
     return state
+
+
+def _steps_to_trace(profile: str) -> range:
+    """The steps that 'FIRST:LAST' names; none for ''."""
+    match = re.fullmatch(r'([1-9]\d*):(\d+)', profile)
+    steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+    if profile and not steps:
+        raise ValueError(
+            f'--profile={profile}: give the first and the last step to trace, counted '
+            'from 1, as in --profile=11:15.'
+        )
+    return steps
+
+
+def _check_traced(steps: range, done: int, total: int) -> None:
+    if steps and not done < steps[0] <= steps[-1] <= total:
+        raise ValueError(
+            f'--profile={steps[0]}:{steps[-1]}: this run does steps {done + 1} to '
+            f'{total}: trace some of these.'
+        )
 
 
 def _validate(
     training: _Training, model: Any, step: int, *, final: bool = False
 ) -> dict[str, float] | None:
     """Evaluates and takes note; None, with nothing noted, if it is time to stop."""
-    stop, batches = training.stop, 0 if final else training.run.config.eval_batches
-    values = evaluate_split(
-        training.run,
-        model,
-        'validation',
-        batches=batches,
-        stopped=stop.interrupted if final else stop.now,
+    run, stop = training.run, training.stop
+    batches = 0 if final else run.config.eval_batches
+    stopped = stop.interrupted if final else stop.now
+    values = evaluation.evaluate_split(
+        run, model, 'validation', batches=batches, stopped=stopped
     )
     if values is None:
         return None
@@ -256,9 +274,8 @@ def _validate(
 def _validated(folder: pathlib.Path) -> set[int]:
     """Steps with an evaluation in metrics.jsonl."""
     file = folder / 'metrics.jsonl'
-    return {
-        line['step'] for line in metrics.read(file) if line['split'] == 'validation'
-    }
+    lines = metrics.read(file) if file.is_file() else []
+    return {line['step'] for line in lines if line['split'] == 'validation'}
 
 
 def compile_train_step(run: Run):
@@ -292,106 +309,6 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
     values['grad_norm'] = float(host[-1]['grad_norm'])
     values['learning_rate'] = float(host[-1]['learning_rate'])
     return values
-
-
-# --- Evaluation -------------------------------------------------------------------
-
-
-def evaluate(
-    config: ml_collections.ConfigDict | None,
-    workdir: str,
-    *,
-    splits: Sequence[str] = (),
-    step: int | str | None = None,
-) -> dict[str, dict[str, float]]:
-    """Metrics of a run's checkpoint on full passes over the splits.
-
-    The config may differ from the run's in all that keeps the parameters' shapes
-    (hash rounds, attention, length, data). Writes a new file
-    `<workdir>/evaluations/step_<step>_<time>.json`.
-
-    Args:
-      config: the model and the data to evaluate on; None for the run's own.
-      workdir: the run folder.
-      splits: names of splits; () for all that the data have besides training's.
-      step: which checkpoint; None for the newest, 'best' for the best on validation.
-
-    Raises:
-      FloatingPointError: a loss is not finite; nothing is written.
-    """
-    run = start.open(config, workdir)
-    training_config.check_devices(run.config, run.mesh)
-    results = {}
-    with jax.set_mesh(run.mesh):
-        model, at_step = run.restore_model(step)
-        held_out = [s for s in data.splits(run.config.data) if s != 'train']
-        for split in splits or held_out:
-            values = evaluate_split(run, model, split)
-            assert values is not None
-            if not np.isfinite(values['loss']):
-                raise FloatingPointError(
-                    f'the loss on {split} after {at_step} steps is {values["loss"]}: '
-                    'evaluate another checkpoint, or in config.model.dtype=float32.'
-                )
-            results[split] = {'step': at_step, **values}
-    if jax.process_index() == 0:
-        record = {'results': results, 'config': run.fields}
-        file = run_folder.write_evaluation(workdir, at_step, record)
-        progress.say(f'wrote {file}')
-    return results
-
-
-def evaluate_split(
-    run: Run,
-    model: Any,
-    split: str,
-    *,
-    batches: int = 0,
-    stopped: Callable[[], bool] = lambda: False,
-) -> dict[str, float] | None:
-    """Means over the first `batches` batches of a split, or all of them if 0.
-
-    `stopped` is asked before each batch; once it says yes there are no means but None.
-    """
-    outcomes, real_rows = [], []
-    evaluate_model = _jit_evaluate(run.mesh)
-    with progress.bar(f'evaluating {split}', batches or None, 'batches') as advance:
-        for batch in itertools.islice(
-            data.build(run.config.data, split), batches or None
-        ):
-            if stopped():
-                return None
-            _check_tokens(run, batch)
-            outcomes.append(
-                evaluate_model(model, sharding.place_batch(batch, run.mesh))
-            )
-            if 'mask' in batch:
-                real_rows.append(batch['mask'].any(axis=1))
-            # One batch is made while the one before is evaluated.
-            jax.block_until_ready(outcomes[-2:-1])
-            advance(1)
-    sums, predictions = zip(*jax.device_get(outcomes), strict=True)
-    total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
-    values = metrics.means(total)
-    if predictions[0] is None:
-        return values | {'tokens': total['weight']}
-    predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
-    scores = data.score(run.config.data, split, predicted)
-    return values | scores | {'examples': float(len(predicted))}
-
-
-def _check_tokens(run: Run, batch: Mapping[str, np.ndarray]) -> None:
-    remedy = ': raise model.vocab_size or mend the data'
-    model_config.check_tokens(run.config.model, batch['tokens'], remedy)
-
-
-@functools.cache
-def _jit_evaluate(mesh: jax.sharding.Mesh):
-    return jax.jit(
-        losses.evaluate,
-        out_shardings=NamedSharding(mesh, P()),
-        compiler_options=compilation.options(),
-    )
 
 
 def _is_due(step: int, every: int) -> bool:

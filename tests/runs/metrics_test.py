@@ -195,14 +195,11 @@ def test_format_count(count, text):
 def test_throughput_is_since_the_last_reading():
     clock = Clock()
     throughput = metrics.Throughput(clock)
-    assert throughput.read() == 0.0
+    assert throughput.read(0, 0) == 0.0
     clock.now += 2.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
     clock.now += 4.0
-    throughput.add(20)
-    throughput.add(20)
-    assert throughput.read() == 10.0
+    assert throughput.read(40, 2) == 10.0
 
 
 def test_throughput_leaves_out_pauses():
@@ -212,8 +209,7 @@ def test_throughput_leaves_out_pauses():
     with throughput.pause():
         clock.now += 50.0
     clock.now += 1.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
 
 
 def test_a_pause_ends_with_an_error_too():
@@ -223,8 +219,7 @@ def test_a_pause_ends_with_an_error_too():
         clock.now += 50.0
         raise KeyError
     clock.now += 2.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
 
 
 def test_seconds_left_counts_what_recurs():
@@ -232,8 +227,7 @@ def test_seconds_left_counts_what_recurs():
     throughput = metrics.Throughput(clock)
     assert throughput.seconds_left(10) is None
     clock.now += 3.0
-    throughput.add(100, steps=3)
-    assert throughput.read() > 0  # readings do not reset the estimate
+    assert throughput.read(100, 3) > 0  # readings do not reset the estimate
     with throughput.pause():  # evaluation
         clock.now += 3.0
     assert throughput.seconds_left(10) == pytest.approx(20.0)

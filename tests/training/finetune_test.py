@@ -23,6 +23,7 @@ from reformer_jax.data import tokenizers
 from reformer_jax.huggingface import fields
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
+from reformer_jax.training import evaluation
 from reformer_jax.training import loop
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start as start_lib
@@ -136,7 +137,7 @@ def test_fine_tuning_with_frozen_parts(files, pretrained, tmp_path, capsys):
         else:
             assert np.any(values != before[name]), name
 
-    results = loop.evaluate(None, workdir)
+    results = evaluation.evaluate(None, workdir)
     assert set(results) == {'validation', 'test'}
     assert results['validation']['accuracy'] == pytest.approx(final['accuracy'])
     assert results['test']['f1'] > 0.9
@@ -332,7 +333,7 @@ def test_labels_are_those_of_the_run(files, pretrained, tmp_path, from_scratch):
     table.write_text('\n'.join(map(json.dumps, rows * 20)), 'utf-8')
     config.data.source = str(table)
     with pytest.raises(ValueError, match="label 'sand': the labels are sea, sky"):
-        loop.evaluate(config, str(tmp_path / 'run'))
+        evaluation.evaluate(config, str(tmp_path / 'run'))
 
 
 def test_another_architecture_is_an_error(tmp_path):

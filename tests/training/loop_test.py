@@ -19,6 +19,7 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import evaluation
 from reformer_jax.training import loop
 from reformer_jax.training import losses as losses_lib
 from reformer_jax.training import optimizer as optimizer_lib
@@ -183,7 +184,7 @@ def test_a_loss_that_is_no_number_is_no_evaluation(finished, monkeypatch):
     evaluations = len(run_folder.load_evaluations(workdir))
     monkeypatch.setattr(metrics, 'means', lambda sums: means(sums) | {'loss': np.nan})
     with pytest.raises(FloatingPointError, match='loss on validation after 6 .* nan'):
-        loop.evaluate(None, workdir)
+        evaluation.evaluate(None, workdir)
     assert len(run_folder.load_evaluations(workdir)) == evaluations
 
 
@@ -235,7 +236,7 @@ def test_training_lowers_the_loss(text_file, tmp_path):
 def test_evaluation_counts_every_byte(finished, text_file):
     workdir, final = finished
     config = _config(text_file)
-    results = loop.evaluate(config, workdir, splits=('validation', 'test'))
+    results = evaluation.evaluate(config, workdir, splits=('validation', 'test'))
     size = pathlib.Path(text_file).stat().st_size
     tokens = size * 95 // 100 - size * 90 // 100
     assert results['validation']['tokens'] == tokens == final['tokens']
@@ -253,7 +254,7 @@ def test_evaluation_is_on_all_that_was_not_trained_on(tmp_path):
     config.data.update({'source': str(tmp_path / 'images.npz'), 'shrink': 16})
     config.model.update({'length': 48, 'axial_shape': (4, 4, 3)})
     loop.train(config, str(tmp_path / 'run'))
-    results = loop.evaluate(config, str(tmp_path / 'run'))
+    results = evaluation.evaluate(config, str(tmp_path / 'run'))
     assert list(results) == ['validation']
     assert results['validation']['tokens'] == 4 * 48
 
@@ -262,7 +263,7 @@ def test_evaluation_may_change_the_attention(finished, text_file):
     workdir, final = finished
     more = _config(text_file)
     more.model.rounds = 4
-    values = loop.evaluate(more, workdir, splits=('validation',))['validation']
+    values = evaluation.evaluate(more, workdir, splits=('validation',))['validation']
     assert values['loss'] != final['loss']
     assert values['loss'] == pytest.approx(final['loss'], rel=0.05)
 
@@ -336,7 +337,7 @@ def test_another_config_does_not_touch_the_run(finished, text_file, tmp_path):
     other = _config(text_file)
     other.model.d_ff = 64
     with pytest.raises(ValueError, match='d_ff|hidden'):
-        loop.evaluate(other, workdir)
+        evaluation.evaluate(other, workdir)
 
 
 @pytest.mark.parametrize(
