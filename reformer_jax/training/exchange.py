@@ -15,7 +15,6 @@ from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
-from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 
 # In an imported run folder: the config.json that the model came with.
@@ -94,7 +93,7 @@ def export_run(
       ValueError: transformers has no such model.
     """
     fields = run_folder.load_config(workdir)
-    model = start.load_model(workdir, sharding.make_mesh(), step)
+    model, _ = state_lib.restore_model(workdir, sharding.make_mesh(), step=step)
     config = model.config
     if rule_trax:
         config = dataclasses.replace(

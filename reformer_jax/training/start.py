@@ -40,24 +40,14 @@ _BYTE_VOCABULARIES = (258, 259)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What training, evaluation and sampling need of a run; holds no arrays.
+    """What training, evaluation and sampling need of a run; holds no arrays."""
 
-    Attributes:
-      workdir: its folder, which need not exist.
-      fields: its config as the folder records it.
-      config: the same, checked.
-      mesh: the devices.
-      optimizer: of its parameters.
-      state: jax.ShapeDtypeStructs with shardings of its training state.
-      batch: of a batch.
-    """
-
-    workdir: str
-    fields: dict[str, Any]
-    config: training_config.RunConfig
+    workdir: str  # its folder, which need not exist
+    fields: dict[str, Any]  # its config as the folder records it
+    config: training_config.RunConfig  # the same, checked
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
-    state: state_lib.TrainState
+    state: state_lib.TrainState  # jax.ShapeDtypeStruct leaves with shardings
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
@@ -70,9 +60,13 @@ class Run:
         """Fresh parameters and optimizer state; to be jitted."""
         return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
 
-    def restore_model(self, step: int | str | None = None):
-        """See state.restore_model."""
-        return state_lib.restore_model(self.config.model, self.mesh, self.workdir, step)
+    def restore_model(
+        self, step: int | str | None = None
+    ) -> tuple[model_lib.Reformer, int]:
+        """The model of a checkpoint, as the config says, and its step."""
+        return state_lib.restore_model(
+            self.workdir, self.mesh, config=self.config.model, step=step
+        )
 
 
 def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
@@ -218,18 +212,6 @@ def _source_fields(source: str) -> dict[str, Any]:
     return fields | {'model': dataclasses.asdict(checked.model)}
 
 
-def load_model(
-    workdir: str, mesh: jax.sharding.Mesh, step: int | str | None = None
-) -> model_lib.Reformer:
-    """The model of a run by its own config, whatever has become of its data.
-
-    Raises:
-      FileNotFoundError, ValueError: as state.restore_model.
-    """
-    config = training_config.run_config(run_folder.load_config(workdir)).model
-    return state_lib.restore_model(config, mesh, workdir, step)[0]
-
-
 def load_parameters(
     config: training_config.RunConfig, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
@@ -243,7 +225,7 @@ def load_parameters(
     if huggingface.is_model(source):
         _, model = huggingface.load(source)
     else:
-        model = load_model(source, mesh)
+        model, _ = state_lib.restore_model(source, mesh)
     same_head = model.config.head == config.model.head
     leaves = jax.tree_util.tree_leaves_with_path(model)
     named = {sharding.leaf_name(path): leaf for path, leaf in leaves}

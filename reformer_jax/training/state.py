@@ -1,7 +1,6 @@
 """What training changes, and how it lies on the devices."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.training import config as training_config
 
 
 @jax.tree_util.register_dataclass
@@ -44,20 +44,27 @@ def abstract(init: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def restore_model(
-    config: model_lib.ModelConfig,
-    mesh: jax.sharding.Mesh,
     workdir: str,
+    mesh: jax.sharding.Mesh,
+    *,
+    config: model_lib.ModelConfig | None = None,
     step: int | str | None = None,
 ) -> tuple[model_lib.Reformer, int]:
     """The model alone of a run's checkpoint, and its step; see Checkpointer.restore.
+
+    Args:
+      workdir: the run folder.
+      mesh: the devices.
+      config: another one than the run's, for parameters of the same shapes.
+      step: which checkpoint; None for the newest.
 
     Raises:
       FileNotFoundError: no run was started in `workdir`, or it has no such checkpoint.
       ValueError: the checkpoint has other arrays than the config's model.
     """
-    run_folder.recorded_config(workdir)
-    build = functools.partial(model_lib.build, config)
-    template = {'model': abstract(lambda: build(nnx.Rngs(0)), mesh)}
+    own = run_folder.load_config(workdir)
+    config = config or training_config.run_config(own).model
+    template = {'model': abstract(lambda: model_lib.build(config, nnx.Rngs(0)), mesh)}
     with checkpoint.Checkpointer(workdir) as checkpointer:
         restored, at_step = checkpointer.restore_part(template, step)
     return restored['model'], at_step

@@ -103,7 +103,7 @@ def _fine_tuning(table, source, **changes):
 
 
 def _parameters(workdir):
-    model = start_lib.load_model(workdir, sharding.make_mesh())
+    model, _ = state_lib.restore_model(workdir, sharding.make_mesh())
     leaves = jax.tree_util.tree_leaves_with_path(model)
     return {sharding.leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
