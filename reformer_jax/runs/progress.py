@@ -80,7 +80,7 @@ class _Lines:
         if self._total is not None:
             line += f' of {self._total:,}'
         line += f' {self._unit}'.rstrip() + f' in {metrics.format_seconds(seconds)}'
-        if self._total is not None and self._done:
+        if self._total is not None and 0 < self._done < self._total:
             left = seconds / self._done * (self._total - self._done)
             line += f', {metrics.format_seconds(left)} left'
         print(line, file=sys.stderr, flush=True)
