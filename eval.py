@@ -6,15 +6,14 @@ all that keeps the parameters' shapes:
       --config.model.rounds=8
 """
 
-import ml_collections
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
-from reformer_jax.runs import checkpoint
+import distributed
 from reformer_jax.runs import metrics
-from reformer_jax.training import loop
+from reformer_jax.runs import progress
+from reformer_jax.training import evaluation
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
@@ -25,18 +24,12 @@ _CHECKPOINT = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    logging.set_verbosity(logging.WARNING)
-    workdir = _WORKDIR.value
-    config = _CONFIG.value
-    if config is None:
-        config = ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    results = loop.evaluate(
-        config, workdir, splits=_SPLITS.value, step=_CHECKPOINT.value
+    distributed.begin(argv)
+    results = evaluation.evaluate(
+        _CONFIG.value, _WORKDIR.value, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
     rows = [{'split': split, **values} for split, values in results.items()]
-    print(metrics.table(rows, tuple(rows[0])))
+    progress.say(metrics.table(rows, tuple(rows[0])))
 
 
 if __name__ == '__main__':

@@ -10,22 +10,20 @@ A run on images draws images, into one PNG file: from nothing, or the lower halv
   python sample.py --workdir=runs/imagenet64_tiny --images=4 --num_samples=3
 """
 
+import os
 import pathlib
 import sys
 from typing import Any
 
 import jax
-import ml_collections
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
+import distributed
 from reformer_jax import data
 from reformer_jax.generation import show
-from reformer_jax.runs import checkpoint
 from reformer_jax.training import start
-from reformer_jax.training import state
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
@@ -44,12 +42,11 @@ _CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, or 'best'; else the
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    logging.set_verbosity(logging.WARNING)
-    workdir = _WORKDIR.value
-    config = _CONFIG.value or ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    run = state.prepare(start.resolve(config, workdir))
+    distributed.begin(argv)
+    first = jax.process_index() == 0
+    if not first:  # makes the same
+        sys.stdout = sys.stderr = open(os.devnull, 'w')
+    run = start.open(_CONFIG.value, _WORKDIR.value)
     settings: dict[str, Any] = {
         'key': jax.random.key(_SEED.value),
         'temperature': _TEMPERATURE.value,
@@ -67,12 +64,12 @@ def main(argv: list[str]) -> None:
         _refuse('text', 'images', 'output')
         prompt = show.text_prompt(dataset, _prompt(), _STOP.value)
     with jax.set_mesh(run.mesh):
-        at = _CHECKPOINT.value
-        model, step = state.restore_model(run.config, run.mesh, workdir, at)
+        model, step = run.restore_model(_CHECKPOINT.value)
         print(f'checkpoint of step {step}', file=sys.stderr)
         if truth is not None:
             picture = show.draw(model, truth, **settings)
-            print(show.save(picture, _OUTPUT.value, workdir, step))
+            if first:
+                print(show.save(picture, _OUTPUT.value, run.workdir, step))
         else:
             show.write_text(model, prompt, tokens=_TOKENS.value, **settings)
 

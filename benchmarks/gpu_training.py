@@ -38,7 +38,7 @@ def their_steps(
     """The training step of transformers' Reformer in the sizes of ours."""
     from benchmarks import torch_models
 
-    run = training_config.run_config(config)
+    run = training_config.run_config(config.to_dict())
     model = dataclasses.replace(run.model, rule='trax', dense_length=0, start_token=-1)
     fields = huggingface_fields.from_model_config(model)
     return {

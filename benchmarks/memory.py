@@ -24,7 +24,7 @@ from configs import enwik8
 from reformer_jax import model as model_lib
 from reformer_jax.model import config as model_config
 from reformer_jax.training import loop
-from reformer_jax.training import state as state_lib
+from reformer_jax.training import start
 
 _MIB = 2**20
 _DEPTHS = (2, 8, 32)
@@ -62,16 +62,16 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, float]:
 
 def compile_step(
     config: ml_collections.ConfigDict,
-) -> tuple[state_lib.Run, Any, dict[str, float]]:
+) -> tuple[start.Run, Any, dict[str, float]]:
     """The run, its compiled step (state, batch, key) -> (state, sums), and `measure`.
 
     The seconds are those of tracing, lowering and compiling together.
     """
-    run = state_lib.prepare(config)
+    run = start.open(config, 'no run folder')
     with jax.set_mesh(run.mesh):
-        start = time.perf_counter()
+        before = time.perf_counter()
         compiled = loop.compile_train_step(run)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - before
     memory = compiled.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     info = {

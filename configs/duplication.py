@@ -84,7 +84,6 @@ def evaluations(add):
 def _tiny() -> dict:
     return {
         'steps': 2000,
-        'minutes': 14.0,
         'eval_every': 500,
         'checkpoint_every': 500,
         'data': {'half_length': 31, 'batch_size': 64},

@@ -98,7 +98,6 @@ def _small() -> dict:
     """8,192 tokens a sequence; sized by the cost model for half an hour of one GPU."""
     return {
         'steps': 10_000,
-        'minutes': 30.0,
         'eval_batches': 8,
         'data': {'length': 8192, 'batch_size': 8},
         'model': {
@@ -130,8 +129,7 @@ def _small() -> dict:
 def _tiny() -> dict:
     """1,024 tokens a sequence, float32, sized for 15 minutes of 2 CPU cores."""
     return {
-        'steps': 2600,
-        'minutes': 14.0,
+        'steps': 1900,
         'log_every': 50,
         'eval_every': 500,
         'eval_batches': 20,

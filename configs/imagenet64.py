@@ -92,7 +92,6 @@ def _paper() -> ml_collections.ConfigDict:
 def _small() -> dict:
     return {
         'steps': 10_000,
-        'minutes': 30.0,
         'eval_batches': 8,
         'model': {
             'd_model': 512,
@@ -115,8 +114,7 @@ def _tiny() -> dict:
     the pixel before (7.0 bits/dim after 560 steps).
     """
     return {
-        'steps': 1000,
-        'minutes': 14.0,
+        'steps': 900,
         'log_every': 10,
         'eval_every': 200,
         'eval_batches': 10,

@@ -74,7 +74,6 @@ def _tiny() -> dict:
     """256 tokens a sequence, 0.9 million parameters."""
     return {
         'steps': 1500,
-        'minutes': 8.0,
         'data': {'length': 256, 'batch_size': 8},
         'model': {
             'length': 256,

@@ -90,7 +90,6 @@ def _tiny() -> dict:
     """65,536 tokens a sequence, 0.16 million parameters."""
     return {
         'steps': 150,
-        'minutes': 10.0,
         'data': {'length': 2**16},
         'model': {
             'length': 2**16,

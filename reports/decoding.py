@@ -26,10 +26,10 @@ from reformer_jax import data
 from reformer_jax import model as model_lib
 from reformer_jax.generation import decoding
 from reformer_jax.generation import steps as steps_lib
-from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
-from reformer_jax.training import state as state_lib
+from reformer_jax.training import start
 
 
 def token_by_token(model: model_lib.Reformer, tokens_BL: np.ndarray) -> np.ndarray:
@@ -103,12 +103,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument('--sequences', type=int, default=32, help='of the test split')
     parser.add_argument('--rounds', type=int, help="instead of the run's")
     options = parser.parse_args(arguments)
-    config = ml_collections.ConfigDict(checkpoint.load_config(options.workdir))
+    config = ml_collections.ConfigDict(run_folder.load_config(options.workdir))
     if options.rounds:
         config.model.rounds = options.rounds
-    run = state_lib.prepare(config)
+    run = start.open(config, options.workdir)
     with jax.set_mesh(run.mesh):
-        model, step = state_lib.restore_model(run.config, run.mesh, options.workdir)
+        model, step = run.restore_model()
         batch = sequences(config, options.sequences)
         row = {'step': step, **compare(model, batch)}
         if config.data.dataset == 'duplication':

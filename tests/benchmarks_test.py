@@ -21,7 +21,7 @@ from benchmarks import training_step
 from reformer_jax import model as model_lib
 from reformer_jax.attention import hashing
 from reformer_jax.training import config as training_config
-from reformer_jax.training import state as state_lib
+from reformer_jax.training import start
 from reports import decoding as decoding_report
 from reports import misspelled
 
@@ -51,7 +51,7 @@ def test_point_is_a_line_of_json_with_its_environment(capsys, monkeypatch):
 
 
 def test_config_is_the_small_lm():
-    run = training_config.run_config(training_step.config(16_384))
+    run = training_config.run_config(training_step.config(16_384).to_dict())
     assert (run.model.layers, run.model.pattern) == (2, ('lsh',))
     assert run.model.axial_shape == (128, 128) and run.model.dropout == 0
     assert run.model.buckets == () and run.model.rounds == 4
@@ -142,7 +142,7 @@ def test_figure5_measures_every_kind_at_a_fixed_number_of_tokens(
     configs = []
 
     def step(config):
-        training_config.run_config(config)
+        training_config.run_config(config.to_dict())
         configs.append(config)
         return (lambda: None), {}
 
@@ -190,7 +190,7 @@ def test_peers_train_a_model_of_our_size(name):
         model, _ = peers.build_peer(name, 256, 8)
         loss = peers.build_step(name, 256, 8)()
     assert math.isfinite(loss)
-    state = state_lib.prepare(training_step.config(256)).state
+    state = start.open(training_step.config(256), 'none').state
     ours = model_lib.parameter_count(state.model)
     theirs = sum(parameter.numel() for parameter in model.parameters())
     assert 0.8 < theirs / ours < 1.2

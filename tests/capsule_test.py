@@ -20,10 +20,10 @@ from reformer_jax.generation import show
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import evaluation
 from reformer_jax.training import exchange
 from reformer_jax.training import loop
-from reformer_jax.training import start as start_lib
-from reformer_jax.training import state as state_lib
+from reformer_jax.training import start
 
 pytestmark = [pytest.mark.slow, pytest.mark.optimized]
 
@@ -75,7 +75,7 @@ def _tolerance(config):
 
 
 def _states(workdir, config):
-    run = state_lib.prepare(config)
+    run = start.open(config, workdir)
     with checkpoint.Checkpointer(workdir) as checkpointer:
         return {step: checkpointer.restore(run.state, step=step)[0] for step in _STEPS}
 
@@ -136,7 +136,7 @@ def test_evaluations(name, tmp_path):
     for rounds, found in (({}, name), ({'rounds': 4}, f'{name}, 4 rounds')):
         splits = list(expected[found])
         config = _config(workdir, **rounds)
-        new = loop.evaluate(config, str(workdir), splits=splits)
+        new = evaluation.evaluate(config, str(workdir), splits=splits)
         for split, values in expected[found].items():
             assert new[split].keys() == values.keys()
             for metric, value in values.items():
@@ -151,10 +151,10 @@ def test_evaluations(name, tmp_path):
 @pytest.mark.parametrize('rule', ('reformer', 'strict', 'trax'))
 def test_samples(rule, capfdbinary):
     workdir = str(_CAPSULE / 'runs' / 'lm')
-    run = state_lib.prepare(start_lib.resolve(_config(workdir, rule=rule), workdir))
+    run = start.open(_config(workdir, rule=rule), workdir)
     prompt = show.text_prompt(run.config.data, b'The Reformer')
     with jax.set_mesh(run.mesh):
-        model, _ = state_lib.restore_model(run.config, run.mesh, workdir)
+        model, _ = run.restore_model()
         show.write_text(
             model,
             prompt,

@@ -27,12 +27,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'swish': jax.nn.swish,
 }
 
+# dense_length that is worked out from the rounds.
+AUTOMATIC = -1
+
 # Queries in a block of exact attention.
 _QUERIES = 128
 
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
 HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
+
+
+def _architecture(default: Any = dataclasses.MISSING) -> Any:
+    """A field that gives the parameters their meaning."""
+    return dataclasses.field(default=default, metadata={'architecture': True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,45 +100,45 @@ class ModelConfig:
       dtype: of matrix operands; parameters and streams are float32.
     """
 
-    vocab_size: int
-    length: int
-    d_model: int
-    d_ff: int
-    heads: int
-    head_size: int
-    layers: int
-    pattern: tuple[str, ...]
-    causal: bool = True
-    local_chunk_length: int = 64
-    local_chunks_before: int = 1
-    local_chunks_after: int = 0
-    lsh_chunk_length: int = 64
-    lsh_chunks_before: int = 1
-    lsh_chunks_after: int = 0
-    buckets: tuple[int, ...] = ()
+    vocab_size: int = _architecture()
+    length: int = _architecture()
+    d_model: int = _architecture()
+    d_ff: int = _architecture()
+    heads: int = _architecture()
+    head_size: int = _architecture()
+    layers: int = _architecture()
+    pattern: tuple[str, ...] = _architecture()
+    causal: bool = _architecture(True)
+    local_chunk_length: int = _architecture(64)
+    local_chunks_before: int = _architecture(1)
+    local_chunks_after: int = _architecture(0)
+    lsh_chunk_length: int = _architecture(64)
+    lsh_chunks_before: int = _architecture(1)
+    lsh_chunks_after: int = _architecture(0)
+    buckets: tuple[int, ...] = _architecture(())
     rounds: int = 2
-    rule: str = 'reformer'
-    dense_length: int = -1
+    rule: str = _architecture('reformer')
+    dense_length: int = _architecture(AUTOMATIC)
     implementation: str = ''
-    shared_qk: bool = False
-    activation: str = 'relu'
-    positions: str = 'axial'
-    axial_shape: tuple[int, ...] = ()
-    axial_sizes: tuple[int, ...] = ()
+    shared_qk: bool = _architecture(False)
+    activation: str = _architecture('relu')
+    positions: str = _architecture('axial')
+    axial_shape: tuple[int, ...] = _architecture(())
+    axial_sizes: tuple[int, ...] = _architecture(())
     heads_at_once: int = 0
     dropout: float = 0.0
     attention_dropout: float = 0.0
     local_attention_dropout: float = 0.0
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = _architecture(1e-6)
     stack: str = 'reversible'
-    streams: int = 2
+    streams: int = _architecture(2)
     grid_bits: int = 14
-    combine: str = 'concatenate'
+    combine: str = _architecture('concatenate')
     head: str = 'lm'
     classes: int = 0
     pooling: str = 'first'
-    start_token: int = 0
-    tie_output: bool = False
+    start_token: int = _architecture(0)
+    tie_output: bool = _architecture(False)
     feed_forward_chunk_length: int = 0
     loss_chunk_length: int = 0
     dtype: str = 'float32'
@@ -166,7 +174,7 @@ class ModelConfig:
         """
         if self.rule == 'strict':
             return 0  # one function of the past, whatever the length
-        if self.dense_length >= 0:
+        if self.dense_length != AUTOMATIC:
             return max(self.dense_length, self.lsh_chunk_length)
         around = self.lsh_chunks_before + 1 + self.lsh_chunks_after
         return self.rounds * self.lsh_chunk_length * around
@@ -217,6 +225,12 @@ def defaults(kind: Any = ModelConfig) -> dict[str, Any]:
     return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
 
+def architecture_fields() -> tuple[str, ...]:
+    """What a model that starts from another's parameters has to share with it."""
+    fields = dataclasses.fields(ModelConfig)
+    return tuple(field.name for field in fields if field.metadata.get('architecture'))
+
+
 def check_tokens(config: ModelConfig, tokens: np.ndarray, remedy: str = '') -> None:
     """Raises a ValueError if a token id is outside of the vocabulary."""
     bad = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
@@ -234,17 +248,6 @@ def check_length(config: ModelConfig, length: int) -> None:
             f'a sequence of {length} tokens is longer than the model, which has '
             f'length={config.length}: shorten it or enlarge config.model.length.'
         )
-
-
-def upgraded(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config as they are called today; those of older runs may differ.
-
-    Until a rule of its own, 'bucket' was rule 'reformer' with within_bucket=True.
-    """
-    fields = dict(fields)
-    if fields.pop('within_bucket', False):
-        fields['rule'] = 'bucket'
-    return fields
 
 
 def padded_length(config: ModelConfig, length: int) -> int:
@@ -339,7 +342,7 @@ def _check_choices(config: ModelConfig) -> None:
 
 
 def _check_attention(config: ModelConfig) -> None:
-    if config.dense_length < -1:
+    if config.dense_length < AUTOMATIC:
         raise ValueError(
             f'model.dense_length={config.dense_length} is below -1: use -1 for '
             'automatic, 0 for never beyond one chunk, or a length.'

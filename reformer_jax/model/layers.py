@@ -5,6 +5,8 @@ starts with a layer norm and ends with a dropout, which follows the paper's code
 mask of channels per sequence, shared over the length.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -207,7 +209,7 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
 
     @property
-    def branches(self) -> tuple[SelfAttention, FeedForward]:
+    def branches(self) -> tuple[Any, ...]:
         """In the order in which the stack adds them."""
         return self.attention, self.feed_forward
 

@@ -1,7 +1,8 @@
-"""Run folders: config and record (folder), checkpoints, metrics. Files only."""
+"""Run folders: config and record (folder), checkpoints, metrics, progress."""
 
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder
 from reformer_jax.runs import metrics
+from reformer_jax.runs import progress
 
-__all__ = ('checkpoint', 'folder', 'metrics')
+__all__ = ('checkpoint', 'folder', 'metrics', 'progress')

@@ -7,28 +7,25 @@ checkpoint under a temporary name and renames it when it is complete: a killed r
 leaves no half checkpoint that a restore would pick.
 """
 
-import dataclasses
+import json
 import math
 import os
-import types
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Mapping
 from typing import Any, Self
 
 import grain
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from reformer_jax.runs import folder as run_folder
 
-# A train loop opens its folder and its checkpoints from one place.
-open_workdir = run_folder.open_workdir
-load_config = run_folder.load_config
-
 
 def exists(workdir: str | os.PathLike[str]) -> bool:
     """Whether the run in a folder has saved a checkpoint."""
-    folder = run_folder.absolute(workdir) / 'checkpoints'
+    folder = _directory(workdir)
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
@@ -41,20 +38,13 @@ class Checkpointer:
     a run calls every method.
     """
 
-    def __init__(
-        self,
-        workdir: str | os.PathLike[str],
-        *,
-        keep: int | None = None,
-        best_metric: str = 'loss',
-    ):
+    def __init__(self, workdir: str | os.PathLike[str], *, keep: int | None = None):
         """Opens `<workdir>/checkpoints`.
 
         Args:
           workdir: the run folder.
-          keep: how many of the last checkpoints to keep, at least 1; the best one is
-            kept besides. None opens for reading only.
-          best_metric: the metric whose lowest value makes the best checkpoint.
+          keep: how many of the last checkpoints to keep, at least 1; that of the lowest
+            validation loss is kept besides. None opens for reading only.
 
         Raises:
           ValueError: `keep` is less than 1.
@@ -65,8 +55,11 @@ class Checkpointer:
                 '1. Set keep_checkpoints=1 or more.'
             )
         self._keep = keep
-        self._best_metric = best_metric
-        self._directory = run_folder.absolute(workdir) / 'checkpoints'
+        self._directory = _directory(workdir)
+        policies = checkpoint_managers.preservation_policy
+        best = policies.BestN(
+            get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
@@ -76,162 +69,116 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 create=keep is not None,
                 cleanup_tmp_directories=keep is not None,
-                best_fn=lambda metrics: _quality(metrics, best_metric),
-                best_mode='min',
-                preservation_policy=_Retention(keep or 1, best_metric),
+                best_fn=_quality,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [policies.LatestN(keep), best]
+                ),
             ),
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
 
     def save(
-        self,
-        step: int,
-        state: Any,
-        iterator: grain.DatasetIterator | None = None,
-        metrics: Mapping[str, float] | None = None,
+        self, step: int, state: Any, iterator: grain.DatasetIterator | None = None
     ) -> bool:
-        """Saves `state` as of `step`, in the background.
+        """Saves a pytree of arrays as of `step`, and the place of the data's iterator.
 
-        When it returns, the iterator may move on and the arrays may be donated: orbax
-        has copied them to the host, or, where they are there already, holds them, and
-        a donation then makes a copy. A failure to write is raised by the next `save`,
-        `wait` or `close`.
-
-        Args:
-          step: the number of steps done.
-          state: a pytree of arrays.
-          iterator: the training data's iterator, saved at its present place.
-          metrics: evaluation results of `state`, among them `best_metric`. None when
-            there are none: such a checkpoint is never the best one.
+        This goes on in the background. When it returns, the iterator may move on and
+        the arrays may be donated: orbax has copied them to the host, or, where they are
+        there already, holds them, and a donation then makes a copy. A failure to write
+        is raised by the next `save` or at the end.
 
         Returns:
           False, with nothing written, when the step has a checkpoint already.
 
         Raises:
-          ValueError: opened for reading only, or `metrics` lacks `best_metric`.
+          ValueError: opened for reading only.
         """
         if self._keep is None:
             raise ValueError(
                 f'cannot save step {step}: the checkpoints of {self._directory.parent} '
                 'are open for reading only. Give Checkpointer a number to keep.'
             )
-        if metrics is not None and self._best_metric not in metrics:
-            raise ValueError(
-                f'the metrics of step {step} ({", ".join(metrics) or "none"}) lack '
-                f'{self._best_metric!r}, which tells the best checkpoint. Add it, or '
-                'give metrics=None.'
-            )
         if step in self._manager.all_steps():
             return False
         items = {'state': ocp.args.StandardSave(_named(state)[0])}
         if iterator is not None:
             items['data'] = grain.checkpoint.CheckpointSave(iterator)
-        values = {name: float(value) for name, value in (metrics or {}).items()}
         return self._manager.save(
-            step, args=ocp.args.Composite(**items), metrics=values, force=True
+            step, args=ocp.args.Composite(**items), metrics={}, force=True
         )
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to a checkpoint, if the step has one, how its state was evaluated.
+
+        A checkpoint without a finite 'loss' among its metrics is never the best one.
+        """
+        if step not in self._steps():
+            return
+        if jax.process_index() == 0:
+            # Where orbax has the metrics of a save.
+            file = self._directory / str(step) / 'metrics' / 'metrics'
+            file.parent.mkdir(exist_ok=True)
+            run_folder.write_json(file, metrics)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f'metrics of step {step}')
+        self._manager.reload()
 
     def restore(
         self,
-        state_template: Any,
+        template: Any,
         iterator: grain.DatasetIterator | None = None,
         step: int | str | None = None,
     ) -> tuple[Any, int]:
         """Restores a checkpoint straight into the shardings of a template.
 
         Args:
-          state_template: a pytree like the saved one, of arrays or of
-            `jax.ShapeDtypeStruct`s with shardings. The devices need not be as many
-            as those of the run that saved.
+          template: a pytree like the saved one, of arrays or of `jax.ShapeDtypeStruct`s
+            with shardings. Neither devices nor processes need be as many as those of
+            the run that saved.
           iterator: set, in place, to where the saved one stood.
-          step: which checkpoint, as a number or its digits; 'best' for the one of
-            lowest `best_metric`, None for the latest.
+          step: which checkpoint, as a number or its digits; 'best' for that of the
+            lowest loss, None for the latest.
 
         Returns:
           The state and its step.
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
-          ValueError: the checkpoint has other arrays than the template, or holds no
-            iterator for this number of processes.
+          ValueError: the checkpoint has other arrays than the template, or no iterator.
         """
         step = self._choose(step)
-        template, structure = _named(state_template)
-        abstract = {name: _abstract(name, leaf) for name, leaf in template.items()}
-        self._check_fits(step, abstract)
-        items = {'state': ocp.args.StandardRestore(abstract)}
+        state = self._restore(template, step, whole=True)
         if iterator is not None:
-            self._check_has_iterator(step)
-            items['data'] = grain.checkpoint.CheckpointRestore(iterator)
-        arrays = self._manager.restore(step, args=ocp.args.Composite(**items)).state
-        return structure.unflatten([arrays[name] for name in template]), step
+            iterator.set_state(self._place_in_data(step))
+        return state, step
 
     def restore_part(
         self, template: Any, step: int | str | None = None
     ) -> tuple[Any, int]:
-        """Restores some arrays of a checkpoint, such as {'model': ...} of a state.
-
-        Args:
-          template: a pytree as of `restore`, whose names are among the saved ones.
-          step: as of `restore`.
-
-        Returns:
-          The arrays in the template's tree, and the step.
-
-        Raises:
-          FileNotFoundError: there is no such checkpoint.
-          ValueError: an array is not there, or has another shape or type.
-        """
+        """As `restore`, of some of the arrays, such as {'model': ...} of a state."""
         step = self._choose(step)
-        named, structure = _named(template)
-        abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
-        self._check_fits(step, abstract, whole=False)
-        # The handler that saves takes whole states only.
-        with ocp.CheckpointManager(
-            self._directory,
-            item_handlers={'state': ocp.PyTreeCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(create=False),
-        ) as manager:
-            restoring = ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
-            )
-            args = ocp.args.Composite(state=restoring)
-            arrays = manager.restore(step, args=args).state
-        return structure.unflatten([arrays[name] for name in named]), step
+        return self._restore(template, step, whole=False), step
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; waits for a save in progress."""
         return max(self._steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step of lowest `best_metric`; None when none has that metric."""
-        return _best(
-            {step: self._manager.metrics(step) for step in self._steps()},
-            self._best_metric,
+        """The step of the lowest loss, of equal ones the last; None if none has one."""
+        self._steps()
+        step = self._manager.best_step()
+        known = step is not None and math.isfinite(
+            _quality(self._manager.metrics(step))
         )
-
-    def wait(self) -> None:
-        """Waits until the save in progress, if any, is on disk."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits as `wait` does and frees the threads."""
-        self._manager.close()
+        return step if known else None
 
     def _steps(self) -> list[int]:
-        self.wait()
+        self._manager.wait_until_finished()
         return sorted(self._manager.all_steps())
 
     def _choose(self, step: int | str | None) -> int:
@@ -252,12 +199,26 @@ class Checkpointer:
             raise FileNotFoundError(
                 f'no checkpoint of {missing} in {self._directory}. It has: {listed}. '
                 "Ask for one of them, for None (the latest), or for 'best' when some "
-                f'were saved with the metric {self._best_metric!r}.'
+                'were evaluated.'
             )
         return chosen
 
+    def _restore(self, template: Any, step: int, whole: bool) -> Any:
+        named, structure = _named(template)
+        abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
+        self._check_fits(step, abstract, whole)
+        restoring = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=not whole,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            folder = self._directory / str(step) / 'state'
+            arrays = checkpointer.restore(folder, args=restoring)
+        return structure.unflatten([arrays[name] for name in named])
+
     def _check_fits(
-        self, step: int, asked: dict[str, jax.ShapeDtypeStruct], whole: bool = True
+        self, step: int, asked: dict[str, jax.ShapeDtypeStruct], whole: bool
     ) -> None:
         """Compares with the checkpoint's metadata, before any array is read."""
         metadata = self._manager.item_metadata(step).get('state')
@@ -286,47 +247,27 @@ class Checkpointer:
                 'or another --workdir.'
             )
 
-    def _check_has_iterator(self, step: int) -> None:
-        saved = sorted((self._directory / str(step) / 'data').glob('process_*.json'))
-        count = jax.process_count()
-        if len(saved) != count:
+    def _place_in_data(self, step: int) -> dict[str, Any]:
+        """The saved iterator's state: that of any process, for all read the same."""
+        files = sorted((self._directory / str(step) / 'data').glob('process_*.json'))
+        if not files:
+            folder = self._directory.parent
             raise ValueError(
-                f'checkpoint {step} in {self._directory} holds data iterators of '
-                f'{len(saved)} processes, not of the {count} of this run. Start as '
-                'many processes, or restore without an iterator (the data then starts '
-                'anew).'
+                f'checkpoint {step} in {folder} has no place in the data, as that of '
+                'an imported model: start a run from it, in another --workdir with '
+                f'--config.init_from={folder}.'
             )
+        return json.loads(files[0].read_text('utf-8'))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Retention:
-    """Keeps the last `keep` checkpoints and the best one (an orbax policy)."""
-
-    keep: int
-    best_metric: str
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: Any,
-    ) -> list[bool]:
-        metrics = {info.step: info.metrics for info in checkpoints}
-        kept = {*sorted(metrics)[-self.keep :], _best(metrics, self.best_metric)}
-        return [info.step in kept for info in checkpoints]
+def _directory(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    return run_folder.absolute(workdir) / 'checkpoints'
 
 
-def _best(metrics: Mapping[int, Mapping[str, float] | None], name: str) -> int | None:
-    """The first step of the lowest finite value."""
-    values = {step: _quality(metrics[step], name) for step in sorted(metrics)}
-    best = min(values, key=values.__getitem__, default=None)
-    return None if best is None or math.isinf(values[best]) else best
-
-
-def _quality(metrics: Mapping[str, float] | None, name: str) -> float:
-    """A checkpoint's metric; infinite, so never the best, when it has none."""
-    value = (metrics or {}).get(name, math.inf)
-    return value if math.isfinite(value) else math.inf
+def _quality(metrics: Mapping[str, float | None] | None) -> float:
+    """What the best checkpoint has most of; infinitely little if it has no loss."""
+    loss = (metrics or {}).get('loss')
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

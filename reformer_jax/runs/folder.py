@@ -25,8 +25,8 @@ from typing import Any
 
 import jax
 
-# Top-level config fields that a resumed run may change: they say how long, how often
-# and on which devices, not what is computed.
+# Config fields that a resumed run may change. These say how long, how often and on
+# which devices, not what is computed:
 CHANGEABLE = (
     'steps',
     'minutes',
@@ -36,6 +36,16 @@ CHANGEABLE = (
     'checkpoint_every',
     'keep_checkpoints',
     'mesh',
+)
+# And these in how much memory, or by which code, the same function is computed. (What
+# is drawn for dropout, with accumulate for hashes too, may be something else.)
+SAVES_MEMORY = (
+    'accumulate',
+    'model.feed_forward_chunk_length',
+    'model.heads_at_once',
+    'model.implementation',
+    'model.loss_chunk_length',
+    'model.stack',
 )
 
 ABSENT = '(absent)'
@@ -134,7 +144,7 @@ def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f'{path} is a folder of Hugging Face transformers, not a run: import it '
             'first, python convert.py import FOLDER WORKDIR.'
         )
-    return config
+    return _with_todays_names(config)
 
 
 def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
@@ -178,15 +188,14 @@ def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What `write_evaluation` wrote, oldest first."""
     files = (absolute(workdir) / 'evaluations').glob('step_*.json')
     by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
-    return [_read_json(file) for file in by_time]
+    records = [_read_json(file) for file in by_time]
+    return [{**r, 'config': _with_todays_names(r['config'])} for r in records]
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes what a run came to; it replaces that of the run before it was prolonged.
+    """Writes what a run came to: step, steps and minutes of the config, final metrics.
 
-    Args:
-      workdir: the run folder.
-      result: step, steps and minutes of the config, and the final metrics.
+    It replaces that of the run before it was prolonged.
     """
     write_json(absolute(workdir) / _RESULT, result)
 
@@ -230,14 +239,12 @@ def _create(path: pathlib.Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        problem = f'cannot be created ({error.strerror})'
+    else:
+        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
+    if problem:
         raise ValueError(
-            f'workdir {path} cannot be created ({error.strerror}). Give --workdir a '
-            'path under a folder you may write to.'
-        ) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ValueError(
-            f'workdir {path} cannot be written to. Give --workdir a folder you may '
-            'write to, or change its permissions.'
+            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
         )
 
 
@@ -252,7 +259,7 @@ def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it will be read back: tuples become lists."""
+    """The config as it will be read back: tuples become lists, NaN becomes null."""
     for name, value in flat(config).items():
         try:
             json.dumps(value)
@@ -261,12 +268,22 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
                 f'config field {name}={value!r} cannot be written as JSON ({error}). '
                 'Use numbers, strings, booleans, None, lists and dicts.'
             ) from error
-    return json.loads(json.dumps(config))
+    return json.loads(json.dumps(config), parse_constant=lambda _: None)
+
+
+def _with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A config of an older run: within_bucket=True was what is rule 'bucket' now."""
+    model = dict(config.get('model', {}))
+    if model.pop('within_bucket', False):
+        model['rule'] = 'bucket'
+    return {**config, 'model': model}
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding='utf-8'))
+        # Folders of before have NaN and Infinity, which are not JSON.
+        text = file.read_text(encoding='utf-8')
+        return json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         raise ValueError(
             f'{file} is not JSON ({error}): it was changed by hand or damaged. Restore '
@@ -275,10 +292,10 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    """Writes all of a JSON file or nothing of it."""
+    """Writes all of a JSON file or nothing of it; numbers that are none as null."""
     temporary = file.with_name(f'.{file.name}.tmp')
     with open(temporary, 'w', encoding='utf-8') as stream:
-        json.dump(fields, stream, indent=2)
+        json.dump(as_json(fields), stream, indent=2, allow_nan=False)
         stream.write('\n')
         stream.flush()
         os.fsync(stream.fileno())
@@ -295,27 +312,44 @@ def check_same_run(
     Raises:
       ValueError: it is another run's; arguments as in `open_workdir`.
     """
-    path, saved = absolute(workdir), recorded_config(workdir)
-    new = flat(config)
-    known = flat(as_json(defaults or {}))
-    old = {name: known[name] for name in new if name in known} | flat(saved)
+    saved = recorded_config(workdir)
+    old, new = flat(saved), flat(config)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
-        for name in [*old, *(name for name in new if name not in old)]
-        if name.split('.')[0] not in CHANGEABLE
+        for name in differing_fields(saved, config, defaults)
+        if name not in SAVES_MEMORY and name.split('.')[0] not in CHANGEABLE
+    ]
+    if differing:
+        raise ValueError(
+            f'workdir {absolute(workdir)} holds a run with another config:\n'
+            f'{listed(differing)}\n'
+            'Give the new config another --workdir, or set the old values to resume. '
+            f'Only these may change: {", ".join(CHANGEABLE + SAVES_MEMORY)}.'
+        )
+    return saved
+
+
+def differing_fields(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Dotted names of the fields in which a recorded config (`old`) and a new one
+    differ, `defaults` as in `open_workdir`."""
+    new = flat(new)
+    known = flat(as_json(defaults or {}))
+    old = {name: known[name] for name in new if name in known} | flat(old)
+    names = [*old, *(name for name in new if name not in old)]
+    return [
+        name
+        for name in names
+        if json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+        # A run has a copy of its tokenizer, wherever the file came from.
         and not (
             name == 'data.tokenizer'
             and NO_TOKENIZER not in (old.get(name), new.get(name))
         )
-        and json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
     ]
-    if differing:
-        raise ValueError(
-            f'workdir {path} holds a run with another config:\n{listed(differing)}\n'
-            'Give the new config another --workdir, or set the old values to resume. '
-            f'Only these may change: {", ".join(CHANGEABLE)}.'
-        )
-    return saved
 
 
 def _run_record() -> dict[str, Any]:
@@ -347,11 +381,14 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of this code, `-dirty` when changed since; None outside of git."""
+    root = pathlib.Path(__file__).resolve().parents[2]
     command = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
         done = subprocess.run(
             command,
-            cwd=pathlib.Path(__file__).parent,
+            cwd=root,
+            # Not the commit of a repository that this code is installed in.
+            env=os.environ | {'GIT_CEILING_DIRECTORIES': str(root.parent)},
             capture_output=True,
             text=True,
             timeout=10,

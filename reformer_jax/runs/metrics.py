@@ -11,17 +11,19 @@ import math
 import os
 import pathlib
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import jax
 import tensorboardX
+from rich import console as rich_console
+from rich import table as rich_table
 
 
 class Writer:
     """Appends a run's metrics to its folder and shows its progress.
 
-    A context manager. Only one process of a run makes one.
+    A context manager. Every process of a run makes one; the first one's writes.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, total_steps: int):
@@ -34,13 +36,16 @@ class Writer:
         Raises:
           FileNotFoundError: there is no such folder.
         """
+        self._total_steps = total_steps
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         folder = pathlib.Path(workdir)
         if not folder.is_dir():
             raise FileNotFoundError(
                 f'workdir {folder} is not a folder. Make it with '
                 'run_folder.open_workdir before writing metrics into it.'
             )
-        self._total_steps = total_steps
         path = folder / 'metrics.jsonl'
         truncated = _ends_in_mid_line(path)
         self._file = open(path, 'a', encoding='utf-8')
@@ -55,13 +60,10 @@ class Writer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: Any) -> None:
+        if self._writes:
+            self._file.close()
+            self._tensorboard.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes the values of `split` ('train', 'valid', ...) after `step` steps.
@@ -81,6 +83,8 @@ class Writer:
                     'Rename it.'
                 )
             record[name] = value if math.isfinite(value) else None
+        if not self._writes:
+            return
         self._file.write(json.dumps(record, allow_nan=False) + '\n')
         self._file.flush()
         for name, value in scalars.items():
@@ -94,34 +98,9 @@ class Writer:
         seconds_left: float | None = None,
     ) -> None:
         """Prints a `progress_line` to standard output."""
-        line = progress_line(step, self._total_steps, values, seconds_left)
-        print(line, flush=True)
-
-    def close(self) -> None:
-        """Writes out what is buffered and closes the files."""
-        self._file.close()
-        self._tensorboard.close()
-
-
-class SilentWriter:
-    """A Writer that does nothing, for all processes of a run but the first."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Does nothing."""
-
-    def progress(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        seconds_left: float | None = None,
-    ) -> None:
-        """Does nothing."""
+        if self._writes:
+            line = progress_line(step, self._total_steps, values, seconds_left)
+            print(line, flush=True)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -155,65 +134,49 @@ class Throughput:
     """Tokens per second while training, and the time that is left.
 
     The clock runs from construction on. Steps run in the background: read it after
-    waiting for the metrics of the last step that was added.
+    waiting for the metrics of the last step.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
         self._since = clock()  # the running stretch, not yet in the sums below
-        self._paused = False
         self._seconds = 0.0  # training, since the last reading
-        self._tokens = 0
-        self._all_seconds = 0.0  # training and recurring pauses, since construction
+        self._all_seconds = 0.0  # training and pauses, since construction
         self._all_steps = 0
 
-    def add(self, tokens: int, steps: int = 1) -> None:
-        """Counts steps that were done and their tokens, over all devices."""
-        self._tokens += tokens
-        self._all_steps += steps
-
     @contextlib.contextmanager
-    def pause(self, *, once: bool = False) -> Iterator[None]:
-        """Leaves out the time in the context: an evaluation, a checkpoint.
-
-        Args:
-          once: it will not recur (compilation), so it does not lengthen the time that
-            is left either.
-        """
-        if self._paused:
-            yield
-            return
-        self._advance()
-        self._paused = True
+    def pause(self) -> Iterator[None]:
+        """Leaves out the time in the context: an evaluation, a checkpoint."""
+        self._seconds += self._advance()
         try:
             yield
         finally:
-            now = self._clock()
-            if not once:
-                self._all_seconds += now - self._since
-            self._since = now
-            self._paused = False
+            self._advance()
 
-    def read(self) -> float:
-        """Tokens per second since the last reading; 0.0 when no time has passed."""
-        self._advance()
-        rate = self._tokens / self._seconds if self._seconds > 0 else 0.0
-        self._tokens, self._seconds = 0, 0.0
-        return rate
+    def read(self, tokens: int, steps: int) -> float:
+        """Tokens per second since the last reading; 0.0 when no time has passed.
+
+        Args:
+          tokens: those since the last reading, over all devices.
+          steps: in so many steps.
+        """
+        seconds = self._seconds + self._advance()
+        self._seconds = 0.0
+        self._all_steps += steps
+        return tokens / seconds if seconds > 0 else 0.0
 
     def seconds_left(self, steps_left: int) -> float | None:
         """Estimate from the mean time of a step so far; None before the first one."""
-        self._advance()
+        self._seconds += self._advance()
         if not self._all_steps:
             return None
         return steps_left * self._all_seconds / self._all_steps
 
-    def _advance(self) -> None:
-        if not self._paused:
-            now = self._clock()
-            self._seconds += now - self._since
-            self._all_seconds += now - self._since
-            self._since = now
+    def _advance(self) -> float:
+        now = self._clock()
+        passed, self._since = now - self._since, now
+        self._all_seconds += passed
+        return passed
 
 
 def format_seconds(seconds: float) -> str:
@@ -288,18 +251,24 @@ def means(total: Mapping[str, float]) -> dict[str, float]:
 _SCORES = ('accuracy', 'f1', 'exact_match', 'precision', 'recall', 'pearson')
 
 
-def summary(split: str, step: int, values: Mapping[str, float]) -> str:
-    """One line on an evaluation, of a language model by `tokens` or of `examples`."""
+def summary(split: str, step: int, values: Mapping[str, float | None]) -> str:
+    """One line on an evaluation, of a language model by `tokens` or of `examples`.
+
+    Values may be None, as result.json has them where they are no numbers.
+    """
+
+    def shown(name: str) -> str:
+        value = values[name]
+        return '-' if value is None else f'{value:.4f}'
+
+    said = f'{split} after {step} steps: '
     if 'tokens' in values:
-        return (
-            f'{split} after {step} steps: {values["bits_per_dim"]:.4f} bits/dim, '
-            f'accuracy {values["accuracy"]:.4f}, {values["tokens"]:.0f} tokens'
+        return said + (
+            f'{shown("bits_per_dim")} bits/dim, accuracy {shown("accuracy")}, '
+            f'{values["tokens"]:.0f} tokens'
         )
-    scores = [f'{name} {values[name]:.4f}' for name in _SCORES if name in values]
-    return (
-        f'{split} after {step} steps: loss {values["loss"]:.4f}, '
-        f'{", ".join(scores)}, {values["examples"]:.0f} examples'
-    )
+    scores = [f'{name} {shown(name)}' for name in ('loss', *_SCORES) if name in values]
+    return f'{said}{", ".join(scores)}, {values["examples"]:.0f} examples'
 
 
 def bits_per_dim(nats: float) -> float:
@@ -309,20 +278,17 @@ def bits_per_dim(nats: float) -> float:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """A plain text table: a heading, then one line a row; '-' where there is none."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    numeric = [
-        all(isinstance(row.get(column), int | float | None) for row in rows)
-        for column in columns
-    ]
-    lines = []
-    for line in [list(columns), *cells]:
-        aligned = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        lines.append('  '.join(aligned).rstrip())
-    return '\n'.join(lines)
+    shown = rich_table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        numeric = all(isinstance(row.get(column), int | float | None) for row in rows)
+        shown.add_column(column, justify='right' if numeric else 'left', no_wrap=True)
+    for row in rows:
+        shown.add_row(*(_cell(row.get(column)) for column in columns))
+    # As wide as it is, whatever the terminal; cells are no markup.
+    console = rich_console.Console(width=10_000, color_system=None, markup=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return '\n'.join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _cell(value: Any) -> str:

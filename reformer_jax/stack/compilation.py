@@ -1,7 +1,5 @@
-"""What the compiler is told, and what it leaves behind."""
+"""What the compiler is told."""
 
-import ctypes
-import sys
 from typing import Any
 
 import jax
@@ -21,11 +19,3 @@ def options() -> dict[str, Any] | None:
         'xla_backend_optimization_level': 1,
         'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
     }
-
-
-def return_freed_memory() -> None:
-    """Gives the system back what compiling freed, 250 MiB that glibc would keep."""
-    if sys.platform == 'linux':
-        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-        if trim is not None:  # only glibc has it
-            trim(0)

@@ -10,20 +10,19 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from reformer_jax.runs import metrics
+from reformer_jax.runs import progress
 from reformer_jax.sweeps import points as points_lib
 
-_LOGS = 'logs'
-_TAIL = 5  # lines of a failed process's log that are shown
 _GPUS = 'CUDA_VISIBLE_DEVICES'
+_SECONDS_BETWEEN_LOOKS = 1.0  # at how far the runs are
 
 
-class Processes:
+class _Processes:
     """The processes that are running; a context manager that listens for signals.
 
     The first SIGINT, SIGTERM or SIGHUP stops all, each run after the step in progress
@@ -38,7 +37,6 @@ class Processes:
         self.stopping = False
         self._lock_file = lock_file
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -53,39 +51,30 @@ class Processes:
     def call(
         self, command: Sequence[str], log: pathlib.Path, gpu: str | None
     ) -> int | None:
-        """Runs a command to its end, its output appended to a log.
+        """The exit status of a command on a GPU (None: on all), its output in a log.
 
-        Args:
-          command: the program and its arguments.
-          log: the file; created when absent.
-          gpu: which the process gets of the GPUs in CUDA_VISIBLE_DEVICES; None for all.
-
-        Returns:
-          The exit status, negative for a signal; None if nothing was started any more.
+        None if nothing was started any more.
         """
-        environment = os.environ | ({_GPUS: gpu} if gpu is not None else {})
         with open(log, 'ab') as output:
             output.write(f'$ {shlex.join(command)}\n'.encode())
             output.flush()
-            with self._lock:
-                if self.stopping:
-                    return None
-                # In a session of its own: a terminal's Ctrl-C comes from here alone.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,
-                    pass_fds=(self._lock_file,),
-                )
-                self._running.add(process)
+            if self.stopping:
+                return None
+            # In a session of its own: a terminal's Ctrl-C comes from here alone.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ({_GPUS: gpu} if gpu is not None else {}),
+                start_new_session=True,
+                pass_fds=(self._lock_file,),
+            )
+            self._running.add(process)
             if self.stopping:  # the signal came before the process was known
                 process.send_signal(signal.SIGTERM)
             status = process.wait()
-        with self._lock:
-            self._running.discard(process)
+        self._running.discard(process)
         return status
 
     def _stop(self, *_: Any) -> None:
@@ -116,34 +105,49 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
     free = _free_gpus(parallel)
     points_lib.check_data(sweep)
     points_lib.record(sweep)
-    (sweep.workdir / _LOGS).mkdir(exist_ok=True)
+    (sweep.workdir / 'logs').mkdir(exist_ok=True)
     with (
         _locked(sweep.workdir) as lock_file,
-        Processes(lock_file) as processes,
+        _Processes(lock_file) as processes,
         concurrent.futures.ThreadPoolExecutor(parallel) as pool,
     ):
         waiting = [
             pool.submit(_run_point, sweep, number, processes, free)
             for number in range(len(sweep.points))
         ]
-        failed = [
-            point.name
-            for point, future in zip(sweep.points, waiting, strict=True)
-            if not future.result()
-        ]
+        _show_progress(sweep, waiting)
+        results = [future.result() for future in waiting]
+    failed = [p.name for p, done in zip(sweep.points, results, strict=True) if not done]
     if processes.stopping:
         print('stopped; the same command goes on from here', flush=True)
     elif failed:
         names = ', '.join(failed)
-        print(f'{len(failed)} of {len(waiting)} points failed: {names}', flush=True)
+        print(f'{len(failed)} of {len(results)} points failed: {names}', flush=True)
     else:
         print(
-            f'all {len(waiting)} points are complete; next: python '
+            f'all {len(results)} points are complete; next: python '
             f'reports/bits_per_dim.py {sweep.workdir}, or the report that '
             f'{sweep.file} names',
             flush=True,
         )
     return not failed and not processes.stopping
+
+
+def _show_progress(
+    sweep: points_lib.Sweep, waiting: Sequence[concurrent.futures.Future[bool]]
+) -> None:
+    """Shows the training steps that are being done, until all points are."""
+    unfinished = [p for p in sweep.points if points_lib.result(p) is None]
+    total = sum(point.train.config['steps'] for point in unfinished)
+    with progress.bar('training the points', total, 'steps') as advance:
+        shown = 0
+        while True:
+            done = concurrent.futures.wait(waiting, _SECONDS_BETWEEN_LOOKS).not_done
+            steps = sum(points_lib.step(point) or 0 for point in unfinished)
+            advance(steps - shown)
+            shown = steps
+            if not done:
+                return
 
 
 @contextlib.contextmanager
@@ -163,37 +167,40 @@ def _locked(folder: pathlib.Path) -> Iterator[int]:
 def _run_point(
     sweep: points_lib.Sweep,
     number: int,
-    processes: Processes,
+    processes: _Processes,
     free: queue.SimpleQueue[str | None],
 ) -> bool:
     """Whether all of a point has been done or was left because of a signal."""
     point = sweep.points[number]
-    label = f'[{number + 1}/{len(sweep.points)}] {point.name}'
+
+    def say(line: str) -> None:
+        label = f'[{number + 1}/{len(sweep.points)}] {point.name}'
+        print(f'{label}: {line}', flush=True)
+
     try:
         commands = points_lib.missing(point)
     except ValueError as error:
-        print(f'{label}: {error}', flush=True)
+        say(str(error))
         return False
     if not commands or processes.stopping:
-        print(f'{label}: {points_lib.status(point)}', flush=True)
+        say(points_lib.status(point))
         return True
-    log = sweep.workdir / _LOGS / f'{point.name}.txt'
-    print(f'{label}: {len(commands)} commands, log in {log}', flush=True)
+    log = sweep.workdir / 'logs' / f'{point.name}.txt'
+    say(f'{len(commands)} commands, log in {log}')
     started, gpu = time.monotonic(), free.get()
     try:
         for command in commands:
             status = processes.call(_argv(sweep, point, command), log, gpu)
             if processes.stopping:
-                print(f'{label}: {points_lib.status(point)}', flush=True)
-                return True
-            unfinished = command is point.train and not points_lib.is_trained(point)
+                break
+            unfinished = command is point.train and points_lib.result(point) is None
             if status or unfinished:
-                _say_failure(label, command, status, log)
+                say(f'{command.program} ended early with status {status}: see {log}')
                 return False
     finally:
         free.put(gpu)
     took = metrics.format_seconds(time.monotonic() - started)
-    print(f'{label}: {points_lib.status(point)} ({took})', flush=True)
+    say(f'{points_lib.status(point)} ({took})')
     return True
 
 
@@ -225,15 +232,3 @@ def _free_gpus(parallel: int) -> queue.SimpleQueue[str | None]:
     for place in range(parallel):
         free.put(names[place] if parallel > 1 and names else None)
     return free
-
-
-def _say_failure(
-    label: str, command: points_lib.Command, status: int | None, log: pathlib.Path
-) -> None:
-    tail = log.read_text('utf-8', 'replace').splitlines()[-_TAIL:]
-    lines = '\n'.join(f'    {line}' for line in tail)
-    print(
-        f'{label}: {command.program} ended early with exit status {status}; the end '
-        f'of {log}:\n{lines}',
-        flush=True,
-    )

@@ -20,7 +20,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -29,23 +29,18 @@ from reformer_jax import data
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
-from reformer_jax.training import start as start_lib
+from reformer_jax.training import start
 
 _LONGEST_NAME = 200  # file systems take 255 bytes
-_BASE = 'base'
+_PLAN = 'sweep.json'
 
 Overrides = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One call of train.py or eval.py, and the config that it comes to.
-
-    Attributes:
-      program: 'train.py' or 'eval.py'.
-      overrides: fields that the call sets, by their dotted names.
-      config: what a run folder or an evaluation records of it.
-    """
+    """One call of train.py or eval.py: fields that it sets, by their dotted names, and
+    the config that a run folder or an evaluation records of it."""
 
     program: str
     overrides: Overrides
@@ -54,14 +49,7 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One run of a sweep.
-
-    Attributes:
-      name: of its folder in that of the sweep.
-      folder: the run folder.
-      train: how it is trained.
-      evaluations: how it is evaluated afterwards.
-    """
+    """One run of a sweep: its folder, how it is trained, how evaluated afterwards."""
 
     name: str
     folder: pathlib.Path
@@ -129,30 +117,33 @@ def load(
     points = tuple(
         _point(config, folder, given, overrides, evaluations) for overrides in listed
     )
+    _check_repeats('points', [(point.name, point.train) for point in points])
+    names = [point.name for point in points]
     for point in points:
-        _check_repeats(
-            f'evaluations of point {point.name}',
-            [
-                (_name(e), c)
-                for e, c in zip(evaluations, point.evaluations, strict=True)
-            ],
-        )
+        named = zip(map(_name, evaluations), point.evaluations, strict=True)
+        _check_repeats(f'evaluations of point {point.name}', list(named))
+        if names.count(point.name) > 1:
+            raise ValueError(
+                f'two points of the sweep would have the folder {point.name}: their '
+                'values differ only in characters that a folder name leaves out.'
+            )
         if (point.folder / 'config.json').is_file():
             run_folder.check_same_run(
                 point.folder,
                 point.train.config,
                 training_config.absent(point.train.config),
             )
-    _check_repeats('points', [(point.name, point.train) for point in points])
-    _check_folders(points)
     return Sweep(file, folder, given, points)
 
 
 def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
     """The command line of a command after the program, to be quoted for a shell."""
+    here, folder = pathlib.Path.cwd(), point.folder
+    if folder.is_relative_to(here):
+        folder = folder.relative_to(here)
     return [
         f'--config={sweep.file}',
-        f'--workdir={_relative(point.folder)}',
+        f'--workdir={folder}',
         *(f'--config.{f}={_text(value)}' for f, value in command.overrides.items()),
     ]
 
@@ -168,11 +159,7 @@ def _import(file: str) -> Any:
 
 def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
-
-    def add(overrides: Overrides) -> None:
-        listed.append(dict(overrides))
-
-    define(add)
+    define(lambda overrides: listed.append(dict(overrides)))
     return listed
 
 
@@ -190,7 +177,11 @@ def _point(config, workdir, given, overrides, evaluations) -> Point:
     name = _name(overrides)
 
     def command(program, place, changes):
-        _check_given(place, changes, given)
+        if both := sorted(set(changes) & set(given)):
+            raise ValueError(
+                f'{", ".join(both)} is set on the command line and by {place}: leave '
+                'it to one of them.'
+            )
         checked = _checked(config, changes, place, str(workdir / name))
         return Command(program, {**given, **changes}, checked)
 
@@ -205,48 +196,34 @@ def _point(config, workdir, given, overrides, evaluations) -> Point:
     )
 
 
-def _check_given(place: str, overrides: Overrides, given: Overrides) -> None:
-    both = sorted(set(overrides) & set(given))
-    if both:
-        raise ValueError(
-            f'{", ".join(both)} is set on the command line and by {place}: leave it to '
-            'one of them.'
-        )
-
-
 def _checked(config, overrides, place, folder) -> dict[str, Any]:
     """The config of a point as its run folder records it."""
     changed = copy.deepcopy(config)
+    fields = run_folder.flat(config.to_dict())
     for field, value in overrides.items():
-        _set(changed, field, value, place)
+        if field not in fields:
+            close = difflib.get_close_matches(field, fields, n=3)
+            raise ValueError(
+                f'{place} sets {field!r}, which is no field of the config'
+                + (f': did you mean {" or ".join(close)}?' if close else '.')
+            )
+        try:
+            changed.update_from_flattened_dict({field: value})
+        except TypeError as error:
+            raise ValueError(
+                f'{place} sets {field}={value!r}, which is of another type than '
+                f'{fields[field]!r} in the config ({error}).'
+            ) from error
     try:
         # Standard output may be a script of commands.
         with contextlib.redirect_stdout(sys.stderr):
-            resolved = start_lib.resolve(changed, folder)
-        training_config.check_data(training_config.run_config(resolved))
+            recorded, _ = start.read(changed, folder)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f'{place}: {error}') from error
-    return run_folder.as_json(resolved.to_dict())
+    return run_folder.as_json(recorded)
 
 
-def _set(config, field: str, value: Any, place: str) -> None:
-    fields = run_folder.flat(config.to_dict())
-    if field not in fields:
-        close = difflib.get_close_matches(field, fields, n=3)
-        raise ValueError(
-            f'{place} sets {field!r}, which is no field of the config'
-            + (f': did you mean {" or ".join(close)}?' if close else '.')
-        )
-    try:
-        config.update_from_flattened_dict({field: value})
-    except TypeError as error:
-        raise ValueError(
-            f'{place} sets {field}={value!r}, which is of another type than '
-            f'{fields[field]!r} in the config ({error}).'
-        ) from error
-
-
-def _check_repeats(what: str, commands: Iterable[tuple[str, Command]]) -> None:
+def _check_repeats(what: str, commands: list[tuple[str, Command]]) -> None:
     seen: dict[str, str] = {}
     for name, command in commands:
         config = json.dumps(command.config, sort_keys=True)
@@ -256,16 +233,6 @@ def _check_repeats(what: str, commands: Iterable[tuple[str, Command]]) -> None:
                 'one out.'
             )
         seen[config] = name
-
-
-def _check_folders(points: Iterable[Point]) -> None:
-    names = [point.name for point in points]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f'two points of the sweep would have the folder {name}: their values '
-                'differ only in characters that a folder name leaves out.'
-            )
 
 
 def _name(overrides: Overrides) -> str:
@@ -282,7 +249,7 @@ def _name(overrides: Overrides) -> str:
             f'{name!r}, of {len(name)} characters; the limit is {_LONGEST_NAME}: move '
             'what all points have in common to get_config.'
         )
-    return name or _BASE
+    return name or 'base'
 
 
 def _text(value: Any) -> str:
@@ -292,13 +259,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _relative(folder: pathlib.Path) -> str:
-    """The folder as a command line has it: relative where it is below this one."""
-    here = pathlib.Path.cwd()
-    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-
-
-_PLAN = 'sweep.json'
+# --- What has been done -----------------------------------------------------------
 
 
 def record(sweep: Sweep) -> None:
@@ -332,6 +293,16 @@ def record(sweep: Sweep) -> None:
     run_folder.write_json(file, fields)
 
 
+def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
+    given = {
+        name: value
+        for name, value in fields['given'].items()
+        if name.split('.')[0] not in run_folder.CHANGEABLE
+    }
+    file, _, variant = fields['config'].partition('.py')
+    return (pathlib.Path(file).resolve(), variant), given
+
+
 def check_data(sweep: Sweep) -> None:
     """Opens the data of what is to be run, downloading what is to be downloaded.
 
@@ -349,56 +320,53 @@ def check_data(sweep: Sweep) -> None:
             data.open(section).batches(split)
 
 
-def is_trained(point: Point) -> bool:
-    """Whether a run is complete, as long as its config now says."""
-    result = run_folder.load_result(point.folder)
-    config = point.train.config
-    return result is not None and all(
-        result[name] == config[name] for name in ('steps', 'minutes')
-    )
+def result(point: Point) -> dict[str, Any] | None:
+    """What a run came to; None if it is not complete, as long as its config now is."""
+    found, config = run_folder.load_result(point.folder), point.train.config
+    lengths = ('steps', 'minutes')
+    whole = found and all(found[name] == config[name] for name in lengths)
+    return found if whole else None
 
 
 def missing(point: Point) -> list[Command]:
     """What is still to be called, in order."""
-    if not is_trained(point):
+    trained = result(point)
+    if trained is None:
         return [point.train, *point.evaluations]
-    result = run_folder.load_result(point.folder)
-    assert result is not None
-    done = [
-        _computed(record['config'])
+    recorded = [
+        record['config']
         for record in run_folder.load_evaluations(point.folder)
-        if all(split['step'] == result['step'] for split in record['results'].values())
+        if all(at['step'] == trained['step'] for at in record['results'].values())
     ]
-    return [c for c in point.evaluations if _computed(c.config) not in done]
+    return [
+        command
+        for command in point.evaluations
+        if not any(_computes(config, command.config) for config in recorded)
+    ]
+
+
+def _computes(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether an evaluation was of the config that is asked for."""
+    names = run_folder.differing_fields(
+        recorded, asked, training_config.absent(recorded)
+    )
+    return all(name.split('.')[0] in run_folder.CHANGEABLE for name in names)
+
+
+def step(point: Point) -> int | None:
+    """The last step that a run has noted; None if it has not noted any."""
+    try:
+        return metrics.read(point.folder / 'metrics.jsonl')[-1]['step']
+    except (FileNotFoundError, ValueError, IndexError):
+        return None
 
 
 def status(point: Point) -> str:
     """How far a run is, in words."""
-    left = len(missing(point))
-    if is_trained(point):
-        result = run_folder.load_result(point.folder)
-        assert result is not None
-        told = metrics.summary('validation', result['step'], result['validation'])
+    if trained := result(point):
+        left = len(missing(point))
+        told = metrics.summary('validation', trained['step'], trained['validation'])
         return told + (f'; {left} evaluations to go' if left else '')
-    try:
-        last = metrics.read(point.folder / 'metrics.jsonl')[-1]
-    except (FileNotFoundError, ValueError, IndexError):
+    if (at := step(point)) is None:
         return 'not started'
-    return f'unfinished, at step {last["step"]} of {point.train.config["steps"]}'
-
-
-def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
-    given = {
-        name: value
-        for name, value in fields['given'].items()
-        if name.split('.')[0] not in run_folder.CHANGEABLE
-    }
-    file, _, variant = fields['config'].partition('.py')
-    return (pathlib.Path(file).resolve(), variant), given
-
-
-def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the path of its tokenizer, of which the run keeps a copy."""
-    fields = run_folder.flat(config)
-    fields.pop('data.tokenizer', None)
-    return fields
+    return f'unfinished, at step {at} of {point.train.config["steps"]}'

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 
 from reformer_jax import data
 from reformer_jax import sharding
@@ -80,17 +79,16 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def run_config(config: ml_collections.ConfigDict) -> RunConfig:
-    """The config as checked dataclasses; a ValueError names an unknown field."""
-    fields = dict(config.to_dict())
-    fields['model'] = model_config.upgraded(fields.get('model') or {})
-    fields['model'] = _section(model_config.ModelConfig, fields['model'], 'model.')
-    fields['optimizer'] = _section(
+def run_config(fields: Mapping[str, Any]) -> RunConfig:
+    """A config's fields as checked dataclasses; a ValueError names an unknown one."""
+    model = _section(model_config.ModelConfig, fields.get('model'), 'model.')
+    optimizer = _section(
         optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
     )
+    checked = {**fields, 'model': model, 'optimizer': optimizer}
     if 'data' in fields:
-        fields['data'] = data.open(fields['data'])
-    run = _section(RunConfig, fields, '')
+        checked['data'] = data.open(fields['data'])
+    run = _section(RunConfig, checked, '')
     for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
         if getattr(run, name) < 1:
             raise ValueError(f'config.{name}={getattr(run, name)} must be at least 1.')
@@ -118,20 +116,19 @@ def _section(kind: Any, fields: Any, prefix: str) -> Any:
     return kind(**fields)
 
 
-def check(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises a ValueError if model, data and mesh do not fit each other."""
-    check_data(run)
-    (batch_size, _), _ = run.data.spec['tokens']
-    sharding.check(
-        mesh,
-        batch_size=batch_size // run.accumulate,
-        heads=run.model.heads_at_once or run.model.heads,
-    )
-
-
-def check_data(run: RunConfig) -> None:
+def check(run: RunConfig) -> None:
     """Raises a ValueError if model and data do not fit each other."""
-    _check_head(run)
+    needed, classes = run.data.head, run.data.classes
+    if run.model.head != needed:
+        raise ValueError(
+            f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
+            f'with model.head={run.model.head!r}: change config.model.head or the data.'
+        )
+    if needed.endswith('classification') and run.model.classes != classes:
+        raise ValueError(
+            f'the data have {classes} classes and the model model.classes='
+            f'{run.model.classes}: set it to {classes}, or to 0 when a run starts.'
+        )
     (batch_size, length), _ = run.data.spec['tokens']
     vocab_size = run.data.vocab_size
     if vocab_size > run.model.vocab_size:
@@ -152,15 +149,11 @@ def check_data(run: RunConfig) -> None:
     model_config.check_length(run.model, length)
 
 
-def _check_head(run: RunConfig) -> None:
-    needed, classes = run.data.head, run.data.classes
-    if run.model.head != needed:
-        raise ValueError(
-            f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
-            f'with model.head={run.model.head!r}: change config.model.head or the data.'
-        )
-    if needed.endswith('classification') and run.model.classes != classes:
-        raise ValueError(
-            f'the data have {classes} classes and the model model.classes='
-            f'{run.model.classes}: set it to {classes}, or to 0 when a run starts.'
-        )
+def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises a ValueError if the devices do not divide batch and heads."""
+    (batch_size, _), _ = run.data.spec['tokens']
+    sharding.check(
+        mesh,
+        batch_size=batch_size // run.accumulate,
+        heads=run.model.heads_at_once or run.model.heads,
+    )

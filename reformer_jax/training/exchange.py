@@ -6,8 +6,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import ml_collections
-
 from reformer_jax import huggingface
 from reformer_jax import sharding
 from reformer_jax.data import tokenizers
@@ -60,14 +58,15 @@ def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
         print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
     names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
     fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
-    path = checkpoint.open_workdir(workdir, fields)
+    path = run_folder.open_workdir(workdir, fields)
     if tokenizer:
         run_folder.keep_tokenizer(path, tokenizer)
     shutil.copyfile(
         pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
     )
-    run = training_config.run_config(ml_collections.ConfigDict(fields))
-    state = state_lib.init_state(config, state_lib.optimizer(run), run.seed)
+    run = training_config.run_config(fields)
+    optimizer = optimizer_lib.build(run.optimizer, run.steps)
+    state = state_lib.init_state(config, optimizer, run.seed)
     with checkpoint.Checkpointer(path, keep=1) as checkpointer:
         checkpointer.save(0, dataclasses.replace(state, model=model))
 
@@ -93,10 +92,9 @@ def export_run(
       FileExistsError: the folder holds a model.
       ValueError: transformers has no such model.
     """
-    fields = checkpoint.load_config(workdir)
-    run = training_config.run_config(ml_collections.ConfigDict(fields))
-    model, _ = state_lib.restore_model(run, sharding.make_mesh(), workdir, step)
-    config = run.model
+    fields = run_folder.load_config(workdir)
+    model, _ = state_lib.restore_model(workdir, sharding.make_mesh(), step=step)
+    config = model.config
     if rule_trax:
         config = dataclasses.replace(config, rule='trax', dense_length=0)
     tokenizer = run_folder.find_tokenizer(workdir)
@@ -105,10 +103,9 @@ def export_run(
         raise FileExistsError(
             f'{target} exists and is left as it is: give a new folder.'
         )
-    like = _original(workdir, run.init_from) or {}
-    labels = getattr(run.data, 'labels', ())
-    if config.head == 'classification' and labels:
-        like |= fields_lib.label_fields(labels)
+    like = _original(workdir, fields.get('init_from', '')) or {}
+    if config.head == 'classification' and fields['data'].get('labels'):
+        like |= fields_lib.label_fields(fields['data']['labels'])
     huggingface.save(folder, config, model, like=like)
     if tokenizer:
         shutil.copyfile(tokenizer, target)

@@ -1,68 +1,125 @@
-"""What a run starts from: the model of a Hugging Face folder, or of another run.
+"""One way into a run: a config and a run folder to all that a run is made of.
 
-A config with init_from takes from there all that gives the parameters their meaning
-(_ARCHITECTURE), and keeps its own head, dropout, rounds, dtype, stack and the like.
+Only this file reads a ConfigDict. What the config leaves open is found elsewhere: in
+the run's own folder, in that of init_from, in the data. A config with init_from takes
+from there all that gives the parameters their meaning (model.architecture_fields), and
+keeps its own head, dropout, rounds, dtype, stack and the like.
 """
 
+import copy
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from reformer_jax import data
 from reformer_jax import huggingface
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
-from reformer_jax.runs import checkpoint
+from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import progress
 from reformer_jax.training import config as training_config
+from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
 
-_ARCHITECTURE = (
-    'vocab_size',
-    'length',
-    'd_model',
-    'd_ff',
-    'heads',
-    'head_size',
-    'layers',
-    'pattern',
-    'causal',
-    'local_chunk_length',
-    'local_chunks_before',
-    'local_chunks_after',
-    'lsh_chunk_length',
-    'lsh_chunks_before',
-    'lsh_chunks_after',
-    'buckets',
-    'rule',
-    'within_bucket',
-    'dense_length',
-    'shared_qk',
-    'activation',
-    'positions',
-    'axial_shape',
-    'axial_sizes',
-    'norm_epsilon',
-    'streams',
-    'combine',
-    'start_token',
-    'tie_output',
-)
-# Also taken where the head is of the same kind.
+# Taken from a source whose head is of the same kind, besides the architecture.
 _OF_HEAD = ('pooling', 'classes')
 _VOCABULARY_AXES = {'embedding': 0, 'head.output': 1, 'head.output_bias': 0}
 # Bytes, padding and an unused token; and the mask.
 _BYTE_VOCABULARIES = (258, 259)
 
 
-def resolve(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What training, evaluation and sampling need of a run; holds no arrays."""
+
+    workdir: str  # its folder, which need not exist
+    fields: dict[str, Any]  # its config as the folder records it
+    config: training_config.RunConfig  # the same, checked
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    state: state_lib.TrainState  # jax.ShapeDtypeStruct leaves with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The file of the data's tokenizer, if it has one."""
+        name = getattr(self.config.data, 'tokenizer', run_folder.NO_TOKENIZER)
+        return None if name == run_folder.NO_TOKENIZER else name
+
+    def init_state(self) -> state_lib.TrainState:
+        """Fresh parameters and optimizer state; to be jitted."""
+        return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
+
+    def restore_model(
+        self, step: int | str | None = None
+    ) -> tuple[model_lib.Reformer, int]:
+        """The model of a checkpoint, as the config says, and its step."""
+        return state_lib.restore_model(
+            self.workdir, self.mesh, config=self.config.model, step=step
+        )
+
+
+def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
+    """Checks a config and lays its run out on the devices; computes no array.
+
+    Args:
+      config: the config; None for that of the run in `workdir`.
+      workdir: the run folder, which is not touched.
+
+    Raises:
+      FileNotFoundError: init_from is no folder of a model; there is no run to take the
+        config of.
+      ValueError: a field is unknown or impossible, or does not fit another.
+    """
+    if config is None:
+        config = ml_collections.ConfigDict(run_folder.load_config(workdir))
+    fields, checked = read(config, workdir)
+    mesh = sharding.make_mesh(checked.mesh)
+    optimizer = optimizer_lib.build(checked.optimizer, checked.steps)
+    init = functools.partial(
+        state_lib.init_state, checked.model, optimizer, checked.seed
+    )
+    state = state_lib.abstract(init, mesh)
+    optimizer_lib.check_frozen(checked.optimizer, state.model)
+    rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+        for name, (shape, dtype) in checked.data.spec.items()
+    }
+    run = Run(workdir, fields, checked, mesh, optimizer, state, batch)
+    if run.tokenizer:
+        run_folder.check_tokenizer(workdir, run.tokenizer)
+    return run
+
+
+def read(
     config: ml_collections.ConfigDict, workdir: str
-) -> ml_collections.ConfigDict:
-    """The config with all that is found elsewhere filled in, as a run folder keeps it.
+) -> tuple[dict[str, Any], training_config.RunConfig]:
+    """A config as the run folder records it, and checked.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open`.
+    """
+    fields = config.to_dict()
+    if isinstance(fields.get('data'), dict) and isinstance(fields.get('model'), dict):
+        fields = resolve(fields, workdir)
+    checked = training_config.run_config(fields)
+    training_config.check(checked)
+    return fields, checked
+
+
+def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
+    """The fields of a config with all that is found elsewhere filled in.
 
     That is the architecture of init_from (of the run itself, if it has been started),
     the tokenizer there for data.tokenizer='', labels of the run or of the same head
@@ -73,26 +130,26 @@ def resolve(
       FileNotFoundError: init_from is no folder of a model.
       ValueError: what is there is damaged or has no tokenizer that can be read.
     """
-    fields = config.to_dict()
-    if not isinstance(fields.get('data'), dict) or 'model' not in fields:
-        return config  # run_config says what is missing
+    fields = copy.deepcopy(dict(config))
     fields['data'] = data.defaults(fields['data'].get('dataset')) | fields['data']
-    source, started = fields.get('init_from'), _run_fields(workdir)
-    given: dict[str, Any] = {}
+    source = fields.get('init_from')
+    own = _own_fields(workdir)
+    given: Mapping[str, Any] = {}
     if source:
-        same = started and started.get('init_from') == source
-        given = started if started and same else _source_fields(source)
+        started = own.get('init_from') == source
+        given = own if started else _source_fields(source)
     if fields['data'].get('tokenizer') == '':
         fields['data']['tokenizer'] = _tokenizer(workdir, source, given)
     same_head = given.get('model', {}).get('head') == fields['model'].get('head')
     if 'labels' in fields['data'] and not fields['data']['labels']:
-        known = started or (given if same_head else {})
+        known = own or (given if same_head else {})
         fields['data']['labels'] = known.get('data', {}).get('labels', ())
     dataset = data.open(fields['data']).resolved()
     fields['data'] = dataclasses.asdict(dataset)
-    if given:
-        names = (*_ARCHITECTURE, *(_OF_HEAD if same_head else ()))
+    if source:
+        names = model_config.architecture_fields() + (_OF_HEAD if same_head else ())
         taken = {name: given['model'][name] for name in names if name in given['model']}
+        # One token more where the source's vocabulary is that of the data but the mask.
         all_but_mask = dataset.vocab_size - 1
         if dataset.head == 'masked_lm' and taken['vocab_size'] == all_but_mask:
             taken['vocab_size'] += 1
@@ -100,24 +157,90 @@ def resolve(
         fields['model'] |= taken
     if dataset.head.endswith('classification'):
         fields['model']['classes'] = fields['model'].get('classes') or dataset.classes
-    return ml_collections.ConfigDict(fields)
+    if own:
+        fields['model'] |= _still_exact(own['model'], fields['model'])
+    return fields
+
+
+def _still_exact(
+    trained: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """For other rounds than those trained with, what these made exact by themselves."""
+    rounds, automatic = trained['rounds'], model_config.AUTOMATIC
+    other = model.get('rounds', rounds) != rounds
+    if not other or model.get('dense_length', automatic) != automatic:
+        return {}
+    exact_length = model_config.ModelConfig(**trained).exact_length
+    return {'dense_length': exact_length}
+
+
+def _say_what_is_replaced(
+    model: dict[str, Any], taken: dict[str, Any], source: str
+) -> None:
+    def plain(value):
+        return list(value) if isinstance(value, tuple | list) else value
+
+    replaced = [
+        f'{name}={plain(value)} (not {plain(model[name])})'
+        for name, value in taken.items()
+        if name in model and plain(model[name]) != plain(value)
+    ]
+    if replaced:
+        progress.say(f'model from {source}: {", ".join(replaced)}')
+
+
+def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
+    """The file in the run folder or the source; bytes where these were meant."""
+    found = run_folder.find_tokenizer(workdir)
+    if found is None and source:
+        found = run_folder.find_tokenizer(source)
+    if found is None and source and huggingface.is_model(source):
+        size = given['model']['vocab_size']
+        if size not in _BYTE_VOCABULARIES:
+            raise ValueError(
+                f'{source} has a vocabulary of {size} tokens and no spiece.model: copy '
+                "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
+            )
+    return found or run_folder.NO_TOKENIZER
+
+
+def _own_fields(workdir: str) -> dict[str, Any]:
+    """The config of the run in a folder; {} if there is none."""
+    try:
+        return run_folder.load_config(workdir)
+    except FileNotFoundError:
+        return {}
+
+
+def _source_fields(source: str) -> dict[str, Any]:
+    """The config of a run, or as much of one as a Hugging Face folder has."""
+    if huggingface.is_model(source):
+        model = dataclasses.asdict(huggingface.load_config(source))
+        return {'model': model, 'data': {'labels': huggingface.labels(source)}}
+    if not pathlib.Path(source).expanduser().is_dir():
+        raise FileNotFoundError(
+            f'config.init_from={source!r} is no folder: give one that transformers '
+            'saved a Reformer in (config.json, model.safetensors), or a run folder.'
+        )
+    fields = run_folder.load_config(source)
+    checked = training_config.run_config(fields)
+    return fields | {'model': dataclasses.asdict(checked.model)}
 
 
 def load_parameters(
     config: training_config.RunConfig, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
-    """Parameters to start from by their names, those of another kind of head left out.
+    """Parameters of init_from by their names, those of another kind of head left out.
 
     Raises:
       FileNotFoundError: init_from holds no model or no checkpoint.
       ValueError: a file is damaged or does not fit its config.
     """
-    if huggingface.is_model(config.init_from):
-        _, model = huggingface.load(config.init_from)
+    source = config.init_from
+    if huggingface.is_model(source):
+        _, model = huggingface.load(source)
     else:
-        fields = checkpoint.load_config(config.init_from)
-        source = training_config.run_config(ml_collections.ConfigDict(fields))
-        model, _ = state_lib.restore_model(source, mesh, config.init_from)
+        model, _ = state_lib.restore_model(source, mesh)
     same_head = model.config.head == config.model.head
     leaves = jax.tree_util.tree_leaves_with_path(model)
     named = {sharding.leaf_name(path): leaf for path, leaf in leaves}
@@ -126,6 +249,21 @@ def load_parameters(
         for name, leaf in named.items()
         if same_head or not name.startswith('head.')
     }
+
+
+def first_state(run: Run, parameters: dict[str, jax.Array]) -> state_lib.TrainState:
+    """The state of step 0, with `parameters`, which are used up, for fresh ones."""
+    shardings = jax.tree.map(lambda x: x.sharding, run.state)
+    state = jax.jit(run.init_state, out_shardings=shardings)()
+    if not parameters:
+        return state
+    model, fresh = put(state.model, parameters)
+    progress.say(
+        f'started from {run.config.init_from}: {len(parameters)} parameters; fresh: '
+        f'{", ".join(fresh) or "none"}'
+    )
+    parameters.clear()  # the caller's as well: their memory is needed
+    return dataclasses.replace(state, model=model)
 
 
 def put(
@@ -170,56 +308,3 @@ def _with_one_more_token(
         return found
     last = jax.lax.slice_in_dim(fresh, found.shape[axis], fresh.shape[axis], axis=axis)
     return jnp.concatenate([found, jax.device_put(last, found.sharding)], axis=axis)
-
-
-def _say_what_is_replaced(
-    model: dict[str, Any], taken: dict[str, Any], source: str
-) -> None:
-    def plain(value):
-        return list(value) if isinstance(value, tuple | list) else value
-
-    replaced = [
-        f'{name}={plain(value)} (not {plain(model[name])})'
-        for name, value in taken.items()
-        if name in model and plain(model[name]) != plain(value)
-    ]
-    if replaced and jax.process_index() == 0:
-        print(f'model from {source}: {", ".join(replaced)}', flush=True)
-
-
-def _tokenizer(workdir: str, source: str | None, given: dict[str, Any]) -> str:
-    """The file in the run folder or the source; bytes where these were meant."""
-    found = run_folder.find_tokenizer(workdir)
-    if found is None and source:
-        found = run_folder.find_tokenizer(source)
-    if found is None and source and huggingface.is_model(source):
-        size = given['model']['vocab_size']
-        if size not in _BYTE_VOCABULARIES:
-            raise ValueError(
-                f'{source} has a vocabulary of {size} tokens and no spiece.model: copy '
-                "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
-            )
-    return found or run_folder.NO_TOKENIZER
-
-
-def _run_fields(workdir: str) -> dict[str, Any] | None:
-    """The config of the run in a folder, if there is one."""
-    try:
-        return checkpoint.load_config(workdir)
-    except FileNotFoundError:
-        return None
-
-
-def _source_fields(source: str) -> dict[str, Any]:
-    """The config of a run, or as much of one as a Hugging Face folder has."""
-    if huggingface.is_model(source):
-        model = dataclasses.asdict(huggingface.load_config(source))
-        return {'model': model, 'data': {'labels': huggingface.labels(source)}}
-    if not pathlib.Path(source).expanduser().is_dir():
-        raise FileNotFoundError(
-            f'config.init_from={source!r} is no folder: give one that transformers '
-            'saved a Reformer in (config.json, model.safetensors), or a run folder.'
-        )
-    fields = checkpoint.load_config(source)
-    run = training_config.run_config(ml_collections.ConfigDict(fields))
-    return fields | {'model': dataclasses.asdict(run.model)}

@@ -1,22 +1,18 @@
-"""From a config to what a run is made of: mesh, optimizer, shapes, restored models."""
+"""What training changes, and how it lies on the devices."""
 
 import dataclasses
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
-from reformer_jax.training import optimizer as optimizer_lib
 
 
 @jax.tree_util.register_dataclass
@@ -29,36 +25,6 @@ class TrainState:
     opt_state: Any
 
 
-class Run(NamedTuple):
-    """What training and evaluation both need; holds no arrays."""
-
-    config: training_config.RunConfig
-    mesh: jax.sharding.Mesh
-    optimizer: optax.GradientTransformation
-    state: TrainState  # jax.ShapeDtypeStruct leaves with shardings
-    batch: Any  # jax.ShapeDtypeStruct leaves with shardings
-
-
-def prepare(config_dict: ml_collections.ConfigDict) -> Run:
-    """Checks the config and lays the run out on the devices; computes no array."""
-    config = training_config.run_config(config_dict)
-    mesh = sharding.make_mesh(config.mesh)
-    training_config.check(config, mesh)
-    rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in config.data.spec.items()
-    }
-    state = abstract_state(config, mesh)
-    optimizer_lib.check_frozen(config.optimizer, state.model)
-    return Run(config, mesh, optimizer(config), state, batch)
-
-
-def optimizer(config: training_config.RunConfig) -> optax.GradientTransformation:
-    """The optimizer of a run."""
-    return optimizer_lib.build(config.optimizer, config.steps)
-
-
 def init_state(
     config: model_lib.ModelConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
@@ -67,33 +33,38 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
 
 
-def abstract_state(
-    config: training_config.RunConfig, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """Shapes and shardings of a run's state."""
-    init = functools.partial(init_state, config.model, optimizer(config), config.seed)
+def abstract(init: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and shardings of what a function without arguments makes."""
+
+    def with_sharding(x: jax.ShapeDtypeStruct, spec: jax.sharding.NamedSharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec)
+
     shapes = jax.eval_shape(init)
-    return jax.tree.map(_with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
+    return jax.tree.map(with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
 
 
 def restore_model(
-    config: training_config.RunConfig,
-    mesh: jax.sharding.Mesh,
     workdir: str,
+    mesh: jax.sharding.Mesh,
+    *,
+    config: model_lib.ModelConfig | None = None,
     step: int | str | None = None,
 ) -> tuple[model_lib.Reformer, int]:
     """The model alone of a run's checkpoint, and its step; see Checkpointer.restore.
+
+    Args:
+      workdir: the run folder.
+      mesh: the devices.
+      config: another one than the run's, for parameters of the same shapes.
+      step: which checkpoint; None for the newest.
 
     Raises:
       FileNotFoundError: no run was started in `workdir`, or it has no such checkpoint.
       ValueError: the checkpoint has other arrays than the config's model.
     """
-    checkpoint.load_config(workdir)
+    own = run_folder.load_config(workdir)
+    config = config or training_config.run_config(own).model
+    template = {'model': abstract(lambda: model_lib.build(config, nnx.Rngs(0)), mesh)}
     with checkpoint.Checkpointer(workdir) as checkpointer:
-        template = {'model': abstract_state(config, mesh).model}
         restored, at_step = checkpointer.restore_part(template, step)
     return restored['model'], at_step
-
-
-def _with_sharding(x: jax.ShapeDtypeStruct, sharding: NamedSharding):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -6,7 +6,6 @@ import subprocess
 
 import pytest
 
-from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 
 CONFIG = {
@@ -64,6 +63,14 @@ def test_allowed_changes_are_kept_beside_the_earlier_config(tmp_path):
     assert json.loads((tmp_path / 'config.1.json').read_text())['steps'] == 20
     newest = run_folder.load_config(tmp_path)
     assert newest['minutes'] == 5 and newest['mesh'] == {'data': 8, 'model': 2}
+
+
+def test_what_only_saves_memory_may_change(tmp_path):
+    model = CONFIG['model'] | {'stack': 'reversible', 'heads_at_once': 0}
+    run_folder.open_workdir(tmp_path, CONFIG | {'accumulate': 1, 'model': model})
+    model |= {'stack': 'checkpoint', 'heads_at_once': 1}
+    run_folder.open_workdir(tmp_path, CONFIG | {'accumulate': 4, 'model': model})
+    assert run_folder.load_config(tmp_path)['model']['stack'] == 'checkpoint'
 
 
 @pytest.mark.parametrize(
@@ -183,6 +190,13 @@ def test_the_result_of_a_run_is_replaced_by_a_later_one(tmp_path):
     assert names(tmp_path) == {'result.json'}
 
 
+def test_what_is_no_number_is_null(tmp_path):
+    run_folder.write_result(tmp_path, {'loss': float('nan'), 'all': [float('inf')]})
+    text = (tmp_path / 'result.json').read_text()
+    strict = json.loads(text, parse_constant=pytest.fail)
+    assert strict == run_folder.load_result(tmp_path) == {'loss': None, 'all': [None]}
+
+
 def test_evaluations_are_kept_in_their_order(tmp_path):
     assert run_folder.load_evaluations(tmp_path) == []
     for step in (30, 4, 100):
@@ -226,12 +240,23 @@ def test_the_commit_is_optional(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'runs.jsonl').read_text())['commit'] is None
 
 
+def test_the_commit_is_not_that_of_a_repository_around(tmp_path, monkeypatch):
+    for command in ('init', 'commit --allow-empty -m first'):
+        name = '-c user.name=a -c user.email=b'
+        subprocess.run(
+            f'git {name} {command}'.split(), cwd=tmp_path, check=True, stdout=-3
+        )
+    installed = tmp_path / 'site-packages' / 'reformer_jax' / 'runs'
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(run_folder, '__file__', str(installed / 'folder.py'))
+    assert run_folder._commit() is None
+    monkeypatch.setattr(
+        run_folder, '__file__', str(tmp_path / 'reformer_jax' / 'runs' / 'folder.py')
+    )
+    assert len(run_folder._commit()) == 40
+
+
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr('jax.process_index', lambda: 1)
     assert run_folder.open_workdir(tmp_path / 'run', CONFIG) == tmp_path / 'run'
     assert not (tmp_path / 'run').exists()
-
-
-def test_checkpoint_offers_the_same_functions():
-    assert checkpoint.open_workdir is run_folder.open_workdir
-    assert checkpoint.load_config is run_folder.load_config

@@ -195,14 +195,11 @@ def test_format_count(count, text):
 def test_throughput_is_since_the_last_reading():
     clock = Clock()
     throughput = metrics.Throughput(clock)
-    assert throughput.read() == 0.0
+    assert throughput.read(0, 0) == 0.0
     clock.now += 2.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
     clock.now += 4.0
-    throughput.add(20)
-    throughput.add(20)
-    assert throughput.read() == 10.0
+    assert throughput.read(40, 2) == 10.0
 
 
 def test_throughput_leaves_out_pauses():
@@ -211,12 +208,8 @@ def test_throughput_leaves_out_pauses():
     clock.now += 1.0
     with throughput.pause():
         clock.now += 50.0
-        with throughput.pause():
-            clock.now += 50.0
-        clock.now += 50.0
     clock.now += 1.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
 
 
 def test_a_pause_ends_with_an_error_too():
@@ -226,21 +219,15 @@ def test_a_pause_ends_with_an_error_too():
         clock.now += 50.0
         raise KeyError
     clock.now += 2.0
-    throughput.add(100)
-    assert throughput.read() == 50.0
+    assert throughput.read(100, 1) == 50.0
 
 
 def test_seconds_left_counts_what_recurs():
     clock = Clock()
     throughput = metrics.Throughput(clock)
     assert throughput.seconds_left(10) is None
-    with throughput.pause(once=True):  # compilation
-        clock.now += 30.0
-        with throughput.pause():
-            clock.now += 30.0
     clock.now += 3.0
-    throughput.add(100, steps=3)
-    assert throughput.read() > 0  # readings do not reset the estimate
+    assert throughput.read(100, 3) > 0  # readings do not reset the estimate
     with throughput.pause():  # evaluation
         clock.now += 3.0
     assert throughput.seconds_left(10) == pytest.approx(20.0)
@@ -264,18 +251,29 @@ def test_table():
         ' loss  split\n1.673  valid\n    -  test'
     )
     assert metrics.table([], ['split', 'loss']) == 'split  loss'
+    wide = metrics.table(
+        [{'[red]split': 'x' * 300}], ['[red]split']
+    )  # no markup, whole
+    assert wide == f'[red]split\n{"x" * 300}'
 
 
-def test_a_silent_writer_has_the_methods_of_a_writer(capsys):
-    with metrics.SilentWriter() as writer:
+def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('jax.process_index', lambda: 1)
+    with metrics.Writer(tmp_path, total_steps=1) as writer:
         writer.write(1, 'train', {'loss': 1.0})
         writer.progress(1, {'loss': 1.0}, 2.0)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_a_squared_error_has_no_bits_and_no_accuracy():
     total = {'loss': 6.0, 'accuracy': math.nan, 'weight': 3.0}
     assert metrics.means(total) == {'loss': 2.0}
+
+
+def test_summary_of_what_is_no_number():
+    values = {'loss': None, 'pearson': None, 'examples': 4.0}  # as result.json has it
+    line = metrics.summary('test', 7, values)
+    assert line == 'test after 7 steps: loss -, pearson -, 4 examples'
 
 
 def test_summary_of_scores():

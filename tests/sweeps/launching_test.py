@@ -29,7 +29,7 @@ _TRAIN = """
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         time.sleep(60)
     values = {'loss': 1, 'bits_per_dim': 1, 'accuracy': 1, 'tokens': 1}
-    result = {'step': 3, 'steps': 10_000, 'minutes': 2.0, 'validation': values}
+    result = {'step': 3, 'steps': 2800, 'minutes': 0.0, 'validation': values}
     (folder / 'result.json').write_text(json.dumps(result))
 """
 _EVAL = """
@@ -93,9 +93,9 @@ def test_a_failed_point_is_named_and_the_others_run(sweep_of, capsys):
     assert not launching.run(sweep, parallel=1)
     assert len(_calls(sweep)) == 3
     shown = capsys.readouterr().out
-    assert '[2/3] seed=1: train.py ended early with exit status 1; the end of' in shown
+    assert f'seed=1: train.py ended early with status 1: see {sweep.workdir}' in shown
     assert 'are complete' not in shown
-    assert 'out of luck' in shown and '1 of 3 points failed: seed=1\n' in shown
+    assert '1 of 3 points failed: seed=1\n' in shown
     log = (sweep.workdir / 'logs' / 'seed=1.txt').read_text()
     assert log.startswith('$ ') and 'train.py' in log and 'out of luck' in log
 
@@ -112,7 +112,7 @@ def test_a_run_that_ends_early_is_not_evaluated(sweep_of, capsys):
     assert not launching.run(sweep, parallel=1)
     assert not (sweep.workdir / 'calls').exists()
     shown = capsys.readouterr().out
-    assert f'{point.name}: train.py ended early with exit status 0' in shown
+    assert f'{point.name}: train.py ended early with status 0' in shown
 
 
 def test_one_sweep_at_a_time_in_a_folder(sweep_of):

@@ -1,5 +1,6 @@
 """Sweeps: what a config file asks for, checked before anything runs."""
 
+import copy
 import importlib
 import json
 import pathlib
@@ -224,6 +225,15 @@ def test_only_what_is_missing_is_called(expand):
     )
 
 
+def test_an_evaluation_from_before_a_field_existed_is_done(expand):
+    (point,) = expand('add({})', "add({'model.rounds': 2})").points
+    _finish(point)
+    config = copy.deepcopy(point.evaluations[0].config) | {'log_every': 3}
+    del config['model']['grid_bits'], config['optimizer']['frozen']
+    _evaluate(point, points_lib.Command('eval.py', {}, config))
+    assert not points_lib.missing(point)
+
+
 def test_a_run_that_is_to_go_on_is_not_finished(expand):
     (point,) = expand('add({})').points
     for changes in ({'steps': 5}, {'minutes': 1.0}):
@@ -235,7 +245,7 @@ def test_status_of_an_unfinished_run(expand):
     (point,) = expand('add({})').points
     point.folder.mkdir(parents=True)
     (point.folder / 'metrics.jsonl').write_text('{"step": 40, "split": "train"}\n')
-    assert points_lib.status(point) == 'unfinished, at step 40 of 10000'
+    assert points_lib.status(point) == 'unfinished, at step 40 of 2800'
 
 
 def test_the_folder_of_another_sweep_is_refused(expand, tmp_path):

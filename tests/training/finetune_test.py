@@ -7,7 +7,6 @@ import random
 import shutil
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import small_models as models
@@ -22,9 +21,11 @@ from reformer_jax import huggingface
 from reformer_jax import sharding
 from reformer_jax.data import tokenizers
 from reformer_jax.huggingface import fields
-from reformer_jax.runs import checkpoint
+from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
+from reformer_jax.training import evaluation
 from reformer_jax.training import loop
+from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start as start_lib
 from reformer_jax.training import state as state_lib
 
@@ -102,11 +103,7 @@ def _fine_tuning(table, source, **changes):
 
 
 def _parameters(workdir):
-    config = training_config.run_config(
-        ml_collections.ConfigDict(checkpoint.load_config(workdir))
-    )
-    mesh = sharding.make_mesh()
-    model, _ = state_lib.restore_model(config, mesh, workdir)
+    model, _ = state_lib.restore_model(workdir, sharding.make_mesh())
     leaves = jax.tree_util.tree_leaves_with_path(model)
     return {sharding.leaf_name(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -128,7 +125,7 @@ def test_fine_tuning_with_frozen_parts(files, pretrained, tmp_path, capsys):
     assert final['accuracy'] > 0.95 and final['f1'] > 0.95  # majority: two of three
     assert 'fresh: head.hidden, head.hidden_bias' in capsys.readouterr().out
 
-    saved = checkpoint.load_config(workdir)
+    saved = run_folder.load_config(workdir)
     assert saved['data']['labels'] == ['sea', 'sky']
     assert saved['model']['classes'] == 2 and saved['model']['d_model'] == 32
     before, after = _parameters(source), _parameters(workdir)
@@ -140,9 +137,7 @@ def test_fine_tuning_with_frozen_parts(files, pretrained, tmp_path, capsys):
         else:
             assert np.any(values != before[name]), name
 
-    results = loop.evaluate(
-        ml_collections.ConfigDict(checkpoint.load_config(workdir)), workdir
-    )
+    results = evaluation.evaluate(None, workdir)
     assert set(results) == {'validation', 'test'}
     assert results['validation']['accuracy'] == pytest.approx(final['accuracy'])
     assert results['test']['f1'] > 0.9
@@ -217,7 +212,7 @@ def test_a_started_run_needs_its_source_no_more(files, pretrained, tmp_path):
 
 def test_a_hugging_face_folder_is_no_run():
     with pytest.raises(ValueError, match='is a folder of Hugging Face .* import it'):
-        checkpoint.load_config(_GOLDEN / 'masked_lm_padded')
+        run_folder.load_config(_GOLDEN / 'masked_lm_padded')
 
 
 def test_parameters_of_hugging_face_models():
@@ -229,7 +224,7 @@ def test_parameters_of_hugging_face_models():
     ):
         config = _run_config(_GOLDEN / case, head)
         parameters = start_lib.load_parameters(config, mesh)
-        state = state_lib.init_state(config.model, state_lib.optimizer(config), 0)
+        state = _fresh_state(config)
         model, fresh = start_lib.put(state.model, parameters)
         theirs = jax.tree.leaves(huggingface.load(_GOLDEN / case)[1])
         ours = jax.tree.leaves(model)
@@ -245,12 +240,17 @@ def test_a_head_of_another_kind_is_not_taken_though_it_would_fit():
     assert 'embedding' in parameters and 'head.output' not in parameters
 
 
+def _fresh_state(config):
+    optimizer = optimizer_lib.build(config.optimizer, config.steps)
+    return state_lib.init_state(config.model, optimizer, 0)
+
+
 def _run_config(source, head, **data_fields):
     config = masked_text.get_config('tiny')
     config.init_from = str(source)
     config.data.update({'tokenizer': 'bytes', **data_fields})
-    resolved = start_lib.resolve(config, 'no/such/run')
-    resolved.model.head = head
+    resolved = start_lib.resolve(config.to_dict(), 'no/such/run')
+    resolved['model']['head'] = head
     return training_config.run_config(resolved)
 
 
@@ -263,10 +263,10 @@ def test_the_tokenizer_of_a_hugging_face_model(files, tmp_path):
     tokenizers.train(files[0].read_text().splitlines(), spiece, vocab_size=300)
     config = masked_text.get_config('tiny')
     config.init_from = str(folder)
-    assert start_lib.resolve(config, run).data.tokenizer == str(spiece)
+    assert start_lib.resolve(config.to_dict(), run)['data']['tokenizer'] == str(spiece)
     _convert(['import', str(folder), run])
     spiece.unlink()
-    imported = data.open(checkpoint.load_config(run)['data'])
+    imported = data.open(run_folder.load_config(run)['data'])
     assert imported.vocab_size == 300
     text = b'the salt wave'
     assert imported.decode(imported.encode(text)).strip() == text
@@ -288,7 +288,7 @@ def test_a_vocabulary_grows_by_the_mask(tmp_path, capsys):
     assert config.model.vocab_size == 259 and config.data.tokenizer == 'bytes'
     assert 'd_model=8 (not 128)' in capsys.readouterr().out
     parameters = start_lib.load_parameters(config, sharding.make_mesh())
-    state = state_lib.init_state(config.model, state_lib.optimizer(config), 0)
+    state = _fresh_state(config)
     grown, fresh = start_lib.put(state.model, parameters)
     assert not fresh
     np.testing.assert_array_equal(grown.embedding[:258], model.embedding)
@@ -308,9 +308,10 @@ def test_the_head_of_a_hugging_face_classifier(files, tmp_path):
     huggingface.save(tmp_path / 'model', model.config, model, like=like)
     config = _fine_tuning(files[1], str(tmp_path / 'model'))
     config.data.length = 32
-    resolved = start_lib.resolve(config, str(tmp_path / 'run'))
-    assert resolved.data.labels == classes
-    assert (resolved.model.pooling, resolved.model.classes) == ('first', 3)
+    resolved = start_lib.resolve(config.to_dict(), str(tmp_path / 'run'))
+    assert resolved['data']['labels'] == classes
+    model = resolved['model']
+    assert (model['pooling'], model['classes']) == ('first', 3)
     assert config.model.pooling == 'mean'
     config.steps = 2
     loop.train(config, str(tmp_path / 'run'))
@@ -332,14 +333,14 @@ def test_labels_are_those_of_the_run(files, pretrained, tmp_path, from_scratch):
     table.write_text('\n'.join(map(json.dumps, rows * 20)), 'utf-8')
     config.data.source = str(table)
     with pytest.raises(ValueError, match="label 'sand': the labels are sea, sky"):
-        loop.evaluate(config, str(tmp_path / 'run'))
+        evaluation.evaluate(config, str(tmp_path / 'run'))
 
 
 def test_another_architecture_is_an_error(tmp_path):
     config = _run_config(_GOLDEN / 'masked_lm_padded', 'masked_lm')
     parameters = start_lib.load_parameters(config, sharding.make_mesh())
     parameters.pop('embedding')
-    state = state_lib.init_state(config.model, state_lib.optimizer(config), 0)
+    state = _fresh_state(config)
     with pytest.raises(ValueError, match=r'needs the parameter embedding .* has none'):
         start_lib.put(state.model, parameters)
 
@@ -378,15 +379,16 @@ def test_the_tokenizer_is_kept_with_the_run(files, tmp_path):
     workdir = str(tmp_path / 'run')
     loop.train(config, workdir)
     model.rename(tmp_path / 'moved.model')
-    saved = checkpoint.load_config(workdir)
+    saved = run_folder.load_config(workdir)
     text = b'the salt wave'
     dataset = data.open(saved['data'])
     assert dataset.decode(dataset.encode(text)).strip() == text
     config.data.tokenizer = str(tmp_path / 'moved.model')
     loop.train(config, workdir)  # the same tokenizer elsewhere
     # What starts from the run has its tokenizer.
-    resolved = start_lib.resolve(_fine_tuning(files[1], workdir), str(tmp_path / 'new'))
-    assert resolved.data.tokenizer == saved['data']['tokenizer']
+    new = _fine_tuning(files[1], workdir).to_dict()
+    resolved = start_lib.resolve(new, str(tmp_path / 'new'))
+    assert resolved['data']['tokenizer'] == saved['data']['tokenizer']
     other = tmp_path / 'other.model'
     tokenizers.train(files[0].read_text().splitlines(), other, vocab_size=290)
     config.data.tokenizer = str(other)

@@ -1,8 +1,10 @@
 """The training loop end to end, on small models and generated data."""
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,16 @@ import pytest
 from configs import duplication
 from configs import imagenet64
 from configs import text
+from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
+from reformer_jax.training import evaluation
 from reformer_jax.training import loop
 from reformer_jax.training import losses as losses_lib
 from reformer_jax.training import optimizer as optimizer_lib
+from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
 
 
@@ -60,8 +65,11 @@ def _config(text_file, **changes) -> ml_collections.ConfigDict:
     return config
 
 
+_WITHOUT_DROPOUT = {'model.dropout': 0.0, 'model.attention_dropout': 0.0}
+
+
 def _arrays(workdir) -> dict[str, np.ndarray]:
-    run = state_lib.prepare(ml_collections.ConfigDict(checkpoint.load_config(workdir)))
+    run = start.open(None, str(workdir))
     with checkpoint.Checkpointer(workdir) as checkpointer:
         state, _ = checkpointer.restore(run.state)
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -112,6 +120,101 @@ def test_a_finished_run_is_left_as_it_is(finished, text_file):
     assert (pathlib.Path(workdir) / 'metrics.jsonl').read_text() == before
 
 
+@pytest.fixture
+def stop_while_evaluating(monkeypatch):
+    """Sends SIGTERM before the first batch of an evaluation."""
+    check = model_config.check_tokens
+
+    def with_a_signal(batches):
+        calls = iter(range(batches + 1))
+
+        def checked(*arguments):
+            if next(calls, None) == batches:
+                os.kill(os.getpid(), signal.SIGTERM)
+            check(*arguments)
+
+        monkeypatch.setattr(model_config, 'check_tokens', checked)
+
+    return with_a_signal
+
+
+def _validations(workdir):
+    records = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
+    return {r['step']: r['loss'] for r in records if r['split'] == 'validation'}
+
+
+def test_a_signal_in_the_last_step_costs_no_evaluation(
+    finished, text_file, tmp_path, stop_while_evaluating
+):
+    workdir = str(tmp_path / 'run')
+    stop_while_evaluating(5)  # with the last batch of training
+    assert loop.train(_config(text_file), workdir) == {}
+    assert run_folder.load_result(workdir) is None and not _validations(workdir)
+    assert loop.train(_config(text_file), workdir) == finished[1]
+    assert _validations(workdir) == {6: finished[1]['loss']}
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.best_step() == 6
+
+
+def test_the_last_checkpoint_does_not_wait_for_the_evaluation(
+    finished, text_file, tmp_path, stop_while_evaluating
+):
+    workdir = str(tmp_path / 'run')
+    stop_while_evaluating(6)  # with the first batch of the final evaluation
+    assert loop.train(_config(text_file), workdir) == {}
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.latest_step() == 6 and checkpointer.best_step() is None
+    assert loop.train(_config(text_file), workdir) == finished[1]
+
+
+def test_an_evaluation_in_between_is_made_up_for(
+    text_file, tmp_path, stop_while_evaluating
+):
+    config = _config(text_file, eval_every=2, eval_batches=2, checkpoint_every=2)
+    loop.train(config, str(tmp_path / 'whole'))
+    stop_while_evaluating(2)
+    workdir = str(tmp_path / 'stopped')
+    assert loop.train(config, workdir) == {} and not _validations(workdir)
+    loop.train(config, workdir)
+    assert _validations(workdir) == _validations(tmp_path / 'whole')
+    assert list(_validations(workdir)) == [2, 4, 6]
+
+
+def test_a_loss_that_is_no_number_is_no_evaluation(finished, monkeypatch):
+    workdir, means = finished[0], metrics.means
+    evaluations = len(run_folder.load_evaluations(workdir))
+    monkeypatch.setattr(metrics, 'means', lambda sums: means(sums) | {'loss': np.nan})
+    with pytest.raises(FloatingPointError, match='loss on validation after 6 .* nan'):
+        evaluation.evaluate(None, workdir)
+    assert len(run_folder.load_evaluations(workdir)) == evaluations
+
+
+def test_profile(text_file, tmp_path):
+    config = _config(text_file, steps=3)
+    with pytest.raises(ValueError, match='--profile=3: give the first and the last'):
+        loop.train(config, str(tmp_path / 'run'), profile='3')
+    assert not (tmp_path / 'run').exists()
+    loop.train(config, str(tmp_path / 'run'), profile='2:3')
+    assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+    with pytest.raises(ValueError, match='--profile=2:3: this run does steps 4 to 4'):
+        loop.train(_config(text_file, steps=4), str(tmp_path / 'run'), profile='2:3')
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_less_memory(text_file, tmp_path):
+    """As the same function: without dropout the same to rounding."""
+    config = _config(text_file, steps=3, **_WITHOUT_DROPOUT)
+    loop.train(config, str(tmp_path / 'run'))
+    shutil.copytree(tmp_path / 'run', tmp_path / 'less')
+    config.steps = 6
+    final = loop.train(config, str(tmp_path / 'run'))
+    config.model.update(
+        {'stack': 'checkpoint', 'heads_at_once': 1, 'loss_chunk_length': 16}
+    )
+    less = loop.train(config, str(tmp_path / 'less'))
+    assert less['loss'] == pytest.approx(final['loss'], abs=1e-4)
+
+
 def test_metrics_have_what_readers_expect(finished):
     records = metrics.read(pathlib.Path(finished[0]) / 'metrics.jsonl')
     train = [r for r in records if r['split'] == 'train']
@@ -134,7 +237,7 @@ def test_training_lowers_the_loss(text_file, tmp_path):
 def test_evaluation_counts_every_byte(finished, text_file):
     workdir, final = finished
     config = _config(text_file)
-    results = loop.evaluate(config, workdir, splits=('validation', 'test'))
+    results = evaluation.evaluate(config, workdir, splits=('validation', 'test'))
     size = pathlib.Path(text_file).stat().st_size
     tokens = size * 95 // 100 - size * 90 // 100
     assert results['validation']['tokens'] == tokens == final['tokens']
@@ -152,7 +255,7 @@ def test_evaluation_is_on_all_that_was_not_trained_on(tmp_path):
     config.data.update({'source': str(tmp_path / 'images.npz'), 'shrink': 16})
     config.model.update({'length': 48, 'axial_shape': (4, 4, 3)})
     loop.train(config, str(tmp_path / 'run'))
-    results = loop.evaluate(config, str(tmp_path / 'run'))
+    results = evaluation.evaluate(config, str(tmp_path / 'run'))
     assert list(results) == ['validation']
     assert results['validation']['tokens'] == 4 * 48
 
@@ -161,7 +264,7 @@ def test_evaluation_may_change_the_attention(finished, text_file):
     workdir, final = finished
     more = _config(text_file)
     more.model.rounds = 4
-    values = loop.evaluate(more, workdir, splits=('validation',))['validation']
+    values = evaluation.evaluate(more, workdir, splits=('validation',))['validation']
     assert values['loss'] != final['loss']
     assert values['loss'] == pytest.approx(final['loss'], rel=0.05)
 
@@ -172,7 +275,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
     config.model.update(
         {'dropout': 0.0, 'attention_dropout': 0.0, 'pattern': ('local',)}
     )
-    run = state_lib.prepare(config)
+    run = start.open(config, 'none')
     state = state_lib.init_state(run.config.model, run.optimizer, 0)
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     weights = jax.random.bernoulli(jax.random.key(2), 0.6, (4, 64)).astype(jnp.float32)
@@ -196,7 +299,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
 
 @pytest.mark.slow
 def test_padding_positions_do_not_count(text_file):
-    run = state_lib.prepare(_config(text_file))
+    run = start.open(_config(text_file), 'none')
     model = state_lib.init_state(run.config.model, run.optimizer, 0).model
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     half = jnp.where(jnp.arange(64) < 32, 1.0, 0.0) * jnp.ones((4, 1))
@@ -235,7 +338,7 @@ def test_another_config_does_not_touch_the_run(finished, text_file, tmp_path):
     other = _config(text_file)
     other.model.d_ff = 64
     with pytest.raises(ValueError, match='d_ff|hidden'):
-        loop.evaluate(other, workdir)
+        evaluation.evaluate(other, workdir)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +384,7 @@ def test_an_unknown_field_is_named(text_file, section):
     with config.unlocked():
         (config[section] if section else config).wdith = 1
     with pytest.raises(ValueError, match='wdith'):
-        state_lib.prepare(config)
+        start.open(config, 'none')
 
 
 def test_an_older_run_folder_lacks_fields_of_the_data(tmp_path):

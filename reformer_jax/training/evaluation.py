@@ -1,0 +1,119 @@
+"""Evaluation: a model's metrics on whole splits."""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from reformer_jax import sharding
+from reformer_jax.model import config as model_config
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
+from reformer_jax.runs import progress
+from reformer_jax.stack import compilation
+from reformer_jax.training import config as training_config
+from reformer_jax.training import losses
+from reformer_jax.training import start
+
+
+def evaluate(
+    config: ml_collections.ConfigDict | None,
+    workdir: str,
+    *,
+    splits: Sequence[str] = (),
+    step: int | str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metrics of a run's checkpoint on full passes over the splits.
+
+    The config may differ from the run's in all that keeps the parameters' shapes
+    (hash rounds, attention, length, data). Writes a new file
+    `<workdir>/evaluations/step_<step>_<time>.json`.
+
+    Args:
+      config: the model and the data to evaluate on; None for the run's own.
+      workdir: the run folder.
+      splits: names of splits; () for all that the data have besides training's.
+      step: which checkpoint; None for the newest, 'best' for the best on validation.
+
+    Raises:
+      FloatingPointError: a loss is not finite; nothing is written.
+    """
+    run = start.open(config, workdir)
+    training_config.check_devices(run.config, run.mesh)
+    results = {}
+    with jax.set_mesh(run.mesh):
+        model, at_step = run.restore_model(step)
+        held_out = [s for s in run.config.data.splits if s != 'train']
+        for split in splits or held_out:
+            values = evaluate_split(run, model, split)
+            assert values is not None
+            if not np.isfinite(values['loss']):
+                raise FloatingPointError(
+                    f'the loss on {split} after {at_step} steps is {values["loss"]}: '
+                    'evaluate another checkpoint, or in config.model.dtype=float32.'
+                )
+            results[split] = {'step': at_step, **values}
+    if jax.process_index() == 0:
+        record = {'results': results, 'config': run.fields}
+        file = run_folder.write_evaluation(workdir, at_step, record)
+        progress.say(f'wrote {file}')
+    return results
+
+
+def evaluate_split(
+    run: start.Run,
+    model: Any,
+    split: str,
+    *,
+    batches: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Means over the first `batches` batches of a split, or all of them if 0.
+
+    `stopped` is asked before each batch; once it says yes there are no means but None.
+    """
+    outcomes, real_rows = [], []
+    evaluate_model = _jit_evaluate(run.mesh)
+    with progress.bar(f'evaluating {split}', batches or None, 'batches') as advance:
+        stream = run.config.data.batches(split)
+        for batch in itertools.islice(stream, batches or None):
+            if stopped():
+                return None
+            check_tokens(run, batch)
+            outcomes.append(
+                evaluate_model(model, sharding.place_batch(batch, run.mesh))
+            )
+            if 'mask' in batch:
+                real_rows.append(batch['mask'].any(axis=1))
+            # One batch is made while the one before is evaluated.
+            jax.block_until_ready(outcomes[-2:-1])
+            advance(1)
+    sums, predictions = zip(*jax.device_get(outcomes), strict=True)
+    total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+    values = metrics.means(total)
+    if predictions[0] is None:
+        return values | {'tokens': total['weight']}
+    predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
+    scores = run.config.data.score(split, predicted)
+    return values | scores | {'examples': float(len(predicted))}
+
+
+def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
+    """Raises a ValueError if a token id is outside of the model's vocabulary."""
+    remedy = ': raise model.vocab_size or mend the data'
+    model_config.check_tokens(run.config.model, batch['tokens'], remedy)
+
+
+@functools.cache
+def _jit_evaluate(mesh: jax.sharding.Mesh):
+    return jax.jit(
+        losses.evaluate,
+        out_shardings=NamedSharding(mesh, P()),
+        compiler_options=compilation.options(),
+    )

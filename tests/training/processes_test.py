@@ -1,0 +1,93 @@
+"""Several processes of one run: stopped together, resumed by another number."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from reformer_jax.runs import checkpoint
+
+pytestmark = pytest.mark.slow
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_SMALL = (
+    '--config=configs/text.py:tiny --config.eval_every=0 --config.log_every=1 '
+    '--config.data.length=64 --config.model.length=64 --config.model.d_model=16 '
+    '--config.model.d_ff=32 --config.model.axial_sizes=(8,8) --config.model.layers=2 '
+    '--config.model.axial_shape=(8,8)'
+).split()
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(('localhost', 0))
+        return found.getsockname()[1]
+
+
+def _start(door, *flags):
+    """Two processes of a door, their output in files."""
+    together = f'--distributed --coordinator=localhost:{_free_port()} --processes=2'
+    return [
+        subprocess.Popen(
+            [sys.executable, door, *flags, *together.split(), f'--process={index}'],
+            cwd=_ROOT,
+            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def test_a_signal_to_any_process_stops_all(tmp_path):
+    text, workdir = tmp_path / 'text.txt', tmp_path / 'run'
+    text.write_text('to be or not to be, ' * 1000)
+    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={workdir}']
+    first, second = _start('train.py', *run, '--config.steps=100000')
+    while 'step  ' not in (line := first.stdout.readline()):
+        assert line, 'ended before the first step'
+    second.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [os.EX_TEMPFAIL] * 2, said
+    stopped = int(re.search(r'stopped after (\d+) steps', said[0])[1])
+    with checkpoint.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.latest_step() == stopped
+
+    # One process goes on; two evaluate.
+    more = f'--config.steps={stopped + 2}'
+    done = subprocess.run(
+        [sys.executable, 'train.py', *run, more],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert f'resuming at step {stopped}' in done.stdout, done.stdout + done.stderr
+    assert f'final validation after {stopped + 2} steps' in done.stdout
+    said = [
+        process.communicate(timeout=120)[0]
+        for process in _start('eval.py', f'--workdir={workdir}')
+    ]
+    alone = re.search(r'final .* (\S+) bits/dim', done.stdout)[1]
+    together = re.search(r'\nvalidation +\d+ +\S+ +(\S+)', said[0])[1]
+    assert float(together) == pytest.approx(float(alone), abs=1e-3)
+    assert 'validation' not in said[1]
+
+
+def test_time_is_over_for_all_processes(tmp_path):
+    text, workdir = tmp_path / 'text.txt', tmp_path / 'run'
+    text.write_text('to be or not to be, ' * 1000)
+    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={workdir}']
+    before = time.monotonic()
+    said = [
+        process.communicate(timeout=120)[0]
+        for process in _start('train.py', *run, '--config.minutes=0.2')
+    ]
+    assert time.monotonic() - before > 12
+    assert 'final validation after' in said[0], said
