@@ -93,6 +93,10 @@ def _metrics(workdir):
 def _assert_same_run(workdir, original):
     config = _config(original)
     new, old = _metrics(workdir), _metrics(original)
+    # What training has told since: the streams, which the backward pass found again.
+    since = {name: new.pop(name) for name in new.keys() - old.keys()}
+    assert {name for _, _, name in since} <= {'largest_stream', 'missed'}
+    assert not any(v for (_, _, name), v in since.items() if name == 'missed')
     assert new.keys() == old.keys()
     for name, value in old.items():
         _assert_same(new[name], value, str(name), rtol=_tolerance(config))

@@ -21,9 +21,9 @@ from reformer_jax import attention
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.generation import decoding
-from reformer_jax.training import loop
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
+from reformer_jax.training import step as step_lib
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def _train_step(mesh):
             mesh,
         )
         step = functools.partial(
-            loop.train_step,
+            step_lib.train_step,
             optimizer=optimizer_lib.build(_OPTIMIZER, 10),
             schedule=optimizer_lib.schedule(_OPTIMIZER, 10),
             accumulate=1,

@@ -65,6 +65,15 @@ def of_lsh(kind: kinds.LSH, length: int, dtype: Any, head_size: int) -> str:
     return name if _takes(name, dtype, head_size, chunk_length) else 'xla'
 
 
+def describe(kind: kinds.LSH, length: int, dtype: Any, head_size: int) -> str:
+    """In words how LSH attention to such arrays is computed."""
+    chosen = of_lsh(kind, length, dtype, head_size)
+    if chosen == EXACT:
+        return 'exact attention'
+    rounds = f'{kind.rounds} round' + ('s' if kind.rounds > 1 else '')
+    return f'{chosen}, {rounds}, {kind.num_buckets:,} buckets, rule {kind.rule}'
+
+
 def attend(implementation: str) -> Callable[..., jax.Array]:
     """LSH attention by the name of an implementation: a function as xla.attend."""
     return _ATTEND[implementation]

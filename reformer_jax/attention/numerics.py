@@ -3,6 +3,8 @@
 Shape letters are explained in the package.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -27,9 +29,8 @@ def unit_keys(qk: jax.Array) -> jax.Array:
     return qk * lax.rsqrt(mean_square + EPSILON) * (qk.shape[-1] ** -0.5)
 
 
-def contract(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """einsum of two arrays of any dtype, summed and returned in float32."""
-    return jnp.einsum(spec, left, right, preferred_element_type=jnp.float32)
+# einsum of two arrays of any dtype, summed and returned in float32.
+contract = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def product(left, right, left_axis: int, right_axis: int) -> jax.Array:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.model import config as model_config
 
@@ -144,9 +143,7 @@ def from_model_config(
     _check_exists_there(config)
     if like is not None and _describes(like, config):
         return dict(like)
-    lsh = config.kind('lsh')
-    assert isinstance(lsh, attention.LSH)
-    buckets = hashing.bucket_factors(lsh.buckets)
+    buckets = hashing.bucket_factors(config.lsh.buckets)
     theirs: dict[str, Any] = {
         'architectures': [_key_of(_HEADS, config.head)],
         'model_type': MODEL_TYPE,

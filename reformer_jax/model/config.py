@@ -186,30 +186,37 @@ class ModelConfig:
     def kind(self, name: str) -> kinds.Kind:
         """The attention that a layer of the pattern stands for.
 
-        Buckets are chosen by the longest sequence for all: what a token gives must
-        depend neither on how many follow nor on the padding of its batch.
-
         Raises:
           ValueError: its settings are impossible.
         """
-        if name == 'full':
-            return kinds.Full(self.causal, self.shared_qk, self.attention_dropout)
-        chunks = {
-            setting: getattr(self, f'{name}_{setting}')
-            for setting in ('chunk_length', 'chunks_before', 'chunks_after')
-        }
-        if name == 'local':
-            return kinds.Local(
-                self.causal,
-                **chunks,
-                circular=self.rule == 'trax',
-                dropout=self.local_attention_dropout,
-            )
+        match name:
+            case 'lsh':
+                return self.lsh
+            case 'local':
+                return kinds.Local(
+                    self.causal,
+                    self.local_chunk_length,
+                    self.local_chunks_before,
+                    self.local_chunks_after,
+                    circular=self.rule == 'trax',
+                    dropout=self.local_attention_dropout,
+                )
+        return kinds.Full(self.causal, self.shared_qk, self.attention_dropout)
+
+    @property
+    def lsh(self) -> kinds.LSH:
+        """The LSH attention of this model.
+
+        Buckets are chosen by the longest sequence for all: what a token gives must
+        depend neither on how many follow nor on the padding of its batch.
+        """
+        chunk_length = max(1, self.lsh_chunk_length)
         return kinds.LSH(
             self.causal,
-            **chunks,
-            buckets=self.buckets
-            or hashing.default_buckets(self.length, max(1, self.lsh_chunk_length)),
+            self.lsh_chunk_length,
+            self.lsh_chunks_before,
+            self.lsh_chunks_after,
+            self.buckets or hashing.default_buckets(self.length, chunk_length),
             rounds=self.rounds,
             rule=self.rule,
             exact=self.length <= self.exact_length,

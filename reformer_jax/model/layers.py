@@ -5,6 +5,7 @@ starts with a layer norm and ends with a dropout, which follows the paper's code
 mask of channels per sequence, shared over the length.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -73,45 +74,28 @@ class SelfAttention(nnx.Module):
           train: whether dropout is on.
         """
         kind, mask, key = self.kind, inputs.shared, inputs.key
-        match kind:
-            case attention.LSH() if not kind.is_exact(heads[0].shape[1]):
-                return self._hash_and_attend(kind, heads, inputs, train)
-            case attention.LSH():
-                key = jax.random.split(key)[1]
-                kind = kind.full
+        if isinstance(kind, attention.LSH):
+            hash_key, key = jax.random.split(key)
         dropout_key = key if train else None
+        if isinstance(kind, attention.LSH) and not kind.is_exact(heads[0].shape[1]):
+            rotations = inputs.extra
+            if rotations is None and inputs.saved is None:
+                rotations = hash_rotations(kind, self.config, hash_key)
+            if rotations is not None:
+                rotations = inputs.group.of(rotations, axis=0)
+            specs = _BLHK, _BLHK, P(_BATCH), P('model'), _IDS, P()
+            hash_and_attend = sharding.over_batch_and_heads(
+                functools.partial(_hash_and_attend, kind), specs, (_BLHK, _IDS)
+            )
+            return hash_and_attend(*heads, mask, rotations, inputs.saved, dropout_key)
         with jax.named_scope('attend'):
             if isinstance(kind, attention.Local):
                 return _attend_locally(kind, heads, mask, dropout_key), None
+            kind = kind.full if isinstance(kind, attention.LSH) else kind
             qkv = heads[0], heads[-2], heads[-1]  # queries are the keys where shared
             return attention.full_attention(
                 kind, *qkv, mask=mask, key=dropout_key
             ), None
-
-    def _hash_and_attend(self, kind: attention.LSH, heads, inputs, train: bool):
-        hash_key, dropout_key = jax.random.split(inputs.key)
-        rotations = inputs.extra
-        if rotations is None and inputs.saved is None:
-            rotations = hash_rotations(kind, self.config, hash_key)
-        if rotations is not None:
-            rotations = inputs.group.of(rotations, axis=0)
-        # Stored per layer for the backward pass, so as small as the ids allow.
-        dtype = jnp.uint16 if kind.num_buckets <= 2**16 else jnp.int32
-
-        def hash_and_attend(qk, v, mask, rotations, ids, key):
-            if ids is None:
-                with jax.named_scope('hash'):
-                    ids = hashing.hash_vectors(qk, rotations, buckets=kind.buckets)
-                    ids = ids.astype(dtype)
-            return attention.lsh_attention(kind, qk, v, ids, mask=mask, key=key), ids
-
-        sharded = sharding.over_batch_and_heads(
-            hash_and_attend,
-            (_BLHK, _BLHK, P(_BATCH), P('model'), _IDS, P()),
-            (_BLHK, _IDS),
-        )
-        key = dropout_key if train else None
-        return sharded(*heads, inputs.shared, rotations, inputs.saved, key)
 
     def combine(
         self,
@@ -129,6 +113,17 @@ class SelfAttention(nnx.Module):
             out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
             out_BLD = sharding.constrain(out_BLD, P(_BATCH))
             return dropout(out_BLD, self.config.dropout if train else 0.0, key)
+
+
+def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
+    """Attention output [B, L, h, K] and bucket ids, which may be given."""
+    if ids is None:
+        # Stored per layer for the backward pass, so as small as the ids allow.
+        dtype = jnp.uint16 if kind.num_buckets <= 2**16 else jnp.int32
+        with jax.named_scope('hash'):
+            ids = hashing.hash_vectors(qk, rotations, buckets=kind.buckets)
+            ids = ids.astype(dtype)
+    return attention.lsh_attention(kind, qk, v, ids, mask=mask, key=key), ids
 
 
 def _attend_locally(kind: attention.Local, heads, mask, key) -> jax.Array:

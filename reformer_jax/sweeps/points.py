@@ -341,12 +341,15 @@ def missing(point: Point) -> list[Command]:
     return [
         command
         for command in point.evaluations
-        if not any(_computes(config, command.config) for config in recorded)
+        if not any(_computes(config, command.config, point) for config in recorded)
     ]
 
 
-def _computes(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+def _computes(
+    recorded: Mapping[str, Any], asked: Mapping[str, Any], point: Point
+) -> bool:
     """Whether an evaluation was of the config that is asked for."""
+    asked = start.resolve(asked, str(point.folder))
     names = run_folder.differing_fields(
         recorded, asked, training_config.absent(recorded)
     )

@@ -4,10 +4,10 @@ from reformer_jax.training import config
 from reformer_jax.training import evaluation
 from reformer_jax.training import exchange
 from reformer_jax.training import loop
-from reformer_jax.training import losses
 from reformer_jax.training import optimizer
 from reformer_jax.training import start
 from reformer_jax.training import state
+from reformer_jax.training import step
 from reformer_jax.training.evaluation import evaluate
 from reformer_jax.training.loop import train
 
@@ -17,9 +17,9 @@ __all__ = (
     'evaluation',
     'exchange',
     'loop',
-    'losses',
     'optimizer',
     'start',
     'state',
+    'step',
     'train',
 )

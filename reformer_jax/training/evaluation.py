@@ -18,8 +18,8 @@ from reformer_jax.runs import metrics
 from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
-from reformer_jax.training import losses
 from reformer_jax.training import start
+from reformer_jax.training import step as step_lib
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
 @functools.cache
 def _jit_evaluate(mesh: jax.sharding.Mesh):
     return jax.jit(
-        losses.evaluate,
+        step_lib.evaluate,
         out_shardings=NamedSharding(mesh, P()),
         compiler_options=compilation.options(),
     )

@@ -13,15 +13,15 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
+from reformer_jax.attention import choice
+from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
@@ -29,67 +29,15 @@ from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
 from reformer_jax.training import evaluation
-from reformer_jax.training import losses
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
+from reformer_jax.training import step as step_lib
 from reformer_jax.training import stopping
 
-Batch = losses.Batch
-Sums = losses.Sums
+Sums = step_lib.Sums
 Run = start.Run
 TrainState = state_lib.TrainState
-
-
-# --- The step ---------------------------------------------------------------------
-
-
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    accumulate: int,
-    frozen: str = '',
-) -> tuple[TrainState, Sums]:
-    """One optimizer step on the mean loss of the batch; returns its sums as well."""
-    key = jax.random.fold_in(key, state.step)
-    gradient_of = jax.grad(functools.partial(losses.sums, train=True), has_aux=True)
-
-    def add_part(total, inputs):
-        index, part = inputs
-        part_key = jax.random.fold_in(key, index)
-        return jax.tree.map(jnp.add, total, gradient_of(state.model, part, part_key))
-
-    if accumulate == 1:
-        gradient, total = gradient_of(state.model, batch, jax.random.fold_in(key, 0))
-    else:
-        parts = _parts(batch, accumulate)
-        part = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradient_of, state.model, part, key)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (gradient, total), _ = jax.lax.scan(
-            lambda total, inputs: (add_part(total, inputs), None),
-            zeros,
-            (jnp.arange(accumulate), parts),
-        )
-    gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
-    gradient = optimizer_lib.without_frozen(frozen, gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-    total['grad_norm'] = optax.tree.norm(gradient)
-    total['learning_rate'] = schedule(state.step)
-    model = optax.apply_updates(state.model, updates)
-    return TrainState(state.step + 1, model, opt_state), total
-
-
-def _parts(batch: Batch, count: int) -> Batch:
-    """[B, L] -> [count, B / count, L], each part with rows of every device."""
-    return {
-        name: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-        for name, x in batch.items()
-    }
 
 
 # --- Training ---------------------------------------------------------------------
@@ -208,6 +156,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             last = step == config.steps
             if last or _is_due(step, config.log_every):
                 values = _train_values(step, since_log)
+                _check_streams(run, values)
                 tokens = batch['tokens'].size * len(since_log)
                 values['tokens_per_second'] = throughput.read(tokens, len(since_log))
                 since_log = []
@@ -282,7 +231,7 @@ def compile_train_step(run: Run):
     """The one jitted step, compiled: (state, batch, key) -> (state, sums)."""
     config = run.config
     step = functools.partial(
-        train_step,
+        step_lib.train_step,
         optimizer=run.optimizer,
         schedule=optimizer_lib.schedule(config.optimizer, config.steps),
         accumulate=config.accumulate,
@@ -308,7 +257,25 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
         )
     values['grad_norm'] = float(host[-1]['grad_norm'])
     values['learning_rate'] = float(host[-1]['learning_rate'])
+    values['largest_stream'] = max(float(s['largest_stream']) for s in host)
+    values['missed'] = total['missed']
     return values
+
+
+def _check_streams(run: Run, values: dict[str, float]) -> None:
+    """Takes out what is only to be told, and warns of gradients that are not exact."""
+    model, missed = run.config.model, values.pop('missed')
+    if model.stack != 'reversible' or not model.grid_bits:
+        return
+    values['missed'] = missed
+    if missed:
+        progress.say(
+            f'WARNING: the backward pass came back to other streams in {missed:,.0f} '
+            f'numbers: gradients are not exact. The streams reach '
+            f'{values["largest_stream"]:,.0f}, the grid is exact below '
+            f'{2 ** (24 - model.grid_bits):,}: lower model.grid_bits, or set '
+            "model.stack='checkpoint'"
+        )
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -323,4 +290,14 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     return (
         f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
+        f'{_of_lsh(run.config.model, length)}'
     )
+
+
+def _of_lsh(config: model_lib.ModelConfig, length: int) -> str:
+    """How the LSH layers are computed."""
+    if 'lsh' not in config.pattern:
+        return ''
+    length = model_config.padded_length(config, length)
+    told = choice.describe(config.lsh, length, config.dtype, config.head_size)
+    return f'; LSH: {told}'

@@ -10,7 +10,7 @@ import small_models as models
 
 from reformer_jax.generation import decoding
 from reformer_jax.generation import prompts
-from reformer_jax.training import losses
+from reformer_jax.training import step as step_lib
 
 _KEY = jax.random.key(7)
 _PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 2, 3]]
@@ -272,7 +272,7 @@ def test_score_is_the_loss_of_evaluation():
     tokens = np.random.default_rng(0).integers(0, 11, (2, 32)).astype(np.int32)
     logp = decoding.score(_model(), tokens)
     batch = {'tokens': tokens, 'weights': np.ones((2, 32), np.float32)}
-    sums, _ = jax.jit(losses.evaluate)(_model(), batch)
+    sums, _ = jax.jit(step_lib.evaluate)(_model(), batch)
     np.testing.assert_allclose(-logp.sum(), sums['loss'], rtol=1e-5)
 
 

@@ -197,8 +197,8 @@ def test_hash_rotations_are_those_of_a_call(changes):
 
 
 def test_buckets_do_not_depend_on_the_length():
-    assert models.config(buckets=()).kind('lsh').buckets == 16
-    assert models.config(buckets=(), length=16).kind('lsh').buckets == 8
+    assert models.config(buckets=()).lsh.buckets == 16
+    assert models.config(buckets=(), length=16).lsh.buckets == 8
     tokens = _tokens()
     model = models.build(**_STRICT)
     np.testing.assert_allclose(

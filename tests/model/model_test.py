@@ -247,12 +247,12 @@ def test_with_rounds():
 def test_rounds_do_not_decide_what_is_exact():
     """By itself 2 rounds are LSH up to 32 tokens here, and 4 rounds exact."""
     config = models.config(dense_length=-1, pattern=('lsh',), length=32)
-    assert not config.kind('lsh').exact
+    assert not config.lsh.exact
     four = models.config(dense_length=-1, pattern=('lsh',), length=32, rounds=4)
-    assert four.kind('lsh').exact
-    assert not config.with_rounds(4).kind('lsh').exact
+    assert four.lsh.exact
+    assert not config.with_rounds(4).lsh.exact
     exact = models.config(dense_length=-1, pattern=('lsh',), length=16)
-    assert exact.with_rounds(1).kind('lsh').exact
+    assert exact.with_rounds(1).lsh.exact
     model = models.build(dense_length=-1, pattern=('lsh',), layers=1)
     key = _key()
     four = model.with_rounds(4)

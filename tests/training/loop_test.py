@@ -22,10 +22,10 @@ from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
 from reformer_jax.training import evaluation
 from reformer_jax.training import loop
-from reformer_jax.training import losses as losses_lib
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
+from reformer_jax.training import step as step_lib
 
 
 @pytest.fixture(scope='module')
@@ -283,7 +283,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(text_file):
     totals = []
     for accumulate in (1, 2):
         step = jax.jit(
-            lambda state, batch, accumulate=accumulate: loop.train_step(
+            lambda state, batch, accumulate=accumulate: step_lib.train_step(
                 state,
                 batch,
                 jax.random.key(0),
@@ -303,8 +303,8 @@ def test_padding_positions_do_not_count(text_file):
     model = state_lib.init_state(run.config.model, run.optimizer, 0).model
     tokens = jax.random.randint(jax.random.key(1), (4, 64), 2, 258)
     half = jnp.where(jnp.arange(64) < 32, 1.0, 0.0) * jnp.ones((4, 1))
-    total, _ = losses_lib.evaluate(model, {'tokens': tokens, 'weights': half})
-    nothing, _ = losses_lib.evaluate(model, {'tokens': tokens, 'weights': 0 * half})
+    total, _ = step_lib.evaluate(model, {'tokens': tokens, 'weights': half})
+    nothing, _ = step_lib.evaluate(model, {'tokens': tokens, 'weights': 0 * half})
     assert total['weight'] == 128
     assert nothing['loss'] == nothing['accuracy'] == 0
 

@@ -7,7 +7,7 @@ import pytest
 import small_models as models
 
 from reformer_jax import model as model_lib
-from reformer_jax.training import losses
+from reformer_jax.training import step as step_lib
 
 _LENGTH = 12
 
@@ -32,7 +32,7 @@ def _log_softmax(x):
 
 
 def _sums(model, batch):
-    total, predictions = jax.jit(losses.evaluate)(model, batch)
+    total, predictions = jax.jit(step_lib.evaluate)(model, batch)
     return {name: float(value) for name, value in total.items()}, predictions
 
 
@@ -159,6 +159,6 @@ def test_answers():
 def test_a_model_without_a_head_says_so():
     model = models.build(head='none')
     assert jax.eval_shape(model.encode, jnp.asarray(_tokens())).shape == (3, 12, 16)
-    for call in (lambda: model(_tokens()), lambda: losses.outcome(model, _batch())):
+    for call in (lambda: model(_tokens()), lambda: step_lib.outcome(model, _batch())):
         with pytest.raises(ValueError, match="model.head='none'"):
             call()
