@@ -12,7 +12,6 @@ from ml_collections import config_flags
 
 import distributed
 from reformer_jax.runs import metrics
-from reformer_jax.runs import progress
 from reformer_jax.training import evaluation
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
@@ -29,7 +28,7 @@ def main(argv: list[str]) -> None:
         _CONFIG.value, _WORKDIR.value, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
     rows = [{'split': split, **values} for split, values in results.items()]
-    progress.say(metrics.table(rows, tuple(rows[0])))
+    metrics.say(metrics.table(rows, tuple(rows[0])))
 
 
 if __name__ == '__main__':

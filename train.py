@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 import distributed
 from reformer_jax.runs import folder as run_folder
-from reformer_jax.runs import progress
+from reformer_jax.runs import metrics
 from reformer_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
@@ -32,11 +32,11 @@ def main(argv: list[str]) -> None:
     if workdir is None:
         file = config_flags.get_config_filename(flags.FLAGS['config'])
         workdir = run_folder.default_workdir(file)
-        progress.say(f'no --workdir: using {workdir}')
+        metrics.say(f'no --workdir: using {workdir}')
     finished = loop.train(_CONFIG.value, workdir, profile=_PROFILE.value)
     if not finished:
         sys.exit(os.EX_TEMPFAIL)  # stopped by a signal: what was to follow must not
-    progress.say(f'next: python eval.py --workdir={workdir}')
+    metrics.say(f'next: python eval.py --workdir={workdir}')
 
 
 if __name__ == '__main__':

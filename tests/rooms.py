@@ -22,6 +22,7 @@ DOORS = sorted(path for path in ROOT.glob('*.py') if path != _BEGINNING)
 # Imports go from a floor to those before it; within a floor rooms do not know each
 # other, but for sweep.py, the door of sweeps.
 FLOORS = (
+    ('progress',),
     ('attention', 'data', 'runs', 'sharding', 'stack'),
     ('model',),
     ('generation', 'huggingface'),

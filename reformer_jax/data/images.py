@@ -26,11 +26,11 @@ import grain
 import numpy as np
 from PIL import Image
 
+from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import dataset
 from reformer_jax.data import imagenet64
-from reformer_jax.data import progress
 
 SIDE = 64
 _SHRINKS = (1, 2, 4, 8, 16, 32, 64)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
+from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import dataset
-from reformer_jax.data import progress
 from reformer_jax.data import tokenizers
 
 # Bytes given to the tokenizer at once: long enough that the space which SentencePiece

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import sentencepiece
 
-from reformer_jax.data import progress
+from reformer_jax import progress
 
 MODEL_TYPES = ('unigram', 'bpe')
 BYTES = 'bytes'

@@ -189,7 +189,10 @@ def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = (absolute(workdir) / 'evaluations').glob('step_*.json')
     by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
     records = [_read_json(file) for file in by_time]
-    return [{**r, 'config': _with_todays_names(r['config'])} for r in records]
+    return [
+        {**record, 'config': _with_todays_names(record.get('config', {}))}
+        for record in records
+    ]
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
@@ -273,10 +276,10 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
     """A config of an older run: within_bucket=True was what is rule 'bucket' now."""
-    model = dict(config.get('model', {}))
+    model = config.get('model', {})
     if model.pop('within_bucket', False):
         model['rule'] = 'bucket'
-    return {**config, 'model': model}
+    return config
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:

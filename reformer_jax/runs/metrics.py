@@ -19,6 +19,8 @@ import tensorboardX
 from rich import console as rich_console
 from rich import table as rich_table
 
+from reformer_jax import progress
+
 
 class Writer:
     """Appends a run's metrics to its folder and shows its progress.
@@ -179,20 +181,6 @@ class Throughput:
         return passed
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration by its two largest units: 45s, 3m12s, 2h05m, 3d04h."""
-    if not math.isfinite(seconds):
-        return '?'
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f'{whole}s'
-    if whole < 3600:
-        return f'{whole // 60}m{whole % 60:02d}s'
-    if whole < 86400:
-        return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
-    return f'{whole // 86400}d{whole % 86400 // 3600:02d}h'
-
-
 def format_count(count: float) -> str:
     """A number to three digits: 950, 15.2k, 1.3M, 2.1G."""
     if not math.isfinite(count):
@@ -227,8 +215,14 @@ def progress_line(
         if name in values:
             columns.append(f'{label} {show(values[name])}')
     if seconds_left is not None:
-        columns.append(f'left {format_seconds(seconds_left)}')
+        columns.append(f'left {progress.format_seconds(seconds_left)}')
     return '  '.join(columns)
+
+
+def say(line: str) -> None:
+    """Prints a line; only the first of several processes does."""
+    if jax.process_index() == 0:
+        print(line, flush=True)
 
 
 def means(total: Mapping[str, float]) -> dict[str, float]:

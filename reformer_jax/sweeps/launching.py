@@ -14,8 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from reformer_jax.runs import metrics
-from reformer_jax.runs import progress
+from reformer_jax import progress
 from reformer_jax.sweeps import points as points_lib
 
 _GPUS = 'CUDA_VISIBLE_DEVICES'
@@ -199,7 +198,7 @@ def _run_point(
                 return False
     finally:
         free.put(gpu)
-    took = metrics.format_seconds(time.monotonic() - started)
+    took = progress.format_seconds(time.monotonic() - started)
     say(f'{points_lib.status(point)} ({took})')
     return True
 

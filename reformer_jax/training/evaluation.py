@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import progress
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
-from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
 from reformer_jax.training import start
@@ -62,7 +62,7 @@ def evaluate(
     if jax.process_index() == 0:
         record = {'results': results, 'config': run.fields}
         file = run_folder.write_evaluation(workdir, at_step, record)
-        progress.say(f'wrote {file}')
+        metrics.say(f'wrote {file}')
     return results
 
 
@@ -80,7 +80,10 @@ def evaluate_split(
     """
     outcomes, real_rows = [], []
     evaluate_model = _jit_evaluate(run.mesh)
-    with progress.bar(f'evaluating {split}', batches or None, 'batches') as advance:
+    shown = jax.process_index() == 0
+    with progress.bar(
+        f'evaluating {split}', batches or None, 'batches', shown=shown
+    ) as advance:
         stream = run.config.data.batches(split)
         for batch in itertools.islice(stream, batches or None):
             if stopped():

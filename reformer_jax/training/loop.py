@@ -25,7 +25,6 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
-from reformer_jax.runs import progress
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
 from reformer_jax.training import evaluation
@@ -107,7 +106,7 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
         state, _ = checkpointer.restore(run.state, training.iterator)
     first_step = int(state.step)
     _check_traced(training.traced, first_step, run.config.steps)
-    progress.say(_description(run, training.folder, first_step))
+    metrics.say(_description(run, training.folder, first_step))
     if first_step < run.config.steps:
         state = _train_steps(training, state)
     step = int(state.step)
@@ -118,13 +117,13 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
     else:
         validation = _validate(training, state.model, step, final=True)
     if validation is None:
-        progress.say(f'stopped after {step} steps; the same command resumes')
+        metrics.say(f'stopped after {step} steps; the same command resumes')
         return {}
     if jax.process_index() == 0:
         lengths = {'steps': run.config.steps, 'minutes': run.config.minutes}
         result = {'step': step, **lengths, 'validation': validation}
         run_folder.write_result(training.folder, result)
-    progress.say('final ' + metrics.summary('validation', step, validation))
+    metrics.say('final ' + metrics.summary('validation', step, validation))
     return validation
 
 
@@ -137,7 +136,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
         _validate(training, state.model, step)
     compiling = time.monotonic()
     compiled_step = compile_train_step(run)
-    progress.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
+    metrics.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
     throughput = metrics.Throughput()
     since_log: list[Sums] = []
     with contextlib.ExitStack() as tracing:
@@ -211,12 +210,12 @@ def _validate(
     training.writer.write(step, 'validation', values)
     training.checkpointer.record(step, values)
     if not np.isfinite(values['loss']):
-        progress.say(
+        metrics.say(
             f'WARNING: the validation loss after {step} steps is {values["loss"]}, '
             'though that of training is finite: this is never the best checkpoint'
         )
     if not final:
-        progress.say(metrics.summary('validation', step, values))
+        metrics.say(metrics.summary('validation', step, values))
     return values
 
 
@@ -269,7 +268,7 @@ def _check_streams(run: Run, values: dict[str, float]) -> None:
         return
     values['missed'] = missed
     if missed:
-        progress.say(
+        metrics.say(
             f'WARNING: the backward pass came back to other streams in {missed:,.0f} '
             f'numbers: gradients are not exact. The streams reach '
             f'{values["largest_stream"]:,.0f}, the grid is exact below '

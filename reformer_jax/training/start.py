@@ -26,7 +26,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
-from reformer_jax.runs import progress
+from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
@@ -186,7 +186,7 @@ def _say_what_is_replaced(
         if name in model and plain(model[name]) != plain(value)
     ]
     if replaced:
-        progress.say(f'model from {source}: {", ".join(replaced)}')
+        metrics.say(f'model from {source}: {", ".join(replaced)}')
 
 
 def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
@@ -258,7 +258,7 @@ def first_state(run: Run, parameters: dict[str, jax.Array]) -> state_lib.TrainSt
     if not parameters:
         return state
     model, fresh = put(state.model, parameters)
-    progress.say(
+    metrics.say(
         f'started from {run.config.init_from}: {len(parameters)} parameters; fresh: '
         f'{", ".join(fresh) or "none"}'
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tensorboardX import proto
 
+from reformer_jax import progress
 from reformer_jax.runs import metrics
 
 
@@ -171,7 +172,7 @@ def test_progress_goes_to_standard_output_as_plain_lines(tmp_path, capsys):
     ],
 )
 def test_format_seconds(seconds, text):
-    assert metrics.format_seconds(seconds) == text
+    assert progress.format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

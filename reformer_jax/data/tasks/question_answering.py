@@ -8,8 +8,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from reformer_jax import progress
 from reformer_jax.data import batching
-from reformer_jax.data import progress
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
-from reformer_jax.data import progress
 
 _SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv')
 # What others call our splits; GLUE's MNLI has two of each in tfds.

@@ -7,8 +7,8 @@ from typing import Any
 import grain
 import numpy as np
 
+from reformer_jax import progress
 from reformer_jax.data import batching
-from reformer_jax.data import progress
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import rows

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from reformer_jax.runs import progress
+from reformer_jax import progress
 
 
 def test_plain_lines_now_and_then(capsys, monkeypatch):
@@ -48,11 +48,15 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert 'reading' in captured.err and '5/10' in captured.err
 
 
-def test_only_process_0_shows(capsys, monkeypatch):
-    monkeypatch.setattr('jax.process_index', lambda: 1)
+def test_what_is_not_shown(capsys, monkeypatch):
     monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', 0)
-    with progress.bar('reading', 10) as advance:
+    with progress.bar('reading', 10, shown=False) as advance:
         advance(5)
-    progress.say('read')
     captured = capsys.readouterr()
     assert not captured.out and not captured.err
+
+
+def test_items_are_counted(capsys, monkeypatch):
+    monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', 0)
+    assert list(progress.track(['a', 'b'], 'reading')) == ['a', 'b']
+    assert 'reading: 1 of 2' in capsys.readouterr().err
