@@ -35,23 +35,17 @@ _PASSES = ('forward', 'forward_backward')
 def lsh(qk_BLHK: jax.Array, v_BLHK: jax.Array, rotations_HKRS: jax.Array) -> jax.Array:
     """Causal LSH attention [B, L, H, K] with the rounds of the rotations."""
     buckets = _buckets(qk_BLHK.shape[1])
-    buckets_BHRL = hashing.hash_vectors(qk_BLHK, rotations_HKRS, buckets=buckets)
-    return attention.lsh_attention(
-        qk_BLHK,
-        v_BLHK,
-        buckets_BHRL,
-        chunk_length=small_lm.CHUNK_LENGTH,
-        causal=True,
-        num_buckets=hashing.bucket_count(buckets),
-        implementation='xla',
+    kind = attention.LSH(
+        chunk_length=small_lm.CHUNK_LENGTH, buckets=buckets, implementation='xla'
     )
+    buckets_BHRL = hashing.hash_vectors(qk_BLHK, rotations_HKRS, buckets=buckets)
+    return attention.lsh_attention(kind, qk_BLHK, v_BLHK, buckets_BHRL)
 
 
 def full(qk_BLHK: jax.Array, v_BLHK: jax.Array) -> jax.Array:
     """The exact attention that `lsh` approximates."""
-    return attention.full_attention(
-        qk_BLHK, qk_BLHK, v_BLHK, causal=True, shared_qk=True
-    )
+    kind = attention.Full(shared_qk=True)
+    return attention.full_attention(kind, qk_BLHK, qk_BLHK, v_BLHK)
 
 
 def steps(length: int, rounds: Sequence[int], dtype: str) -> dict[str, Callable]:

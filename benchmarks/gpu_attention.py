@@ -43,26 +43,23 @@ _LONGEST_OF_XLA = 32_768
 _SECONDS_OF_RUN = 0.02
 
 
+def lsh_kind(implementation: str, chunk_length: int, length: int) -> attention.LSH:
+    """Causal LSH attention with the usual buckets for a length."""
+    buckets = hashing.default_buckets(length, chunk_length)
+    return attention.LSH(
+        chunk_length=chunk_length, buckets=buckets, implementation=implementation
+    )
+
+
 def lsh(
+    kind: attention.LSH,
     qk_BLHK: jax.Array,
     v_BLHK: jax.Array,
     rotations_HKRS: jax.Array,
-    *,
-    chunk_length: int,
-    implementation: str,
 ) -> jax.Array:
-    """Causal LSH attention from hashing on, [B, L, H, K]."""
-    buckets = hashing.default_buckets(qk_BLHK.shape[1], chunk_length)
-    buckets_BHRL = hashing.hash_vectors(qk_BLHK, rotations_HKRS, buckets=buckets)
-    return attention.lsh_attention(
-        qk_BLHK,
-        v_BLHK,
-        buckets_BHRL,
-        chunk_length=chunk_length,
-        causal=True,
-        num_buckets=hashing.bucket_count(buckets),
-        implementation=implementation,
-    )
+    """LSH attention from hashing on, [B, L, H, K]."""
+    buckets_BHRL = hashing.hash_vectors(qk_BLHK, rotations_HKRS, buckets=kind.buckets)
+    return attention.lsh_attention(kind, qk_BLHK, v_BLHK, buckets_BHRL)
 
 
 def opponents(implementation: str) -> dict[str, Callable]:
@@ -91,19 +88,15 @@ def passes(
         for name, function in opponents(opponent).items()
     }
     for implementation, chunk_length, rounds in cases:
+        kind = lsh_kind(implementation, chunk_length, length)
         rotations = hashing.random_rotations(
             keys[4],
             heads=HEADS,
             head_size=HEAD_SIZE,
             rounds=rounds,
-            buckets=hashing.default_buckets(length, chunk_length),
+            buckets=kind.buckets,
         )
-        function = functools.partial(
-            lsh,
-            rotations_HKRS=rotations,
-            chunk_length=chunk_length,
-            implementation=implementation,
-        )
+        function = functools.partial(lsh, kind, rotations_HKRS=rotations)
         case = implementation, chunk_length, rounds
         compiled[case] = _compiled(function, (qk, v), dout)
     return compiled

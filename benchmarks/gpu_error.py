@@ -88,14 +88,10 @@ def measure(length: int, implementation: str, opponent: str) -> None:
         buckets=_BUCKETS,
     )
     buckets = hashing.hash_vectors(qk, rotations, buckets=_BUCKETS)
-    lsh = functools.partial(
-        attention.lsh_attention,
-        buckets_BHRL=buckets,
-        chunk_length=_CHUNK_LENGTH,
-        causal=True,
-        num_buckets=_BUCKETS,
-        implementation=implementation,
+    kind = attention.LSH(
+        chunk_length=_CHUNK_LENGTH, buckets=_BUCKETS, implementation=implementation
     )
+    lsh = functools.partial(attention.lsh_attention, kind, buckets_BHRL=buckets)
     met = keys_met(np.asarray(buckets), _CHUNK_LENGTH)
     reference = functools.partial(shared_qk, met_BHLL=met)
     of_lsh = errors(lsh, reference, (qk, v), dout)

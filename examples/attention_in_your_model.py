@@ -6,27 +6,28 @@ import optax
 from flax import nnx
 
 from reformer_jax import attention
+from reformer_jax.attention import hashing
 
-VOCABULARY, LENGTH, WIDTH, HEADS, ROUNDS, BUCKETS = 16, 256, 64, 4, 4, 16
+VOCABULARY, LENGTH, WIDTH, HEADS, SIZE = 16, 256, 64, 4, 16
+LSH = attention.LSH(chunk_length=32, buckets=16, rounds=4)
 
 
 class OwnModel(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        shape = (HEADS, WIDTH // HEADS)
         self.tokens = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
         self.places = nnx.Embed(LENGTH, WIDTH, rngs=rngs)
-        self.query_key = nnx.LinearGeneral(WIDTH, shape, rngs=rngs)
-        self.value = nnx.LinearGeneral(WIDTH, shape, rngs=rngs)
-        self.output = nnx.LinearGeneral(shape, WIDTH, axis=(-2, -1), rngs=rngs)
+        self.query_key = nnx.LinearGeneral(WIDTH, (HEADS, SIZE), rngs=rngs)
+        self.value = nnx.LinearGeneral(WIDTH, (HEADS, SIZE), rngs=rngs)
+        self.output = nnx.LinearGeneral((HEADS, SIZE), WIDTH, axis=(-2, -1), rngs=rngs)
         self.logits = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
 
     def __call__(self, tokens, key):
         x = self.tokens(tokens) + self.places(jnp.arange(LENGTH) % (LENGTH // 2))
         qk, v = self.query_key(x), self.value(x)
-        shape = {'heads': HEADS, 'head_size': WIDTH // HEADS, 'rounds': ROUNDS}
-        rotations = attention.hashing.random_rotations(key, **shape, buckets=BUCKETS)
-        buckets = attention.hashing.hash_vectors(qk, rotations, buckets=BUCKETS)
-        seen = attention.lsh_attention(qk, v, buckets, chunk_length=32, causal=True)
+        sizes = {'heads': HEADS, 'head_size': SIZE, 'rounds': LSH.rounds}
+        rotations = hashing.random_rotations(key, **sizes, buckets=LSH.buckets)
+        buckets = hashing.hash_vectors(qk, rotations, buckets=LSH.buckets)
+        seen = attention.lsh_attention(LSH, qk, v, buckets)
         return self.logits(x + self.output(seen))
 
 
@@ -37,7 +38,7 @@ def loss(model, tokens, key):
 
 def main(steps: int = 100) -> tuple[float, float]:
     model, optimizer = OwnModel(nnx.Rngs(0)), optax.adam(1e-2)
-    state = optimizer.init(model)
+    state, losses = optimizer.init(model), []
 
     @jax.jit
     def step(model, state, key):
@@ -47,7 +48,6 @@ def main(steps: int = 100) -> tuple[float, float]:
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(model, updates), state, value
 
-    losses = []
     for key in jax.random.split(jax.random.key(1), steps):
         model, state, value = step(model, state, key)
         losses.append(float(value))

@@ -4,7 +4,7 @@
   python benchmarks/memory.py depth > reports/results/memory_depth.jsonl
   python reports/overview.py
 
-Draws reports/results/overview.png: what each query of one real hash sees under the
+Draws reports/results/overview.png: what each query of one real hash sees under
 three rules of LSH attention (darker in a later round; made by attention.windows), the
 seconds of a training step against its length, and its memory against depth. The last
 two are read from the files that the first two commands write. Needs pip install -e
@@ -66,11 +66,10 @@ def hashed_text() -> jax.Array:
 
 def first_rounds(rule: str, buckets_BHRL: jax.Array) -> np.ndarray:
     """In which round, from 1 on, a query meets a key first, int [L, L]; 0 for never."""
-    plan = windows.plan(
-        buckets_BHRL.shape, _CHUNK, (1, 0), causal=True, rule=rule, within_bucket=False
-    )
-    order_BHRL = attention.sorted_order(buckets_BHRL, None, _BUCKETS)
-    codes_BHRL = windows.codes(plan, buckets_BHRL, order_BHRL, None, _BUCKETS)
+    kind = attention.LSH(chunk_length=_CHUNK, buckets=_BUCKETS, rule=rule)
+    plan = windows.plan(kind, buckets_BHRL.shape)
+    order_BHRL = attention.sorted_order(kind, buckets_BHRL, None)
+    codes_BHRL = windows.codes(plan, _BUCKETS, buckets_BHRL, order_BHRL, None)
     order_RL = order_BHRL[0, 0]
     nothing = jnp.zeros((_LENGTH, _HEAD_SIZE))
     row = windows.Row(

@@ -55,9 +55,10 @@ def assert_near(actual, wanted, tolerance=1e-5):
     assert error < tolerance, f'relative error {error}'
 
 
-def _numbers_met(buckets, real, rule, chunk_length, before, after, within_bucket):
+def _numbers_met(kind, buckets, real):
     """How often a query meets a key, [R, L, L], by the rules of lsh_attention."""
     rounds, length = buckets.shape
+    chunk_length, rule = kind.chunk_length, kind.rule
     met = np.zeros((rounds, length, length), int)
     if rule == 'strict':
         for met_in_round, ids in zip(met, buckets, strict=True):
@@ -72,27 +73,17 @@ def _numbers_met(buckets, real, rule, chunk_length, before, after, within_bucket
     per_round = length // chunk_length
     for here, queries in enumerate(chunks):
         ids, met_in_round = buckets[here // per_round], met[here // per_round]
-        for there in range(here - before, here + after + 1):
-            if rule == 'reformer' and there // per_round != here // per_round:
+        for there in range(here - kind.chunks_before, here + kind.chunks_after + 1):
+            if rule != 'trax' and there // per_round != here // per_round:
                 continue
             for key in chunks[there % len(chunks)]:
                 for query in queries:
                     same = ids[query] == ids[key]
-                    met_in_round[query, key] += not within_bucket or same
+                    met_in_round[query, key] += rule != 'bucket' or same
     return met
 
 
-def numbers_seen(
-    buckets,
-    *,
-    chunk_length,
-    chunks_before=1,
-    chunks_after=0,
-    causal=True,
-    mask=None,
-    rule='reformer',
-    within_bucket=False,
-):
+def numbers_seen(kind, buckets, mask=None):
     """What queries see but for the future and padding, and what themselves weigh.
 
     _numbers_met over the rounds, [B, H, L, L], without themselves; and the weight of a
@@ -103,20 +94,13 @@ def numbers_seen(
     seen = np.zeros((batch, heads, length, length), int)
     itself = np.ones((batch, heads, length), np.float32)
     for b, h in np.ndindex(batch, heads):
-        met = _numbers_met(
-            np.asarray(buckets[b, h]),
-            mask[b],
-            rule,
-            chunk_length,
-            chunks_before,
-            chunks_after,
-            within_bucket,
-        )
-        seen[b, h] = met.sum(0) if rule == 'trax' else np.minimum(met.sum(0), 1)
-        if rule == 'trax':
+        met = _numbers_met(kind, np.asarray(buckets[b, h]), mask[b])
+        trax = kind.rule == 'trax'
+        seen[b, h] = met.sum(0) if trax else np.minimum(met.sum(0), 1)
+        if trax:
             itself[b, h] = [probability_of_itself(met[:, n, n]) for n in range(length)]
     seen = seen * ~np.eye(length, dtype=bool) * mask[:, None, None, :]
-    return (np.tril(seen) if causal else seen), itself
+    return (np.tril(seen) if kind.causal else seen), itself
 
 
 def probability_of_itself(times):
@@ -169,14 +153,30 @@ def dense(q, k, v, allowed, scale):
     return jnp.einsum('bhqs,bshk->bqhk', p, v)
 
 
-def lsh(mask=None, **options):
+def full(kind, mask=None):
+    return _of_kind(attention.full_attention, kind, mask)
+
+
+def shared(kind, mask=None):
+    """Exact attention of qk and v."""
+    return lambda qk, v: full(kind, mask)(qk, qk, v)
+
+
+def local(kind, mask=None):
+    return _of_kind(attention.local_attention, kind, mask)
+
+
+def lsh(kind, mask=None, **options):
+    return _of_kind(attention.lsh_attention, kind, mask, **options)
+
+
+def _of_kind(function, kind, mask, **options):
     mask = None if mask is None else jnp.asarray(mask)
-    return functools.partial(attention.lsh_attention, mask=mask, **options)
+    return functools.partial(function, kind, mask=mask, **options)
 
 
-def strict_lsh(qk, v, rotations, *, rule='strict', num_buckets=4, mask=None):
-    """LSH attention with its own hashing, as a model runs it."""
-    buckets = hashing.hash_vectors(qk, rotations, buckets=num_buckets)
-    return attention.lsh_attention(
-        qk, v, buckets, chunk_length=4, causal=True, rule=rule, mask=mask
-    )
+def hashed_lsh(qk, v, rotations, *, rule='strict', mask=None):
+    """LSH attention with its own hashing to 4 buckets, as a model runs it."""
+    kind = attention.LSH(chunk_length=4, buckets=4, rule=rule)
+    buckets = hashing.hash_vectors(qk, rotations, buckets=kind.buckets)
+    return attention.lsh_attention(kind, qk, v, buckets, mask=mask)

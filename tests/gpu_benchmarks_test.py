@@ -58,13 +58,12 @@ def test_references_of_the_errors_are_the_functions_compared():
     qk, v, _ = oracles.inputs(64, head_size=16)
     buckets = oracles.buckets(64, rounds=3)
     met = gpu_error.keys_met(buckets, 8)
-    seen, _ = oracles.numbers_seen(buckets, chunk_length=8)
+    kind = attention.LSH(chunk_length=8, buckets=6)
+    seen, _ = oracles.numbers_seen(kind, buckets)
     np.testing.assert_array_equal(met, seen > 0)
-    out = attention.lsh_attention(
-        qk, v, jnp.asarray(buckets), chunk_length=8, causal=True, num_buckets=5
-    )
+    out = attention.lsh_attention(kind, qk, v, jnp.asarray(buckets))
     oracles.assert_near(gpu_error.shared_qk(qk, v, met), out)
-    full = attention.full_attention(qk, 2 * qk, v, causal=True)
+    full = attention.full_attention(attention.Full(), qk, 2 * qk, v)
     oracles.assert_near(gpu_error.exact(qk, 2 * qk, v), full)
 
 

@@ -183,17 +183,8 @@ def _check_kernels():
     heads, rows = P(sharding.BATCH_AXES, None, 'model'), P(sharding.BATCH_AXES, 'model')
 
     def gradients(implementation, qk, v, ids, direction):
-        def attend(qk, v, ids):
-            return attention.lsh_attention(
-                qk,
-                v,
-                ids,
-                chunk_length=16,
-                causal=True,
-                num_buckets=4,
-                implementation=implementation,
-            )
-
+        kind = attention.LSH(chunk_length=16, buckets=4, implementation=implementation)
+        attend = functools.partial(attention.lsh_attention, kind)
         mapped = sharding.over_batch_and_heads(attend, (heads, heads, rows), heads)
         out, pullback = jax.vjp(lambda qk, v: mapped(qk, v, ids), qk, v)
         return out, *pullback(direction)

@@ -23,7 +23,7 @@ def test_lsh_ignores_the_content_of_padding(rule):
     pads = ~mask[:, :, None, None]
     rotations = oracles.normal(2, 6, 2, 2, seed=9)
     attend = jax.jit(
-        functools.partial(oracles.strict_lsh, rule=rule, mask=jnp.asarray(mask))
+        functools.partial(oracles.hashed_lsh, rule=rule, mask=jnp.asarray(mask))
     )
     out = attend(qk, v, rotations)
     other_qk, other_v = np.where(pads, (9 * direction, 99 * direction), (qk, v))
@@ -38,17 +38,12 @@ def test_full_and_local_ignore_the_content_of_padding(kind, causal):
     mask = oracles.mask(32)
     pads = ~mask[:, :, None, None]
 
-    @jax.jit
-    def attend(q, k, v):
-        if kind == 'local':
-            return attention.local_attention(
-                q, k, v, chunk_length=4, causal=causal, mask=jnp.asarray(mask)
-            )
+    if kind == 'local':
+        attend = oracles.local(attention.Local(causal, chunk_length=4), mask)
+    else:
+        attend = oracles.full(attention.Full(causal, kind == 'shared'), mask)
         k = q if kind == 'shared' else k
-        return attention.full_attention(
-            q, k, v, causal=causal, mask=jnp.asarray(mask), shared_qk=kind == 'shared'
-        )
-
+    attend = jax.jit(attend)
     others = np.where(pads, 9 * direction, (q, k, v))
     out, other = attend(q, k, v), attend(*others)
     np.testing.assert_array_equal(out[mask], other[mask])
@@ -61,13 +56,14 @@ def test_a_padded_sequence_is_the_sequence_alone(rule, real):
     qk, v, _ = oracles.inputs(28)
     rotations = oracles.normal(2, 6, 2, 2, seed=9)
     mask = np.broadcast_to(np.arange(28) < real, (2, 28))
-    attend = functools.partial(oracles.strict_lsh, rule=rule)
+    attend = functools.partial(oracles.hashed_lsh, rule=rule)
     padded = oracles.jit(functools.partial(attend, mask=jnp.asarray(mask)))(
         qk, v, rotations
     )
     if real % 4:  # alone, its length must still be a multiple of the chunk
         buckets = hashing.hash_vectors(qk, rotations, buckets=4)[..., :real]
-        seen = oracles.numbers_seen(buckets, chunk_length=4, rule=rule)
+        kind = attention.LSH(chunk_length=4, rule=rule)
+        seen = oracles.numbers_seen(kind, buckets)
         alone = oracles.slow_shared_qk(qk[:, :real], v[:, :real], *seen)
     else:
         alone = oracles.jit(attend)(qk[:, :real], v[:, :real], rotations)
@@ -79,25 +75,23 @@ def test_a_padded_sequence_is_the_sequence_alone(rule, real):
 
 def _causal_attention(kind):
     """Attention of q, k, v [B, 32, H, K] that hashes anew, or with fixed buckets."""
-    rotations = oracles.normal(2, 6, 4, 2, seed=9)
     if kind == 'full':
-        return functools.partial(attention.full_attention, causal=True)
-    if kind == 'shared':
-        return lambda q, k, v: attention.full_attention(
-            q, q, v, causal=True, shared_qk=True
-        )
+        return oracles.full(attention.Full())
     if kind == 'local':
-        return functools.partial(attention.local_attention, chunk_length=4, causal=True)
-    if kind == 'strict':
-        return lambda q, k, v: oracles.strict_lsh(q, v, rotations)
-    fixed = functools.partial(
-        oracles.lsh(chunk_length=4, causal=True, rule=kind),
-        buckets_BHRL=oracles.buckets(32, rounds=4),
-    )
-    return lambda q, k, v: fixed(q, v)
+        return oracles.local(attention.Local(chunk_length=4))
+    if kind == 'shared':
+        attend = oracles.shared(attention.Full(shared_qk=True))
+    elif kind == 'strict':
+        rotations = oracles.normal(2, 6, 4, 2, seed=9)
+        attend = functools.partial(oracles.hashed_lsh, rotations=rotations)
+    else:
+        buckets = oracles.buckets(32, rounds=4)
+        lsh = attention.LSH(chunk_length=4, rule=kind)
+        attend = oracles.lsh(lsh, buckets_BHRL=buckets)
+    return lambda q, k, v: attend(q, v)
 
 
-KINDS = ['full', 'shared', 'local', 'strict', 'reformer', 'trax']
+KINDS = ['full', 'shared', 'local', 'strict', 'reformer', 'bucket', 'trax']
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -132,7 +126,7 @@ def test_the_future_has_no_gradient(kind):
 def test_strict_depends_on_the_past_alone():
     qk, v, _ = oracles.inputs(32)
     rotations = oracles.normal(2, 6, 2, 2, seed=9)
-    attend = oracles.jit(oracles.strict_lsh)
+    attend = oracles.jit(oracles.hashed_lsh)
     whole = attend(qk, v, rotations)
     cut = attend(qk[:, :20], v[:, :20], rotations)
     np.testing.assert_allclose(whole[:, :20], cut, rtol=1e-5, atol=1e-5)
@@ -167,14 +161,8 @@ def test_local_is_dense_within_a_band(
     allowed = (ahead >= -before) & (ahead <= after)
     allowed = np.tril(allowed) if causal else allowed
     allowed = allowed & mask[:, None, None, :]
-    local = functools.partial(
-        attention.local_attention,
-        chunk_length=4,
-        chunks_before=before,
-        chunks_after=after,
-        causal=causal,
-        mask=jnp.asarray(mask) if masked else None,
-    )
+    kind = attention.Local(causal, 4, chunks_before=before, chunks_after=after)
+    local = oracles.local(kind, mask if masked else None)
     dense = functools.partial(oracles.dense, allowed=allowed, scale=6**-0.5)
     out, gradients = oracles.value_and_gradients(local, inputs, direction)
     wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
@@ -202,25 +190,17 @@ def test_full_is_dense(logits_per_step, shared, causal, masked, length, steps):
     allowed = np.ones((length, length), int)
     allowed = np.tril(allowed) if causal else allowed
     allowed = allowed * mask[:, None, None, :]
-    full = functools.partial(
-        attention.full_attention,
-        causal=causal,
-        mask=jnp.asarray(mask) if masked else None,
-        shared_qk=shared,
-    )
+    kind, given = attention.Full(causal, shared), mask if masked else None
     if shared:
-        inputs = q, v
+        inputs, attend = (q, v), oracles.shared(kind, given)
         seen = np.broadcast_to(
             allowed * ~np.eye(length, dtype=bool), (2, 2, length, length)
         )
         dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=1.0)
-        out, gradients = oracles.value_and_gradients(
-            lambda q, v: full(q, q, v), inputs, direction
-        )
     else:
-        inputs = q, k, v
+        inputs, attend = (q, k, v), oracles.full(kind, given)
         dense = functools.partial(oracles.dense, allowed=allowed > 0, scale=6**-0.5)
-        out, gradients = oracles.value_and_gradients(full, inputs, direction)
+    out, gradients = oracles.value_and_gradients(attend, inputs, direction)
     wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
     np.testing.assert_allclose(out[mask], wanted[mask], rtol=1e-5, atol=1e-5)
     for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
@@ -284,20 +264,26 @@ def test_keys_have_unit_length_and_zero_is_safe():
 # ---------------------------------------------------------------- errors
 
 
-def _call(function, **options):
-    defaults = {'chunk_length': 4, 'causal': True}
-    qk, v, _ = oracles.inputs(10 if options.pop('ragged', False) else 16)
-    if function == 'lsh':
-        buckets = oracles.buckets(qk.shape[1])
-        return attention.lsh_attention(qk, v, buckets, **defaults | options)
-    return attention.local_attention(qk, qk, v, **defaults | options)
+CHUNKED = [attention.LSH, attention.Local]
 
 
-@pytest.mark.parametrize('function', ['lsh', 'local'])
+@pytest.mark.parametrize('make', CHUNKED)
+def test_length_that_chunks_do_not_divide_is_rejected(make):
+    x, ids = jax.ShapeDtypeStruct((2, 10, 2, 6), 'float32'), oracles.buckets(10)
+    with pytest.raises(
+        ValueError, match=r'length 10 .* chunk_length=4: use length 8 or 12, or ano'
+    ):
+        if make is attention.LSH:
+            jax.eval_shape(oracles.lsh(make(chunk_length=4)), x, x, ids)
+        else:
+            jax.eval_shape(oracles.local(make(chunk_length=4)), x, x, x)
+
+
+@pytest.mark.parametrize('make', CHUNKED)
 @pytest.mark.parametrize(
-    ('options', 'message'),
+    ('settings', 'message'),
     [
-        ({'ragged': True}, r'length 10 .* chunk_length=4: use length 8 or 12, or ano'),
+        ({'chunk_length': 0}, r'chunk_length=0 must be at least 1'),
         (
             {'chunks_before': -1},
             r'chunks_before=-1, chunks_after=0: neither may be neg',
@@ -309,25 +295,27 @@ def _call(function, **options):
         ({'chunks_after': 2}, r'chunks_after=2 .* set it to 0, or causal=False'),
     ],
 )
-def test_bad_chunks_are_rejected(function, options, message):
+def test_impossible_chunks_are_refused_where_a_kind_is_made(make, settings, message):
     with pytest.raises(ValueError, match=message):
-        _call(function, **options)
+        make(**settings)
+
+
+@pytest.mark.parametrize('make', [attention.Full, *CHUNKED])
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_impossible_dropout_is_refused_where_a_kind_is_made(make, rate):
+    with pytest.raises(ValueError, match=rf'dropout={rate} is no rate in \[0, 1\)'):
+        make(dropout=rate)
 
 
 @pytest.mark.parametrize(
-    ('options', 'message'),
+    ('settings', 'message'),
     [
+        ({'rounds': 0}, r'rounds=0 must be at least 1'),
+        ({'buckets': 5}, r'buckets=5: 5 is not an even number .*; use 6'),
+        ({'buckets': (4, 3)}, r'buckets=\(4, 3\): 3 is not an even number .*; use 4'),
         (
             {'rule': 'loose'},
-            r"rule='loose' is none of \('reformer', 'trax', 'strict'\)",
-        ),
-        (
-            {'rule': 'trax', 'within_bucket': True},
-            r"within_bucket=True belongs to the reformer rule, not to rule='trax'",
-        ),
-        (
-            {'rule': 'strict', 'within_bucket': True},
-            r"within_bucket=True belongs to the reformer rule, not to rule='strict'",
+            r"rule='loose' is none of \('reformer', 'bucket', 'trax', 'strict'\)",
         ),
         (
             {'rule': 'strict', 'causal': False},
@@ -338,11 +326,15 @@ def test_bad_chunks_are_rejected(function, options, message):
             r'chunks_before=1 and chunks_after=0, not .* chunks_before=2, .*: change',
         ),
         (
+            {'rule': 'strict', 'exact': True},
+            r"exact=True does not go with the strict rule.*: use rule='reformer'",
+        ),
+        (
             {'implementation': 'fast'},
-            r"implementation='fast' is none of \('xla', .*, 'dense'\)",
+            r"implementation='fast' is none of \('', 'xla', .*'mosaic_tpu'\)",
         ),
     ],
 )
-def test_bad_rules_are_rejected(options, message):
+def test_impossible_lsh_is_refused_where_it_is_made(settings, message):
     with pytest.raises(ValueError, match=message):
-        _call('lsh', **options)
+        attention.LSH(**settings)

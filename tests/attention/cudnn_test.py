@@ -1,7 +1,5 @@
 """Exact attention by cuDNN: what is handed to it, checked with XLA in its place."""
 
-import functools
-
 import attention_oracles as oracles
 import jax
 import jax.numpy as jnp
@@ -36,10 +34,7 @@ def test_same_attention(xla_in_its_place, monkeypatch, shared_qk, causal):
     q, k, v, direction = oracles.inputs(24, count=3, head_size=16)
     k = q if shared_qk else k
     monkeypatch.setattr(cudnn, '_DTYPES', (jnp.float32,))
-
-    def full(q, k, v):
-        return attention.full_attention(q, k, v, causal=causal, shared_qk=shared_qk)
-
+    full = oracles.full(attention.Full(causal, shared_qk))
     out, gradients = oracles.value_and_gradients(full, (q, k, v), direction)
     assert xla_in_its_place == [{'causal': causal, 'shared_qk': shared_qk}]
     monkeypatch.setattr(cudnn, '_DTYPES', ())
@@ -52,39 +47,41 @@ def test_same_attention(xla_in_its_place, monkeypatch, shared_qk, causal):
 
 def test_a_single_token_gets_its_own_value(xla_in_its_place):
     x = jnp.ones((1, 1, 2, 64), jnp.bfloat16)
-    out = attention.full_attention(x, x, 3 * x, causal=True, shared_qk=True)
+    out = attention.full_attention(attention.Full(shared_qk=True), x, x, 3 * x)
     assert len(xla_in_its_place) == 1
     np.testing.assert_array_equal(np.asarray(out, np.float32), 3.0)
 
 
+def _attend(*, dtype='bfloat16', v_dtype='', head_size=64, settings=(), **given):
+    qk = jnp.ones((1, 16, 1, head_size), dtype)
+    v = qk.astype(v_dtype or dtype)
+    attention.full_attention(attention.Full(**dict(settings)), qk, qk, v, **given)
+
+
 @pytest.mark.parametrize(
-    'changes',
+    'options',
     [
-        {'dtype': jnp.float32},
+        {'dtype': 'float32'},
+        {'v_dtype': 'float32'},
         {'head_size': 160},
         {'head_size': 36},
         {'mask': np.ones((1, 16), bool)},
-        {'dropout_rate': 0.5, 'key': jax.random.key(0)},
-        {'causal': False, 'shared_qk': True},
+        {'key': jax.random.key(0), 'settings': {'dropout': 0.5}},
+        {'settings': {'causal': False, 'shared_qk': True}},
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=lambda options: next(iter(options)),
 )
-def test_what_it_does_not_have_goes_elsewhere(xla_in_its_place, changes):
-    dtype = changes.pop('dtype', jnp.bfloat16)
-    x = jnp.ones((1, 16, 1, changes.pop('head_size', 64)), dtype)
-    attend = functools.partial(attention.full_attention, **{'causal': True, **changes})
-    attend(x, x, x)
+def test_what_it_does_not_have_goes_elsewhere(xla_in_its_place, options):
+    _attend(**options)
     assert not xla_in_its_place
 
 
-def test_values_of_another_dtype_go_elsewhere(xla_in_its_place):
-    x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
-    attention.full_attention(x, x, x.astype(jnp.float32), causal=True)
-    assert not xla_in_its_place
+def test_dropout_without_a_key_is_none(xla_in_its_place):
+    _attend(settings={'dropout': 0.5})
+    assert len(xla_in_its_place) == 1
 
 
 def test_without_a_gpu_it_is_not_asked_for():
     x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
-    options = {'causal': True, 'mask': None, 'shared_qk': False, 'dropout': False}
-    assert not cudnn.takes(x, **options)
+    assert not cudnn.takes(x, causal=True, shared_qk=False)
     assert not cudnn._is_installed()

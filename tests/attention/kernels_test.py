@@ -22,20 +22,19 @@ from reformer_jax.generation import decoding
 KERNELS = ('triton', 'mosaic_tpu')
 
 _NAMES = (
-    'rule within_bucket causal before after rounds length masked dropout '
-    'chunk_length head_size'
+    'rule causal before after rounds length masked dropout chunk_length head_size'
 ).split()
 CASES = [
-    ('reformer', False, True, 1, 0, 1, 96, False, 0.0, 16, 32),
-    ('reformer', False, True, 1, 0, 4, 96, True, 0.0, 32, 20),
-    ('reformer', False, True, 2, 0, 2, 144, False, 0.25, 48, 24),
-    ('reformer', False, False, 1, 1, 2, 128, True, 0.25, 32, 64),
-    ('reformer', True, True, 1, 0, 3, 96, True, 0.0, 16, 16),
-    ('reformer', True, False, 1, 2, 2, 96, False, 0.0, 16, 16),
-    ('strict', False, True, 1, 0, 4, 128, True, 0.25, 32, 32),
-    ('trax', False, True, 1, 0, 2, 96, True, 0.0, 48, 32),
-    ('trax', False, False, 1, 1, 2, 96, False, 0.25, 16, 48),
-    ('trax', False, False, 3, 2, 1, 32, True, 0.0, 16, 16),  # around more than once
+    ('reformer', True, 1, 0, 1, 96, False, 0.0, 16, 32),
+    ('reformer', True, 1, 0, 4, 96, True, 0.0, 32, 20),
+    ('reformer', True, 2, 0, 2, 144, False, 0.25, 48, 24),
+    ('reformer', False, 1, 1, 2, 128, True, 0.25, 32, 64),
+    ('bucket', True, 1, 0, 3, 96, True, 0.0, 16, 16),
+    ('bucket', False, 1, 2, 2, 96, False, 0.0, 16, 16),
+    ('strict', True, 1, 0, 4, 128, True, 0.25, 32, 32),
+    ('trax', True, 1, 0, 2, 96, True, 0.0, 48, 32),
+    ('trax', False, 1, 1, 2, 96, False, 0.25, 16, 48),
+    ('trax', False, 3, 2, 1, 32, True, 0.0, 16, 16),  # around more than once
 ]
 
 
@@ -56,18 +55,21 @@ def _value_and_gradients(
 ):
     """Output and gradients of both inputs, as numpy."""
     before, after = rule.pop('before'), rule.pop('after')
+    kind = attention.LSH(
+        chunks_before=before,
+        chunks_after=after,
+        buckets=8,
+        dropout=dropout,
+        implementation=implementation,
+        **rule,
+    )
     inputs = oracles.inputs(length, head_size=head_size)
     qk, v, direction = (jnp.asarray(x, dtype) for x in inputs)
     attend = oracles.lsh(
+        kind,
         oracles.mask(length) if masked else None,
         buckets_BHRL=jnp.asarray(oracles.buckets(length, rounds=rounds)),
-        num_buckets=8,
-        chunks_before=before,
-        chunks_after=after,
-        dropout_rate=dropout,
         key=jax.random.key(3) if dropout else None,
-        implementation=implementation,
-        **rule,
     )
     out, gradients = oracles.value_and_gradients(attend, (qk, v), direction)
     return [np.asarray(x, np.float32) for x in (out, *gradients)]
@@ -115,12 +117,8 @@ def test_gradients_have_the_dtypes_of_their_inputs(implementation, dtypes):
     qk, v = (jax.ShapeDtypeStruct((1, 32, 1, 16), dtype) for dtype in dtypes)
 
     def gradients(qk, v):
-        attend = oracles.lsh(
-            buckets_BHRL=jnp.zeros((1, 1, 2, 32), jnp.int32),
-            chunk_length=16,
-            causal=True,
-            implementation=implementation,
-        )
+        kind = attention.LSH(chunk_length=16, implementation=implementation)
+        attend = oracles.lsh(kind, buckets_BHRL=jnp.zeros((1, 1, 2, 32), jnp.int32))
         out, pullback = jax.vjp(attend, qk, v)
         return out, *pullback(out)
 
@@ -256,36 +254,29 @@ def test_wrong_tile_or_index_is_noticed(
 # ---------------------------------------------------------------- lowering
 
 LOWERED = [
-    # length, heads, head size, chunk length, rounds, dtype, options
-    (1024, 2, 64, 64, 4, 'bfloat16', {}),
-    (1024, 1, 128, 256, 2, 'bfloat16', {'dropout_rate': 0.2}),
-    (1024, 2, 64, 128, 8, 'float32', {'rule': 'strict'}),
-    (1024, 2, 32, 32, 2, 'bfloat16', {'rule': 'trax'}),
-    (960, 2, 80, 48, 2, 'float32', {'causal': False, 'chunks_after': 1}),
-    (1024, 2, 128, 64, 1, 'float32', {'within_bucket': True}),
+    # length, heads, head size, rounds, dtype, settings
+    (1024, 2, 64, 4, 'bfloat16', {}),
+    (1024, 1, 128, 2, 'bfloat16', {'chunk_length': 256, 'dropout': 0.2}),
+    (1024, 2, 64, 8, 'float32', {'chunk_length': 128, 'rule': 'strict'}),
+    (1024, 2, 32, 2, 'bfloat16', {'chunk_length': 32, 'rule': 'trax'}),
+    (
+        960,
+        2,
+        80,
+        2,
+        'float32',
+        {'chunk_length': 48, 'causal': False, 'chunks_after': 1},
+    ),
+    (1024, 2, 128, 1, 'float32', {'rule': 'bucket'}),
 ]
 
 
-def _traced(
-    implementation, length, heads, head_size, chunk_length, rounds, dtype, more
-):
-    options = {'causal': True, 'num_buckets': 32, **more}
+def _traced(implementation, length, heads, head_size, rounds, dtype, settings):
+    kind = attention.LSH(buckets=32, implementation=implementation, **settings)
 
     def attend(qk, v, buckets, mask, direction):
-        out, vjp = jax.vjp(
-            lambda qk, v: attention.lsh_attention(
-                qk,
-                v,
-                buckets,
-                chunk_length=chunk_length,
-                mask=mask,
-                key=jax.random.key(0),
-                implementation=implementation,
-                **options,
-            ),
-            qk,
-            v,
-        )
+        lsh = oracles.lsh(kind, mask, buckets_BHRL=buckets, key=jax.random.key(0))
+        out, vjp = jax.vjp(lsh, qk, v)
         return out, vjp(direction)
 
     x = jax.ShapeDtypeStruct((1, length, heads, head_size), dtype)
@@ -370,26 +361,38 @@ def test_only_pairs_that_can_meet_are_compared():
 def test_arrays_that_a_kernel_does_not_take(
     implementation, head_size, chunk_length, dtype, message
 ):
+    kind = attention.LSH(chunk_length=chunk_length, implementation=implementation)
     x = jnp.zeros((1, 2 * chunk_length, 1, head_size), dtype)
     buckets = jnp.zeros((1, 1, 1, 2 * chunk_length), jnp.int32)
-    options = {'chunk_length': chunk_length, 'causal': True}
     with pytest.raises(ValueError, match=message):
-        attention.lsh_attention(x, x, buckets, implementation=implementation, **options)
-    assert choice.choose(implementation, dtype, head_size, chunk_length) == 'xla'
+        attention.lsh_attention(kind, x, x, buckets)
+
+
+def _chosen(implementation='', *, chunk_length=64, length=1024, **settings):
+    kind = attention.LSH(
+        chunk_length=chunk_length, implementation=implementation, **settings
+    )
+    return choice.of_lsh(kind, length, 'bfloat16', 64)
+
+
+def test_a_single_short_chunk_that_a_kernel_does_not_take_is_for_xla():
+    assert _chosen('triton', rule='strict', length=48) == 'triton'
+    assert _chosen('triton', rule='strict', length=40) == 'xla'
+    assert _chosen('triton', rule='reformer', length=40) == choice.EXACT
 
 
 def test_kernel_of_another_accelerator_is_an_error(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     with pytest.raises(ValueError, match="'mosaic_tpu' is for a tpu.*on a gpu.*'xla'"):
-        choice.attend('mosaic_tpu')
-    assert choice.attend('triton') and choice.attend('xla')
+        _chosen('mosaic_tpu')
+    assert [_chosen(name) for name in ('triton', 'xla')] == ['triton', 'xla']
 
 
 def test_on_several_devices_kernels_are_for_shard_map():
-    kinds = {AxisType.Auto: 'xla', AxisType.Manual: 'triton'}
-    for kind, wanted in kinds.items():
-        with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ('x',), (kind,))):
-            assert choice.choose('triton', 'bfloat16', 64, 64) == wanted
+    axes = {AxisType.Auto: 'xla', AxisType.Manual: 'triton'}
+    for axis, wanted in axes.items():
+        with jax.sharding.use_abstract_mesh(AbstractMesh((4,), ('x',), (axis,))):
+            assert _chosen('triton') == wanted
 
 
 @pytest.mark.parametrize(
@@ -409,6 +412,6 @@ def test_the_kernel_of_the_device_is_chosen(monkeypatch, backend, capability, wa
 
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
     monkeypatch.setattr(jax, 'local_devices', lambda: [Device()])
-    assert choice.choose('', 'bfloat16', 64, 64) == wanted
-    assert choice.choose('', 'bfloat16', 64, 100) == 'xla'
-    assert choice.choose('xla', 'bfloat16', 64, 64) == 'xla'
+    assert _chosen() == wanted
+    assert _chosen(chunk_length=100, length=1000) == 'xla'
+    assert _chosen('xla') == 'xla'

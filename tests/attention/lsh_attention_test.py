@@ -16,94 +16,80 @@ from reformer_jax.attention import windows
 # ---------------------------------------------------------------- LSH: the rules
 
 RULE_CASES = [
-    # rule, within_bucket, causal, before, after, rounds, length, masked, steps
-    ('reformer', False, True, 1, 0, 1, 28, False, 'huge'),
-    ('reformer', False, True, 1, 0, 4, 28, True, 'some'),
-    ('reformer', False, True, 2, 0, 2, 36, False, 'some'),
-    ('reformer', False, True, 0, 0, 2, 28, True, 'huge'),
-    ('reformer', False, False, 1, 1, 2, 36, True, 'some'),
-    ('reformer', False, False, 0, 2, 4, 28, False, 'tiny'),
-    ('reformer', False, True, 1, 0, 16, 16, False, 'huge'),
-    ('reformer', True, True, 1, 0, 1, 28, False, 'some'),
-    ('reformer', True, True, 2, 0, 4, 36, True, 'huge'),
-    ('reformer', True, False, 1, 2, 2, 28, True, 'some'),
-    ('reformer', True, False, 0, 0, 4, 36, False, 'tiny'),
-    ('strict', False, True, 1, 0, 1, 28, False, 'some'),
-    ('strict', False, True, 1, 0, 2, 36, True, 'huge'),
-    ('strict', False, True, 1, 0, 4, 36, False, 'some'),
-    ('trax', False, True, 1, 0, 1, 28, False, 'some'),
-    ('trax', False, True, 1, 0, 2, 36, True, 'huge'),
-    ('trax', False, True, 2, 0, 4, 28, False, 'tiny'),
-    ('trax', False, True, 0, 0, 4, 36, True, 'some'),
-    ('trax', False, False, 1, 1, 2, 28, True, 'some'),
-    ('trax', False, False, 0, 2, 1, 36, False, 'some'),
-    ('trax', False, False, 2, 2, 1, 8, False, 'huge'),  # rings meet a chunk often
+    # rule, causal, before, after, rounds, length, masked, steps
+    ('reformer', True, 1, 0, 1, 28, False, 'huge'),
+    ('reformer', True, 1, 0, 4, 28, True, 'some'),
+    ('reformer', True, 2, 0, 2, 36, False, 'some'),
+    ('reformer', True, 0, 0, 2, 28, True, 'huge'),
+    ('reformer', False, 1, 1, 2, 36, True, 'some'),
+    ('reformer', False, 0, 2, 4, 28, False, 'tiny'),
+    ('reformer', True, 1, 0, 16, 16, False, 'huge'),
+    ('bucket', True, 1, 0, 1, 28, False, 'some'),
+    ('bucket', True, 2, 0, 4, 36, True, 'huge'),
+    ('bucket', False, 1, 2, 2, 28, True, 'some'),
+    ('bucket', False, 0, 0, 4, 36, False, 'tiny'),
+    ('strict', True, 1, 0, 1, 28, False, 'some'),
+    ('strict', True, 1, 0, 2, 36, True, 'huge'),
+    ('strict', True, 1, 0, 4, 36, False, 'some'),
+    ('trax', True, 1, 0, 1, 28, False, 'some'),
+    ('trax', True, 1, 0, 2, 36, True, 'huge'),
+    ('trax', True, 2, 0, 4, 28, False, 'tiny'),
+    ('trax', True, 0, 0, 4, 36, True, 'some'),
+    ('trax', False, 1, 1, 2, 28, True, 'some'),
+    ('trax', False, 0, 2, 1, 36, False, 'some'),
+    ('trax', False, 2, 2, 1, 8, False, 'huge'),  # rings meet a chunk often
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'rule within_bucket causal before after rounds length masked steps'.split(),
+    'rule causal before after rounds length masked steps'.split(),
     RULE_CASES,
 )
 def test_lsh_is_the_slow_loop(
-    logits_per_step,
-    rule,
-    within_bucket,
-    causal,
-    before,
-    after,
-    rounds,
-    length,
-    masked,
-    steps,
+    logits_per_step, rule, causal, before, after, rounds, length, masked, steps
 ):
     logits_per_step(oracles.STEPS[steps])
     qk, v, _ = oracles.inputs(length)
     buckets = oracles.buckets(length, rounds=rounds)
     mask = oracles.mask(length) if masked else None
-    options = {
-        'rule': rule,
-        'within_bucket': within_bucket,
-        'causal': causal,
-        'chunks_before': before,
-        'chunks_after': after,
-        'chunk_length': 4,
-        'mask': mask,
-    }
-    out = oracles.jit(oracles.lsh(**options))(qk, v, buckets)
-    slow = oracles.slow_shared_qk(qk, v, *oracles.numbers_seen(buckets, **options))
+    kind = attention.LSH(causal, 4, before, after, rule=rule)
+    out = oracles.jit(oracles.lsh(kind, mask))(qk, v, buckets)
+    slow = oracles.slow_shared_qk(qk, v, *oracles.numbers_seen(kind, buckets, mask))
     real = np.ones((2, length), bool) if mask is None else mask
     np.testing.assert_allclose(out[real], slow[real], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('num_buckets', [5, 2**29])
-def test_lsh_sorts_alike_with_any_bound_on_the_ids(num_buckets):
+@pytest.mark.parametrize('number', [6, 2**29])
+def test_lsh_sorts_alike_with_any_bound_on_the_ids(number):
     qk, v, _ = oracles.inputs(28)
     buckets, mask = oracles.buckets(28, rounds=2), oracles.mask(28)
-    attend = oracles.lsh(mask, chunk_length=4, causal=True)
-    out = oracles.jit(functools.partial(attend, num_buckets=num_buckets))(
-        qk, v, buckets
+    out, wanted = (
+        oracles.jit(oracles.lsh(kind, mask))(qk, v, buckets)
+        for kind in (
+            attention.LSH(chunk_length=4, buckets=number),
+            attention.LSH(chunk_length=4),
+        )
     )
-    np.testing.assert_array_equal(out, oracles.jit(attend)(qk, v, buckets))
+    np.testing.assert_array_equal(out, wanted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'rule within_bucket causal after rounds masked steps'.split(),
+    'rule causal after rounds masked steps'.split(),
     [
-        ('reformer', False, True, 0, 1, False, 'some'),
-        ('reformer', False, True, 0, 4, True, 'huge'),
-        ('reformer', False, False, 1, 2, True, 'some'),
-        ('reformer', True, True, 0, 2, False, 'tiny'),
-        ('reformer', True, False, 1, 2, True, 'huge'),
-        ('strict', False, True, 0, 4, True, 'some'),
-        ('trax', False, True, 0, 2, False, 'huge'),
-        ('trax', False, False, 1, 2, True, 'some'),
+        ('reformer', True, 0, 1, False, 'some'),
+        ('reformer', True, 0, 4, True, 'huge'),
+        ('reformer', False, 1, 2, True, 'some'),
+        ('bucket', True, 0, 2, False, 'tiny'),
+        ('bucket', False, 1, 2, True, 'huge'),
+        ('strict', True, 0, 4, True, 'some'),
+        ('trax', True, 0, 2, False, 'huge'),
+        ('trax', False, 1, 2, True, 'some'),
     ],
 )
 def test_lsh_gradients_are_those_of_dense_autodiff(
-    logits_per_step, rule, within_bucket, causal, after, rounds, masked, steps
+    logits_per_step, rule, causal, after, rounds, masked, steps
 ):
     logits_per_step(oracles.STEPS[steps])
     qk, v, direction = oracles.inputs(36)
@@ -111,17 +97,10 @@ def test_lsh_gradients_are_those_of_dense_autodiff(
     mask = oracles.mask(36) if masked else None
     if masked:  # what a pad's query does is of no interest
         direction *= mask[:, :, None, None]
-    options = {
-        'rule': rule,
-        'within_bucket': within_bucket,
-        'causal': causal,
-        'chunks_after': after,
-        'chunk_length': 4,
-        'mask': mask,
-    }
-    attend = functools.partial(oracles.lsh(**options), buckets_BHRL=buckets)
+    kind = attention.LSH(causal, 4, chunks_after=after, rule=rule)
+    attend = oracles.lsh(kind, mask, buckets_BHRL=buckets)
     _, (dqk, dv) = oracles.value_and_gradients(attend, (qk, v), direction)
-    seen, itself = oracles.numbers_seen(buckets, **options)
+    seen, itself = oracles.numbers_seen(kind, buckets, mask)
     dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=itself)
     _, (dqk_dense, dv_dense) = oracles.value_and_gradients(dense, (qk, v), direction)
     oracles.assert_near(dqk, dqk_dense)
@@ -137,52 +116,40 @@ def test_lsh_gradients_are_those_of_dense_autodiff(
     [
         ('reformer', True, 0, 1),
         ('reformer', False, 1, 2),
+        ('bucket', True, 1, 2),
         ('strict', True, 1, 2),
         ('trax', True, 1, 2),
         ('trax', False, 0, 4),
     ],
 )
-def test_one_bucket_and_one_chunk_is_full_attention(rule, causal, before, rounds):
+def test_one_bucket_and_one_chunk_is_full_attention(
+    monkeypatch, rule, causal, before, rounds
+):
+    monkeypatch.setattr(attention.LSH, 'is_exact', lambda kind, length: False)
     qk, v, direction = oracles.inputs(24)
     mask = oracles.mask(24)
     # With the trax rule the first real token, alone, is rounded: see below.
     compared = mask & ((np.cumsum(mask, axis=1) > 1) | (rule != 'trax'))
     direction *= compared[:, :, None, None]
-    attend = oracles.lsh(
-        mask,
-        buckets_BHRL=np.zeros((2, 2, rounds, 24), np.int32),
-        chunk_length=24,
-        chunks_before=before,
-        causal=causal,
-        rule=rule,
-        implementation='xla',
-    )
-    full = functools.partial(
-        attention.full_attention, causal=causal, mask=jnp.asarray(mask), shared_qk=True
-    )
+    kind = attention.LSH(causal, 24, chunks_before=before, rule=rule)
+    buckets = np.zeros((2, 2, rounds, 24), np.int32)
+    attend = oracles.lsh(kind, mask, buckets_BHRL=buckets)
+    full = oracles.shared(attention.Full(causal, shared_qk=True), mask)
     out, gradients = oracles.value_and_gradients(attend, (qk, v), direction)
-    wanted, wanted_gradients = oracles.value_and_gradients(
-        lambda qk, v: full(qk, qk, v), (qk, v), direction
-    )
+    wanted, wanted_gradients = oracles.value_and_gradients(full, (qk, v), direction)
     oracles.assert_near(out[compared], wanted[compared])
     for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
         oracles.assert_near(gradient, wanted_gradient)
 
 
-@pytest.mark.parametrize(
-    ('length', 'implementation'), [(16, None), (12, None), (32, 'dense')]
-)
-def test_dense_implementation_is_full_attention(length, implementation):
+@pytest.mark.parametrize(('length', 'exact'), [(16, False), (12, False), (32, True)])
+def test_exact_lsh_is_full_attention(length, exact):
     qk, v, _ = oracles.inputs(length)
     mask = oracles.mask(length)
-    attend = oracles.lsh(
-        mask, chunk_length=16, causal=True, implementation=implementation
-    )
-    out = oracles.jit(attend)(qk, v, oracles.buckets(length))
-    full = functools.partial(
-        attention.full_attention, causal=True, mask=jnp.asarray(mask), shared_qk=True
-    )
-    np.testing.assert_array_equal(out, oracles.jit(full)(qk, qk, v))
+    kind = attention.LSH(chunk_length=16, exact=exact)
+    out = oracles.jit(oracles.lsh(kind, mask))(qk, v, oracles.buckets(length))
+    full = oracles.shared(attention.Full(shared_qk=True), mask)
+    np.testing.assert_array_equal(out, oracles.jit(full)(qk, v))
 
 
 @pytest.mark.slow
@@ -192,11 +159,11 @@ def test_a_token_alone_attends_to_itself(rule, rounds):
     """Wholly; with the trax rule as far as float32 tells -1e5 + log(n) from -1e5."""
     qk, v, direction = oracles.inputs(16)
     buckets = oracles.buckets(16, rounds=rounds)
-    options = {'chunk_length': 4, 'causal': True, 'rule': rule}
-    attend = functools.partial(oracles.lsh(**options), buckets_BHRL=buckets)
+    kind = attention.LSH(chunk_length=4, rule=rule)
+    attend = oracles.lsh(kind, buckets_BHRL=buckets)
     first = direction * (np.arange(16) == 0)[:, None, None]
     out, (dqk, dv) = oracles.value_and_gradients(attend, (qk, v), first)
-    _, itself = oracles.numbers_seen(buckets, **options)
+    _, itself = oracles.numbers_seen(kind, buckets)
     share = itself[:, :, 0, None]
     assert np.all(share == 1) or rule == 'trax'
     np.testing.assert_allclose(out[:, 0], v[:, 0] * share, rtol=1e-6)
@@ -229,9 +196,8 @@ def test_rounding_of_a_token_that_meets_itself_twice():
 def test_alone_in_one_round_gives_way_to_company_in_another():
     qk, v, _ = oracles.inputs(4, batch=1, heads=1)
     buckets = np.array([[[[0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 3]]]], np.int32)
-    out = oracles.jit(oracles.lsh(chunk_length=2, causal=True, rule='strict'))(
-        qk, v, buckets
-    )
+    kind = attention.LSH(chunk_length=2, rule='strict')
+    out = oracles.jit(oracles.lsh(kind))(qk, v, buckets)
     wanted = v[:, [0, 0, 1, 3]]  # token 3 is alone in all rounds
     np.testing.assert_allclose(out, wanted, rtol=1e-6)
 
@@ -242,19 +208,15 @@ def test_alone_in_one_round_gives_way_to_company_in_another():
 def _three_attentions(qk, v, key, *, rate):
     """Full, local and LSH attention with dropout."""
     length = qk.shape[1]
-    options = {'causal': True, 'dropout_rate': rate, 'key': key}
+    buckets = oracles.buckets(length, rounds=2)[:1, :1]
+    buckets = np.broadcast_to(buckets, (2, 2, 2, length))
+    full = attention.Full(dropout=rate)
+    local = attention.Local(chunk_length=4, dropout=rate)
+    lsh = attention.LSH(chunk_length=4, dropout=rate)
     return {
-        'full': attention.full_attention(qk, qk, v, **options),
-        'local': attention.local_attention(qk, qk, v, chunk_length=4, **options),
-        'lsh': attention.lsh_attention(
-            qk,
-            v,
-            np.broadcast_to(
-                oracles.buckets(length, rounds=2)[:1, :1], (2, 2, 2, length)
-            ),
-            chunk_length=4,
-            **options,
-        ),
+        'full': attention.full_attention(full, qk, qk, v, key=key),
+        'local': attention.local_attention(local, qk, qk, v, key=key),
+        'lsh': attention.lsh_attention(lsh, qk, v, buckets, key=key),
     }
 
 
@@ -269,27 +231,26 @@ def test_lsh_gradients_with_dropout_are_those_of_dense_autodiff(
     length = 16
     qk, v, direction = oracles.inputs(length, head_size=length)
     buckets = oracles.buckets(length, rounds=rounds, number=3)
-    options = {'chunk_length': 4, 'causal': True, 'rule': rule}
-    attend = functools.partial(
-        oracles.lsh(**options), buckets_BHRL=buckets, key=jax.random.key(3)
+    whole, dropping = (
+        attention.LSH(chunk_length=4, rule=rule, dropout=rate) for rate in (0, 0.25)
     )
+    given = {'buckets_BHRL': buckets, 'key': jax.random.key(3)}
+    attend = oracles.lsh(dropping, **given)
     # Values that name their token turn the output into the probabilities.
     names = np.broadcast_to(np.eye(length, dtype=np.float32)[:, None, :], v.shape)
-    kept = np.asarray(oracles.jit(attend)(qk, names))
-    dropped = oracles.jit(functools.partial(attend, dropout_rate=0.25))(qk, names)
+    kept = np.asarray(oracles.jit(oracles.lsh(whole, **given))(qk, names))
+    dropped = oracles.jit(attend)(qk, names)
     dropout = np.divide(dropped, kept, where=kept > 0, out=np.ones_like(kept))
     factors = np.unique(dropout[kept > 0].round(3))
     np.testing.assert_allclose(factors, [0, 1.333], atol=1e-6)
     dropout = np.moveaxis(dropout, 2, 1)
 
-    seen, itself = oracles.numbers_seen(buckets, **options)
+    seen, itself = oracles.numbers_seen(whole, buckets)
     dense = functools.partial(
         oracles.dense_shared_qk, seen=seen, itself=itself, dropout=dropout
     )
     wanted, wanted_gradients = oracles.value_and_gradients(dense, (qk, v), direction)
-    out, gradients = oracles.value_and_gradients(
-        functools.partial(attend, dropout_rate=0.25), (qk, v), direction
-    )
+    out, gradients = oracles.value_and_gradients(attend, (qk, v), direction)
     oracles.assert_near(out, wanted)
     for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
         oracles.assert_near(gradient, wanted_gradient)
@@ -332,18 +293,12 @@ def test_strict_outputs_have_no_trace_of_later_tokens(chunk_length, head_size):
     rotations = hashing.random_rotations(
         jax.random.key(0), heads=2, head_size=head_size, rounds=2, buckets=4
     )
+    kind = attention.LSH(chunk_length=chunk_length, buckets=4, rule='strict')
 
     @jax.jit
     def attend(qk, v):
-        return attention.lsh_attention(
-            qk,
-            v,
-            hashing.hash_vectors(qk, rotations, buckets=4),
-            chunk_length=chunk_length,
-            causal=True,
-            rule='strict',
-            num_buckets=4,
-        )
+        buckets = hashing.hash_vectors(qk, rotations, buckets=4)
+        return attention.lsh_attention(kind, qk, v, buckets)
 
     shape = 1, length, 2, head_size
     before = [rng.normal(size=shape).astype(np.float32) for _ in range(2)]
