@@ -280,6 +280,18 @@ def padded_length(config: ModelConfig, length: int) -> int:
     return next(filter(fits, itertools.count(length)))
 
 
+def describe_lsh(config: ModelConfig, length: int) -> str:
+    """How LSH layers compute sequences of a length, in words; '' without such layers.
+
+    Chosen as the model will choose: on the mesh and the device at hand.
+    """
+    if 'lsh' not in config.pattern:
+        return ''
+    length = padded_length(config, length)
+    told = choice.describe(config.lsh, length, config.dtype, config.head_size)
+    return f'; LSH: {told}'
+
+
 def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """Shapes of the position embeddings that are parameters."""
     if config.positions == 'axial':

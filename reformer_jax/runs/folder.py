@@ -316,7 +316,7 @@ def check_same_run(
       ValueError: it is another run's; arguments as in `open_workdir`.
     """
     saved = recorded_config(workdir)
-    old, new = flat(saved), flat(config)
+    old, new = flat(as_json(defaults or {})) | flat(saved), flat(config)
     differing = [
         f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
         for name in differing_fields(saved, config, defaults)

@@ -10,6 +10,7 @@ import functools
 import pathlib
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
-from reformer_jax.attention import choice
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
@@ -155,7 +155,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             last = step == config.steps
             if last or _is_due(step, config.log_every):
                 values = _train_values(step, since_log)
-                _check_streams(run, values)
+                _warn_of_what_was_missed(run, values)
                 tokens = batch['tokens'].size * len(since_log)
                 values['tokens_per_second'] = throughput.read(tokens, len(since_log))
                 since_log = []
@@ -257,22 +257,19 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
     values['grad_norm'] = float(host[-1]['grad_norm'])
     values['learning_rate'] = float(host[-1]['learning_rate'])
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
-    values['missed'] = total['missed']
+    if 'missed' in total:
+        values['missed'] = total['missed']
     return values
 
 
-def _check_streams(run: Run, values: dict[str, float]) -> None:
-    """Takes out what is only to be told, and warns of gradients that are not exact."""
-    model, missed = run.config.model, values.pop('missed')
-    if model.stack != 'reversible' or not model.grid_bits:
-        return
-    values['missed'] = missed
-    if missed:
+def _warn_of_what_was_missed(run: Run, values: Mapping[str, float]) -> None:
+    if values.get('missed'):
+        bits = run.config.model.grid_bits
         metrics.say(
-            f'WARNING: the backward pass came back to other streams in {missed:,.0f} '
-            f'numbers: gradients are not exact. The streams reach '
-            f'{values["largest_stream"]:,.0f}, the grid is exact below '
-            f'{2 ** (24 - model.grid_bits):,}: lower model.grid_bits, or set '
+            f'WARNING: the backward pass came back to other streams in '
+            f'{values["missed"]:,.0f} numbers: gradients are not exact. The streams '
+            f'reach {values["largest_stream"]:,.0f}, the grid is exact below '
+            f'{2 ** (24 - bits):,}: lower model.grid_bits, or set '
             "model.stack='checkpoint'"
         )
 
@@ -289,14 +286,5 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     return (
         f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
-        f'{_of_lsh(run.config.model, length)}'
+        f'{model_config.describe_lsh(run.config.model, length)}'
     )
-
-
-def _of_lsh(config: model_lib.ModelConfig, length: int) -> str:
-    """How the LSH layers are computed."""
-    if 'lsh' not in config.pattern:
-        return ''
-    length = model_config.padded_length(config, length)
-    told = choice.describe(config.lsh, length, config.dtype, config.head_size)
-    return f'; LSH: {told}'

@@ -77,7 +77,8 @@ def train_step(
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
     gradient = optimizer_lib.without_frozen(frozen, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-    total['missed'] = missed
+    if state.model.config.stack == 'reversible' and state.model.config.grid_bits:
+        total['missed'] = missed
     total['grad_norm'] = optax.tree.norm(gradient)
     total['learning_rate'] = schedule(state.step)
     model = optax.apply_updates(state.model, updates)

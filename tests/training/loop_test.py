@@ -345,7 +345,7 @@ def test_another_config_does_not_touch_the_run(finished, text_file, tmp_path):
     ('field', 'value', 'message'),
     [
         ('model.axial_shape', (4, 8), r'32 positions for length=64: enlarge'),
-        ('model.lsh_chunk_length', 0, r'lsh_chunk_length=0 must be at least 1'),
+        ('model.lsh_chunk_length', 0, r'lsh: chunk_length=0 must be at least 1'),
         ('init_from', 'no/such/model', r"init_from='no/such/model' is no folder"),
         ('model.head', 'none', r"is for a model with head='lm', not .*head='none'"),
         ('optimizer.frozen', 'embeding', r"frozen='embeding' is found in no parameter"),
