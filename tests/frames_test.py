@@ -1,6 +1,7 @@
 """How deep a training step goes to its innermost product: corridors of the house."""
 
 import pathlib
+import re
 import traceback
 
 import jax
@@ -48,3 +49,18 @@ def test_frames_from_the_step_to_the_innermost_product(monkeypatch):
     told = [f'{pathlib.Path(f.filename).name}: {f.name}' for f in frames]
     assert frames[0].name == 'train_step' and frames[-1].name == '_forward_step'
     assert len(frames) <= _MOST_FRAMES and len(files) <= _MOST_FILES, '\n'.join(told)
+
+
+def test_traces_of_a_profiler_can_be_read():
+    """Each part of a layer has its name in the compiled step."""
+    model = jax.eval_shape(
+        lambda: models.build(pattern=('local', 'lsh'), layers=2, dropout=0.1)
+    )
+    batch = {'tokens': jnp.zeros((2, 32), int), 'weights': jnp.ones((2, 32))}
+    gradients = jax.jit(jax.grad(step.sums, has_aux=True))
+    lowered = gradients.lower(model, jnp.zeros(()), batch, jax.random.key(0))
+    text = lowered.as_text(debug_info=True)
+    names = 'project', 'hash', 'sort', 'attend', 'combine', 'feed_forward', 'loss'
+    scopes = set(re.findall(r'"([\w(/)]+)', text))  # jvp(attend)/dot_general
+    found = {word for scope in scopes for word in re.split(r'[/()]', scope)[:-1]}
+    assert set(names) <= found, set(names) - found

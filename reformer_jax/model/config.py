@@ -289,7 +289,7 @@ def describe_lsh(config: ModelConfig, length: int) -> str:
         return ''
     length = padded_length(config, length)
     told = choice.describe(config.lsh, length, config.dtype, config.head_size)
-    return f'; LSH: {told}'
+    return f'LSH: {told}'
 
 
 def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:

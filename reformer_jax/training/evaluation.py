@@ -49,6 +49,9 @@ def evaluate(
     results = {}
     with jax.set_mesh(run.mesh):
         model, at_step = run.restore_model(step)
+        length = run.batch['tokens'].shape[1]
+        told = model_config.describe_lsh(run.config.model, length)
+        metrics.say(f'checkpoint of step {at_step}' + (f'; {told}' if told else ''))
         held_out = [s for s in run.config.data.splits if s != 'train']
         for split in splits or held_out:
             values = evaluate_split(run, model, split)

@@ -282,9 +282,10 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     batch_size, length = run.batch['tokens'].shape
     parameters = model_lib.parameter_count(run.state.model)
     devices = ', '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
+    lsh = model_config.describe_lsh(run.config.model, length)
     beginning = f'resuming at step {step}' if step else 'starting'
     return (
         f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
-        f'{model_config.describe_lsh(run.config.model, length)}'
+        + (f'; {lsh}' if lsh else '')
     )

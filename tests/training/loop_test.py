@@ -399,6 +399,21 @@ def test_an_older_run_folder_lacks_fields_of_the_data(tmp_path):
         run_folder.check_same_run(tmp_path, config, absent)
 
 
+def test_rounds_at_evaluation_do_not_decide_what_is_exact(text_file, tmp_path):
+    """By themselves 8 rounds would be exact attention, under the name of LSH."""
+    config = _config(text_file)
+    config.model.update({'rounds': 2, 'dense_length': -1, 'length': 64})
+    config.model.update({'lsh_chunk_length': 8, 'positions': 'none'})
+    config.data.length = 64
+    trained = start.open(config, str(tmp_path))
+    run_folder.open_workdir(tmp_path, trained.fields)
+    config.model.rounds = 8
+    assert start.open(config, 'none').config.model.lsh.exact
+    evaluated = start.open(config, str(tmp_path))
+    assert evaluated.config.model.rounds == 8
+    assert not evaluated.config.model.lsh.exact and not trained.config.model.lsh.exact
+
+
 def test_token_ids_out_of_range_are_an_error(tmp_path):
     config = duplication.get_config('tiny')
     config.model.vocab_size = 100
