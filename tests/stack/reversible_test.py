@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -101,19 +100,22 @@ _LAYERS = {'two': ('af', 'af'), 'three': ('aaf', 'af')}
 
 
 def _toy_stack(branches, repeats, size=8):
-    flavours, seeds = {0: jnp.tanh, 1: jnp.cos}, itertools.count()
-
-    def normal(*shape):
-        return _normal((repeats, *shape), next(seeds), 0.3)
-
-    def branch(letter, place):
+    def branch(letter, place, number):
+        seed = place + 100 * number
         if letter == 'f':
-            return _ToyFeedForward(normal(size, 2 * size), normal(2 * size, size))
-        shape = _HEAD_GROUPS, size, size
-        return _ToyAttention(normal(*shape), normal(*shape), flavours[place])
+            into = _normal((repeats, size, 2 * size), place + 10, 0.3)
+            return _ToyFeedForward(
+                into, _normal((repeats, 2 * size, size), place + 20, 0.3)
+            )
+        shape = repeats, _HEAD_GROUPS, size, size
+        return _ToyAttention(
+            _normal(shape, seed, 0.3),
+            _normal(shape, seed + 5, 0.3),
+            (jnp.tanh, jnp.cos)[place],
+        )
 
     layers = tuple(
-        tuple(branch(letter, place) for letter in letters)
+        tuple(branch(letter, place, number) for number, letter in enumerate(letters))
         for place, letters in enumerate(_LAYERS[branches])
     )
     streams = _normal((2, 5, size), 30), _normal((2, 5, size), 31)
