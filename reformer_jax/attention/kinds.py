@@ -121,7 +121,9 @@ class LSH:
         if self.rounds < 1:
             raise ValueError(f'rounds={self.rounds} must be at least 1.')
         if self.buckets:
-            hashing.bucket_factors(self.buckets)
+            factors = hashing.bucket_factors(self.buckets)
+            if not isinstance(self.buckets, int):  # a list could not be hashed
+                object.__setattr__(self, 'buckets', factors)
         for name, known in (('rule', RULES), ('implementation', IMPLEMENTATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f'{name}={getattr(self, name)!r} is none of {known}.')
