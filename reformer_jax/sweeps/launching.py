@@ -32,7 +32,7 @@ class _Processes:
     """
 
     def __init__(self, lock_file: int) -> None:
-        """Starts none; each will keep the open file `lock_file`, and so its lock."""
+        """Each process will keep the open file `lock_file`, and so its lock."""
         self.stopping = False
         self._lock_file = lock_file
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -118,17 +118,16 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
         results = [future.result() for future in waiting]
     failed = [p.name for p, done in zip(sweep.points, results, strict=True) if not done]
     if processes.stopping:
-        print('stopped; the same command goes on from here', flush=True)
+        told = 'stopped; the same command goes on from here'
     elif failed:
-        names = ', '.join(failed)
-        print(f'{len(failed)} of {len(results)} points failed: {names}', flush=True)
+        told = f'{len(failed)} of {len(results)} points failed: {", ".join(failed)}'
     else:
-        print(
+        told = (
             f'all {len(results)} points are complete; next: python '
             f'reports/bits_per_dim.py {sweep.workdir}, or the report that '
-            f'{sweep.file} names',
-            flush=True,
+            f'{sweep.file} names'
         )
+    print(told, flush=True)
     return not failed and not processes.stopping
 
 

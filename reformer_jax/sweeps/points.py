@@ -15,12 +15,12 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import importlib.util
 import json
 import pathlib
 import re
+import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -97,13 +97,13 @@ def load(
         command line sets too or an impossible value, or repeats another; its folder
         has another run.
     """
-    module = _import(file)
-    if not hasattr(module, 'sweep'):
+    defined = runpy.run_path(re.sub(r'\.py:.*$', '.py', file))
+    if 'sweep' not in defined:
         raise ValueError(
             f'{file} has no sweep: define sweep(add) in it, with a call of '
             'add({field: value}) for each run, or train it once with train.py.'
         )
-    listed = _listed(module.sweep)
+    listed = _listed(defined['sweep'])
     if not listed:
         raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
     if seeds > 1:
@@ -112,27 +112,25 @@ def load(
             for overrides in listed
             for seed in range(seeds)
         ]
-    evaluations = _listed(getattr(module, 'evaluations', lambda add: None))
+    evaluations = _listed(defined.get('evaluations', lambda add: None))
     folder = run_folder.absolute(workdir)
     points = tuple(
         _point(config, folder, given, overrides, evaluations) for overrides in listed
     )
-    _check_repeats('points', [(point.name, point.train) for point in points])
     names = [point.name for point in points]
+    _check_repeats('points', names, [point.train for point in points])
     for point in points:
-        named = zip(map(_name, evaluations), point.evaluations, strict=True)
-        _check_repeats(f'evaluations of point {point.name}', list(named))
+        trained = point.train.config
+        what = f'evaluations of point {point.name}'
+        _check_repeats(what, list(map(_name, evaluations)), point.evaluations)
         if names.count(point.name) > 1:
             raise ValueError(
                 f'two points of the sweep would have the folder {point.name}: their '
                 'values differ only in characters that a folder name leaves out.'
             )
         if (point.folder / 'config.json').is_file():
-            run_folder.check_same_run(
-                point.folder,
-                point.train.config,
-                training_config.absent(point.train.config),
-            )
+            absent = training_config.absent(trained)
+            run_folder.check_same_run(point.folder, trained, absent)
     return Sweep(file, folder, given, points)
 
 
@@ -146,15 +144,6 @@ def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
         f'--workdir={folder}',
         *(f'--config.{f}={_text(value)}' for f, value in command.overrides.items()),
     ]
-
-
-def _import(file: str) -> Any:
-    path = pathlib.Path(re.sub(r'\.py:.*$', '.py', file))
-    spec = importlib.util.spec_from_file_location(f'sweep_of_{path.stem}', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
@@ -223,9 +212,9 @@ def _checked(config, overrides, place, folder) -> dict[str, Any]:
     return run_folder.as_json(recorded)
 
 
-def _check_repeats(what: str, commands: list[tuple[str, Command]]) -> None:
+def _check_repeats(what: str, names: list[str], commands: Sequence[Command]) -> None:
     seen: dict[str, str] = {}
-    for name, command in commands:
+    for name, command in zip(names, commands, strict=True):
         config = json.dumps(command.config, sort_keys=True)
         if config in seen:
             raise ValueError(
@@ -245,9 +234,9 @@ def _name(overrides: Overrides) -> str:
     name = ','.join(parts)
     if len(name) > _LONGEST_NAME:
         raise ValueError(
-            f'a point of the sweep sets so much that its folder would be named '
-            f'{name!r}, of {len(name)} characters; the limit is {_LONGEST_NAME}: move '
-            'what all points have in common to get_config.'
+            f'the folder of a point would be named {name!r}, of {len(name)} '
+            f'characters; the limit is {_LONGEST_NAME}: move what all points have in '
+            'common to get_config.'
         )
     return name or 'base'
 
@@ -310,22 +299,19 @@ def check_data(sweep: Sweep) -> None:
       FileNotFoundError: there are none.
       ValueError: they are damaged, or too few.
     """
-    sections = {
-        json.dumps(point.train.config['data']): point.train.config['data']
-        for point in sweep.points
-        if missing(point)
-    }
-    for section in sections.values():
+    unfinished = filter(missing, sweep.points)
+    sections = [json.dumps(point.train.config['data']) for point in unfinished]
+    for section in dict.fromkeys(sections):
         for split in ('train', 'validation'):
-            data.open(section).batches(split)
+            data.open(json.loads(section)).batches(split)
 
 
 def result(point: Point) -> dict[str, Any] | None:
     """What a run came to; None if it is not complete, as long as its config now is."""
     found, config = run_folder.load_result(point.folder), point.train.config
-    lengths = ('steps', 'minutes')
-    whole = found and all(found[name] == config[name] for name in lengths)
-    return found if whole else None
+    if found and all(found[name] == config[name] for name in ('steps', 'minutes')):
+        return found
+    return None
 
 
 def missing(point: Point) -> list[Command]:
