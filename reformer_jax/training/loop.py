@@ -39,9 +39,6 @@ Run = start.Run
 TrainState = state_lib.TrainState
 
 
-# --- Training ---------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class _Training:
     """What is open while a run trains."""
@@ -105,9 +102,14 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
     else:
         state, _ = checkpointer.restore(run.state, training.iterator)
     first_step = int(state.step)
-    _check_traced(training.traced, first_step, run.config.steps)
+    traced, steps = training.traced, run.config.steps
+    if traced and not first_step < traced[0] <= traced[-1] <= steps:
+        raise ValueError(
+            f'--profile={traced[0]}:{traced[-1]}: this run does steps {first_step + 1} '
+            f'to {steps}: trace some of these.'
+        )
     metrics.say(_description(run, training.folder, first_step))
-    if first_step < run.config.steps:
+    if first_step < steps:
         state = _train_steps(training, state)
     step = int(state.step)
     checkpointer.save(step, state, training.iterator)
@@ -120,7 +122,7 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
         metrics.say(f'stopped after {step} steps; the same command resumes')
         return {}
     if jax.process_index() == 0:
-        lengths = {'steps': run.config.steps, 'minutes': run.config.minutes}
+        lengths = {'steps': steps, 'minutes': run.config.minutes}
         result = {'step': step, **lengths, 'validation': validation}
         run_folder.write_result(training.folder, result)
     metrics.say('final ' + metrics.summary('validation', step, validation))
@@ -185,14 +187,6 @@ def _steps_to_trace(profile: str) -> range:
             'from 1, as in --profile=11:15.'
         )
     return steps
-
-
-def _check_traced(steps: range, done: int, total: int) -> None:
-    if steps and not done < steps[0] <= steps[-1] <= total:
-        raise ValueError(
-            f'--profile={steps[0]}:{steps[-1]}: this run does steps {done + 1} to '
-            f'{total}: trace some of these.'
-        )
 
 
 def _validate(
@@ -275,7 +269,7 @@ def _warn_of_what_was_missed(run: Run, values: Mapping[str, float]) -> None:
 
 
 def _is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+    return every > 0 and step % every == 0
 
 
 def _description(run: Run, workdir: Any, step: int) -> str:

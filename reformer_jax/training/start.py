@@ -168,22 +168,19 @@ def _still_exact(
     """For other rounds than those trained with, what these made exact by themselves."""
     rounds, automatic = trained['rounds'], model_config.AUTOMATIC
     other = model.get('rounds', rounds) != rounds
-    if not other or model.get('dense_length', automatic) != automatic:
-        return {}
-    exact_length = model_config.ModelConfig(**trained).exact_length
-    return {'dense_length': exact_length}
+    if other and model.get('dense_length', automatic) == automatic:
+        return {'dense_length': model_config.ModelConfig(**trained).exact_length}
+    return {}
 
 
 def _say_what_is_replaced(
     model: dict[str, Any], taken: dict[str, Any], source: str
 ) -> None:
-    def plain(value):
-        return list(value) if isinstance(value, tuple | list) else value
-
+    before, after = run_folder.as_json(model), run_folder.as_json(taken)
     replaced = [
-        f'{name}={plain(value)} (not {plain(model[name])})'
-        for name, value in taken.items()
-        if name in model and plain(model[name]) != plain(value)
+        f'{name}={value} (not {before[name]})'
+        for name, value in after.items()
+        if before.get(name, value) != value
     ]
     if replaced:
         metrics.say(f'model from {source}: {", ".join(replaced)}')
@@ -191,9 +188,8 @@ def _say_what_is_replaced(
 
 def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
     """The file in the run folder or the source; bytes where these were meant."""
-    found = run_folder.find_tokenizer(workdir)
-    if found is None and source:
-        found = run_folder.find_tokenizer(source)
+    folders = filter(None, (workdir, source))
+    found = next(filter(None, map(run_folder.find_tokenizer, folders)), None)
     if found is None and source and huggingface.is_model(source):
         size = given['model']['vocab_size']
         if size not in _BYTE_VOCABULARIES:
@@ -243,11 +239,10 @@ def load_parameters(
         model, _ = state_lib.restore_model(source, mesh)
     same_head = model.config.head == config.model.head
     leaves = jax.tree_util.tree_leaves_with_path(model)
-    named = {sharding.leaf_name(path): leaf for path, leaf in leaves}
     return {
         name: leaf
-        for name, leaf in named.items()
-        if same_head or not name.startswith('head.')
+        for path, leaf in leaves
+        if not (name := sharding.leaf_name(path)).startswith('head.') or same_head
     }
 
 
@@ -290,8 +285,7 @@ def put(
             there = 'none' if found is None else f'one of shape {found.shape}'
             raise ValueError(
                 f'the model needs the parameter {name} of shape {leaf.shape}, and '
-                f'init_from has {there}: let the config take its architecture from '
-                'there.'
+                f'init_from has {there}: let the config take its architecture there.'
             )
         fresh.append(name)
         return leaf
