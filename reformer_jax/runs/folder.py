@@ -308,7 +308,7 @@ def check_same_run(
     differing = [
         f'{name}: {old} in the folder, {new} now'
         for name, (old, new) in differing_fields(saved, config, defaults).items()
-        if name not in SAVES_MEMORY and name.split('.')[0] not in CHANGEABLE
+        if name not in SAVES_MEMORY and not is_changeable(name)
     ]
     if differing:
         raise ValueError(
@@ -318,6 +318,11 @@ def check_same_run(
             f'Only these may change: {", ".join(CHANGEABLE + SAVES_MEMORY)}.'
         )
     return saved
+
+
+def is_changeable(name: str) -> bool:
+    """Whether a field of this dotted name is one of `CHANGEABLE`."""
+    return name.split('.')[0] in CHANGEABLE
 
 
 def differing_fields(

@@ -23,18 +23,17 @@ from reformer_jax import progress
 
 
 class Writer:
-    """Appends a run's metrics to its folder and shows its progress.
+    """Appends a run's metrics to its folder.
 
     A context manager. Every process of a run makes one; the first one's writes.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, total_steps: int):
+    def __init__(self, workdir: str | os.PathLike[str]):
         """Opens `<workdir>/metrics.jsonl` and a new file in `<workdir>/tensorboard`.
 
-        Raises a FileNotFoundError if there is no such folder; `progress` shows
-        `total_steps` as the step at which the run ends.
+        Raises:
+          FileNotFoundError: there is no such folder.
         """
-        self._total_steps = total_steps
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
@@ -86,17 +85,6 @@ class Writer:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f'{split}/{name}', value, int(step))
-
-    def progress(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        seconds_left: float | None = None,
-    ) -> None:
-        """Prints a `progress_line` to standard output."""
-        if self._writes:
-            line = progress_line(step, self._total_steps, values, seconds_left)
-            print(line, flush=True)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

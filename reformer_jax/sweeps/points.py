@@ -39,8 +39,8 @@ Overrides = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One call of train.py or eval.py: fields that it sets, by their dotted names, and
-    the config that a run folder or an evaluation records of it."""
+    """One call of train.py or eval.py: the fields that it sets, by their dotted names,
+    and the config that a run folder or an evaluation records of it."""
 
     program: str
     overrides: Overrides
@@ -85,10 +85,8 @@ def load(
     """Expands the sweep of a config file.
 
     Args:
-      file: path of the config file, with its variant.
-      config: what its get_config returned, with `given` set.
-      workdir: folder of the sweep; not touched.
-      given: fields that the command line sets.
+      file, workdir, given: as in Sweep; nothing is written.
+      config: what get_config of the file returned, with `given` set.
       seeds: runs of each point, with config.seed 0, 1, ...; 1 keeps the config's own.
         data.seed stays as it is: the same batches in the same order.
 
@@ -107,11 +105,15 @@ def load(
     if not listed:
         raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
     if seeds > 1:
-        listed = [
-            _with_seed(config, overrides, given, seed)
-            for overrides in listed
-            for seed in range(seeds)
-        ]
+        set_too = [point for point in listed if 'seed' in {**point, **given}]
+        if set_too:
+            raise ValueError(
+                f'the seed is set by --seeds and by the sweep or the command line (in '
+                f'{_name(set_too[0])}): leave it to one of them.'
+            )
+        # The config's own is the same run with --seeds and without.
+        added = [{} if n == config.seed else {'seed': n} for n in range(seeds)]
+        listed = [point | seed for point in listed for seed in added]
     evaluations = _listed(defined.get('evaluations', lambda add: None))
     folder = run_folder.absolute(workdir)
     points = tuple(
@@ -152,20 +154,10 @@ def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
     return listed
 
 
-def _with_seed(config, overrides: Overrides, given: Overrides, seed: int):
-    if 'seed' in {**overrides, **given}:
-        raise ValueError(
-            f'the seed is set by --seeds and by the sweep or the command line (in '
-            f'{_name(overrides)}): leave it to one of them.'
-        )
-    # The config's own is the same run with --seeds and without.
-    return overrides if seed == config.seed else {**overrides, 'seed': seed}
-
-
 def _point(config, workdir, given, overrides, evaluations) -> Point:
     name = _name(overrides)
 
-    def command(program, place, changes):
+    def command(program: str, place: str, changes: Overrides) -> Command:
         if both := sorted(set(changes) & set(given)):
             raise ValueError(
                 f'{", ".join(both)} is set on the command line and by {place}: leave '
@@ -174,15 +166,12 @@ def _point(config, workdir, given, overrides, evaluations) -> Point:
         checked = _checked(config, changes, place, str(workdir / name))
         return Command(program, {**given, **changes}, checked)
 
-    return Point(
-        name,
-        workdir / name,
-        command('train.py', f'point {name} of the sweep', overrides),
-        tuple(
-            command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
-            for e in evaluations
-        ),
+    train = command('train.py', f'point {name} of the sweep', overrides)
+    evaluated = tuple(
+        command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
+        for e in evaluations
     )
+    return Point(name, workdir / name, train, evaluated)
 
 
 def _checked(config, overrides, place, folder) -> dict[str, Any]:
@@ -191,10 +180,10 @@ def _checked(config, overrides, place, folder) -> dict[str, Any]:
     fields = run_folder.flat(config.to_dict())
     for field, value in overrides.items():
         if field not in fields:
-            close = difflib.get_close_matches(field, fields, n=3)
+            close = ' or '.join(difflib.get_close_matches(field, fields))
             raise ValueError(
                 f'{place} sets {field!r}, which is no field of the config'
-                + (f': did you mean {" or ".join(close)}?' if close else '.')
+                + (f': did you mean {close}?' if close else '.')
             )
         try:
             changed.update_from_flattened_dict({field: value})
@@ -217,10 +206,8 @@ def _check_repeats(what: str, names: list[str], commands: Sequence[Command]) -> 
     for name, command in zip(names, commands, strict=True):
         config = json.dumps(command.config, sort_keys=True)
         if config in seen:
-            raise ValueError(
-                f'{what} {seen[config]} and {name} of the sweep are the same: leave '
-                'one out.'
-            )
+            both = f'{seen[config]} and {name}'
+            raise ValueError(f'{what} {both} of the sweep are the same: leave one out.')
         seen[config] = name
 
 
@@ -261,7 +248,7 @@ def record(sweep: Sweep) -> None:
     if sweep.workdir.is_file() or (sweep.workdir / 'config.json').is_file():
         raise ValueError(
             f'{sweep.workdir} is a file or the folder of a single run: give --workdir '
-            'a new folder for the sweep, which gets a folder for each run.'
+            'a new folder, which gets a folder for each run.'
         )
     names = [point.name for point in sweep.points]
     fields = run_folder.as_json(
@@ -286,7 +273,7 @@ def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     given = {
         name: value
         for name, value in fields['given'].items()
-        if name.split('.')[0] not in run_folder.CHANGEABLE
+        if not run_folder.is_changeable(name)
     }
     file, _, variant = fields['config'].partition('.py')
     return (pathlib.Path(file).resolve(), variant), given
@@ -324,22 +311,16 @@ def missing(point: Point) -> list[Command]:
         for record in run_folder.load_evaluations(point.folder)
         if all(at['step'] == trained['step'] for at in record['results'].values())
     ]
-    return [
-        command
-        for command in point.evaluations
-        if not any(_computes(config, command.config, point) for config in recorded)
-    ]
 
+    def is_done(command: Command) -> bool:
+        asked = start.resolve(command.config, str(point.folder))
+        differing = [
+            run_folder.differing_fields(old, asked, training_config.absent(old))
+            for old in recorded
+        ]
+        return any(all(map(run_folder.is_changeable, names)) for names in differing)
 
-def _computes(
-    recorded: Mapping[str, Any], asked: Mapping[str, Any], point: Point
-) -> bool:
-    """Whether an evaluation was of the config that is asked for."""
-    asked = start.resolve(asked, str(point.folder))
-    names = run_folder.differing_fields(
-        recorded, asked, training_config.absent(recorded)
-    )
-    return all(name.split('.')[0] in run_folder.CHANGEABLE for name in names)
+    return [command for command in point.evaluations if not is_done(command)]
 
 
 def step(point: Point) -> int | None:

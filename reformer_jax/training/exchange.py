@@ -47,19 +47,18 @@ def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
     config, model = huggingface.load(folder, pytorch=pytorch)
     if checkpoint.exists(workdir):
         raise FileExistsError(f'{workdir} is a run already: give a new folder.')
-    tokenizer = run_folder.find_tokenizer(folder)
-    size = tokenizers.load(tokenizer or run_folder.NO_TOKENIZER).vocab_size
-    if tokenizer and size > config.vocab_size:
+    tokenizer = run_folder.find_tokenizer(folder) or run_folder.NO_TOKENIZER
+    if tokenizer == run_folder.NO_TOKENIZER:
+        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
+    elif (size := tokenizers.load(tokenizer).vocab_size) > config.vocab_size:
         raise ValueError(
             f'{tokenizer} has {size} tokens, the model only vocab_size='
             f'{config.vocab_size}: it is the tokenizer of another model.'
         )
-    if not tokenizer:
-        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
     names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
-    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
+    fields = _run_fields(config, tokenizer, names)
     path = run_folder.open_workdir(workdir, fields)
-    if tokenizer:
+    if tokenizer != run_folder.NO_TOKENIZER:
         run_folder.keep_tokenizer(path, tokenizer)
     shutil.copyfile(
         pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
@@ -100,9 +99,7 @@ def export_run(
     tokenizer = run_folder.find_tokenizer(workdir)
     target = pathlib.Path(folder).expanduser() / _SENTENCEPIECE
     if tokenizer and target.exists():
-        raise FileExistsError(
-            f'{target} exists and is left as it is: give a new folder.'
-        )
+        raise FileExistsError(f'{target} exists and stays as it is: give a new folder.')
     like = _original(workdir, fields.get('init_from', '')) or {}
     if config.head == 'classification' and fields['data'].get('labels'):
         like |= fields_lib.label_fields(fields['data']['labels'])
@@ -131,12 +128,7 @@ def _run_fields(
     config: model_config.ModelConfig, tokenizer: str, labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """The config of an imported run: its model, and data of the kind it is for."""
-    data: dict[str, Any] = {
-        'tokenizer': tokenizer,
-        'length': config.length,
-        'batch_size': 1,
-        'seed': 0,
-    }
+    data = {'tokenizer': tokenizer, 'length': config.length, 'batch_size': 1, 'seed': 0}
     if config.head in _DATASETS:
         data |= {**_DATASETS[config.head], 'source': ''}
         if config.head == 'classification':

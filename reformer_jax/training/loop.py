@@ -60,12 +60,8 @@ def train(
     Everything the config says is checked before the run folder is touched. SIGINT and
     SIGTERM end the run after the step in progress, with a checkpoint; it then returns
     nothing. The last checkpoint is written before the final evaluation, which the next
-    call makes up for where it is missing.
-
-    Args:
-      config: the run.
-      workdir: its folder.
-      profile: 'FIRST:LAST' writes a trace of these steps into `<workdir>/profile`.
+    call makes up for where it is missing. A `profile` of 'FIRST:LAST' writes a trace of
+    these steps into `<workdir>/profile`.
 
     Raises:
       ValueError: a field is unknown or impossible, or the folder is another run's.
@@ -84,11 +80,11 @@ def train(
     folder = run_folder.open_workdir(workdir, run.fields, absent)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
-    steps, keep = run.config.steps, run.config.keep_checkpoints
+    keep = run.config.keep_checkpoints
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=keep) as checkpointer,
-        metrics.Writer(folder, total_steps=steps) as writer,
+        metrics.Writer(folder) as writer,
         stopping.Stop(started, run.config.minutes) as stop,
     ):
         training = _Training(run, folder, iterator, checkpointer, writer, stop, traced)
@@ -162,8 +158,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                 values['tokens_per_second'] = throughput.read(tokens, len(since_log))
                 since_log = []
                 writer.write(step, 'train', values)
-                seconds_left = throughput.seconds_left(config.steps - step)
-                writer.progress(step, values, stop.seconds_left(seconds_left))
+                left = stop.seconds_left(throughput.seconds_left(config.steps - step))
+                metrics.say(metrics.progress_line(step, config.steps, values, left))
             if not last and _is_due(step, config.checkpoint_every):
                 if since_log:  # no checkpoint of a loss that is not finite
                     _train_values(step, since_log)
@@ -193,11 +189,13 @@ def _validate(
     training: _Training, model: Any, step: int, *, final: bool = False
 ) -> dict[str, float] | None:
     """Evaluates and takes note; None, with nothing noted, if it is time to stop."""
-    run, stop = training.run, training.stop
-    batches = 0 if final else run.config.eval_batches
-    stopped = stop.interrupted if final else stop.now
+    stop = training.stop
     values = evaluation.evaluate_split(
-        run, model, 'validation', batches=batches, stopped=stopped
+        training.run,
+        model,
+        'validation',
+        batches=0 if final else training.run.config.eval_batches,
+        stopped=stop.interrupted if final else stop.now,
     )
     if values is None:
         return None
@@ -248,8 +246,8 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
             f'{step}: the run stops before a checkpoint is written. Resume from the '
             'last one with a lower optimizer.learning_rate or optimizer.clip_norm=1.'
         )
-    values['grad_norm'] = float(host[-1]['grad_norm'])
-    values['learning_rate'] = float(host[-1]['learning_rate'])
+    for name in ('grad_norm', 'learning_rate'):
+        values[name] = float(host[-1][name])
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
     if 'missed' in total:
         values['missed'] = total['missed']
