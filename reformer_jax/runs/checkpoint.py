@@ -41,10 +41,8 @@ class Checkpointer:
     def __init__(self, workdir: str | os.PathLike[str], *, keep: int | None = None):
         """Opens `<workdir>/checkpoints`.
 
-        Args:
-          workdir: the run folder.
-          keep: how many of the last checkpoints to keep, at least 1 (ValueError); that
-            of the lowest validation loss is kept besides. None opens for reading only.
+        Of the last checkpoints `keep` are kept, at least 1 (ValueError), and that of
+        the lowest validation loss besides; None opens for reading only.
         """
         if keep is not None and keep < 1:
             raise ValueError(f'keep={keep} checkpoints: it must be at least 1.')
@@ -147,7 +145,17 @@ class Checkpointer:
         """
         state, step = self.restore_part(template, step, whole=True)
         if iterator is not None:
-            iterator.set_state(self._place_in_data(step))
+            # The saved iterator's state: that of any process, for all read the same.
+            files = (self._directory / str(step) / 'data').glob('process_*.json')
+            file = min(files, default=None)
+            if file is None:
+                folder = self._directory.parent
+                raise ValueError(
+                    f'checkpoint {step} in {folder} has no place in the data, as that '
+                    'of an imported model: start another run with '
+                    f'--config.init_from={folder}.'
+                )
+            iterator.set_state(json.loads(file.read_text('utf-8')))
         return state, step
 
     def restore_part(
@@ -231,17 +239,6 @@ class Checkpointer:
                 'config for this workdir: use its config.json, or another --workdir.'
             )
 
-    def _place_in_data(self, step: int) -> dict[str, Any]:
-        """The saved iterator's state: that of any process, for all read the same."""
-        files = sorted((self._directory / str(step) / 'data').glob('process_*.json'))
-        if not files:
-            folder = self._directory.parent
-            raise ValueError(
-                f'checkpoint {step} in {folder} has no place in the data, as that of '
-                f'an imported model: start another run --config.init_from={folder}.'
-            )
-        return json.loads(files[0].read_text('utf-8'))
-
 
 def _directory(workdir: str | os.PathLike[str]) -> pathlib.Path:
     return run_folder.absolute(workdir) / 'checkpoints'
@@ -256,16 +253,14 @@ def _quality(metrics: Mapping[str, float | None] | None) -> float:
 def _named(tree: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     """A tree's leaves by readable names, in the tree's order, and its structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    named = {_name(path): leaf for path, leaf in leaves}
+    named = {}
+    for path, leaf in leaves:
+        # A flax Variable is a node of one leaf, `value`: an internal name, left out.
+        if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey('value'):
+            path = path[:-1]
+        named[jax.tree_util.keystr(path, simple=True, separator='/')] = leaf
     assert len(named) == len(leaves), 'two leaves of the state have one name'
     return named, structure
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    # A flax Variable is a node of one leaf, `value`: an internal name, left out.
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey('value'):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -91,7 +91,17 @@ def open_workdir(
     if jax.process_index() != 0:
         return path
     config, record = as_json(config), _run_record()
-    _create(path)
+    if path.is_file():
+        raise FileExistsError(f'workdir {path} is a file. Give --workdir a folder.')
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
+    except OSError as error:
+        problem = f'cannot be created ({error.strerror})'
+    if problem:
+        raise ValueError(
+            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
+        )
     earlier = _config_files(path)
     if earlier:
         saved = check_same_run(path, config, defaults)
@@ -220,20 +230,6 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
         else:
             fields[f'{prefix}{name}'] = value
     return fields
-
-
-def _create(path: pathlib.Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f'workdir {path} is a file. Give --workdir a folder.')
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
-    except OSError as error:
-        problem = f'cannot be created ({error.strerror})'
-    if problem:
-        raise ValueError(
-            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
-        )
 
 
 def _config_files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -205,7 +205,7 @@ def means(total: Mapping[str, float]) -> dict[str, float]:
     loss, accuracy = total['loss'] / weight, total['accuracy'] / weight
     if math.isnan(accuracy):
         return {'loss': loss}
-    return {'loss': loss, 'bits_per_dim': bits_per_dim(loss), 'accuracy': accuracy}
+    return {'loss': loss, 'bits_per_dim': loss / math.log(2), 'accuracy': accuracy}
 
 
 # What a summary of a classifier's evaluation shows, where there is such a value.
@@ -213,10 +213,8 @@ _SCORES = ('loss', 'accuracy', 'f1', 'exact_match', 'precision', 'recall', 'pear
 
 
 def summary(split: str, step: int, values: Mapping[str, float | None]) -> str:
-    """One line on an evaluation, of a language model by `tokens` or of `examples`.
-
-    Values may be None, as result.json has them where they are no numbers.
-    """
+    """One line on an evaluation, of `tokens` or of `examples`; None, as result.json has
+    for what is no number, is shown as '-'."""
 
     shown = {n: '-' if v is None else f'{v:.4f}' for n, v in values.items()}
     if 'tokens' in values:
@@ -226,11 +224,6 @@ def summary(split: str, step: int, values: Mapping[str, float | None]) -> str:
     unit = 'tokens' if 'tokens' in values else 'examples'
     told = ', '.join([*scores, f'{values[unit]:.0f} {unit}'])
     return f'{split} after {step} steps: {told}'
-
-
-def bits_per_dim(nats: float) -> float:
-    """Bits per dimension (byte, character, colour) of a mean loss in nats."""
-    return nats / math.log(2)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

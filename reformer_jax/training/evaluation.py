@@ -38,7 +38,7 @@ def evaluate(
     Args:
       config: the model and the data to evaluate on; None for the run's own.
       workdir: the run folder.
-      splits: names of splits; () for all that the data have besides training's.
+      splits: () for all that the data have besides training's.
       step: which checkpoint; None for the newest, 'best' for the best on validation.
 
     Raises:

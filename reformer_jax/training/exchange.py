@@ -21,15 +21,14 @@ from reformer_jax.training import state as state_lib
 _ORIGINAL = 'huggingface.json'
 _SENTENCEPIECE = 'spiece.model'
 
-_DATASETS: dict[str, dict[str, Any]] = {
+# Columns that data of a head are to have.
+_COLUMNS: dict[str, dict[str, Any]] = {
     'classification': {
-        'dataset': 'classification',
         'text_columns': ('text',),
         'label_column': 'label',
         'kind': 'single',
     },
     'question_answering': {
-        'dataset': 'question_answering',
         'question_column': 'question',
         'context_column': 'context',
         'answers_column': 'answers',
@@ -77,15 +76,11 @@ def export_run(
     step: str | None = None,
     rule_trax: bool = False,
 ) -> None:
-    """Writes a run's model for transformers.
+    """Writes the model of a checkpoint (`step`) into a new folder, for transformers.
 
-    Args:
-      workdir: the run folder.
-      folder: a new folder.
-      step: which checkpoint, see Checkpointer.restore.
-      rule_trax: whether a model of another rule, or with exact attention in LSH layers,
-        is exported as what transformers computes: the same parameters, rule 'trax',
-        LSH beyond one chunk.
+    With `rule_trax` a model of another rule, or with exact attention in LSH layers, is
+    exported as what transformers computes: the same parameters, rule 'trax', LSH beyond
+    one chunk.
 
     Raises:
       FileExistsError: the folder holds a model.
@@ -129,8 +124,8 @@ def _run_fields(
 ) -> dict[str, Any]:
     """The config of an imported run: its model, and data of the kind it is for."""
     data = {'tokenizer': tokenizer, 'length': config.length, 'batch_size': 1, 'seed': 0}
-    if config.head in _DATASETS:
-        data |= {**_DATASETS[config.head], 'source': ''}
+    if config.head in _COLUMNS:
+        data |= {'dataset': config.head, 'source': '', **_COLUMNS[config.head]}
         if config.head == 'classification':
             data['labels'] = labels
     else:

@@ -129,9 +129,12 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     """The loop: steps until config.steps or until it is time to stop."""
     run, config, writer = training.run, training.run.config, training.writer
     stop, step, key = training.stop, int(state.step), jax.random.key(config.seed)
-    due = step > 0 and _is_due(step, config.eval_every)
-    if due and step not in _validated(training.folder):  # a signal came in between
-        _validate(training, state.model, step)
+    if step > 0 and _is_due(step, config.eval_every):
+        file = training.folder / 'metrics.jsonl'
+        lines = metrics.read(file) if file.is_file() else []
+        validated = [line['step'] for line in lines if line['split'] == 'validation']
+        if step not in validated:  # a signal came in between
+            _validate(training, state.model, step)
     compiling = time.monotonic()
     compiled_step = compile_train_step(run)
     metrics.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
@@ -209,13 +212,6 @@ def _validate(
     if not final:
         metrics.say(metrics.summary('validation', step, values))
     return values
-
-
-def _validated(folder: pathlib.Path) -> set[int]:
-    """Steps with an evaluation in metrics.jsonl."""
-    file = folder / 'metrics.jsonl'
-    lines = metrics.read(file) if file.is_file() else []
-    return {line['step'] for line in lines if line['split'] == 'validation'}
 
 
 def compile_train_step(run: Run):

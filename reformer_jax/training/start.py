@@ -6,6 +6,7 @@ from there all that gives the parameters their meaning (model.architecture_field
 keeps its own head, dropout, rounds, dtype, stack and the like.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -50,15 +51,15 @@ class Run:
     state: state_lib.TrainState  # jax.ShapeDtypeStruct leaves with shardings
     batch: dict[str, jax.ShapeDtypeStruct]
 
+    def init_state(self) -> state_lib.TrainState:
+        """Fresh parameters and optimizer state; to be jitted."""
+        return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
+
     @property
     def tokenizer(self) -> str | None:
         """The file of the data's tokenizer, if it has one."""
         name = getattr(self.config.data, 'tokenizer', run_folder.NO_TOKENIZER)
         return None if name == run_folder.NO_TOKENIZER else name
-
-    def init_state(self) -> state_lib.TrainState:
-        """Fresh parameters and optimizer state; to be jitted."""
-        return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
 
     def restore_model(
         self, step: int | str | None = None
@@ -119,12 +120,10 @@ def read(
 
 
 def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
-    """The fields of a config with all that is found elsewhere filled in.
-
-    That is the architecture of init_from (of the run itself, if it has been started),
-    the tokenizer there for data.tokenizer='', labels of the run or of the same head
-    there or else found in the data, and the number of classes. What replaces a setting
-    is printed.
+    """The fields of a config with all that is found elsewhere filled in: architecture
+    of init_from (of the run itself, if it has been started), the tokenizer there for
+    data.tokenizer='', labels of the run or of the same head there or else found in the
+    data, and the number of classes. What replaces a setting is printed.
 
     Raises:
       FileNotFoundError: init_from is no folder of a model.
@@ -133,11 +132,12 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     fields = copy.deepcopy(dict(config))
     fields['data'] = data.defaults(fields['data'].get('dataset')) | fields['data']
     source = fields.get('init_from')
-    own = _own_fields(workdir)
+    own: dict[str, Any] = {}  # of the run, if it has been started
+    with contextlib.suppress(FileNotFoundError):
+        own = run_folder.load_config(workdir)
     given: Mapping[str, Any] = {}
     if source:
-        started = own.get('init_from') == source
-        given = own if started else _source_fields(source)
+        given = own if own.get('init_from') == source else _source_fields(source)
     if fields['data'].get('tokenizer') == '':
         fields['data']['tokenizer'] = _tokenizer(workdir, source, given)
     same_head = given.get('model', {}).get('head') == fields['model'].get('head')
@@ -198,14 +198,6 @@ def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> st
                 "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
             )
     return found or run_folder.NO_TOKENIZER
-
-
-def _own_fields(workdir: str) -> dict[str, Any]:
-    """The config of the run in a folder; {} if there is none."""
-    try:
-        return run_folder.load_config(workdir)
-    except FileNotFoundError:
-        return {}
 
 
 def _source_fields(source: str) -> dict[str, Any]:

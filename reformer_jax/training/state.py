@@ -36,11 +36,12 @@ def init_state(
 def abstract(init: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of what a function without arguments makes."""
 
-    def with_sharding(x: jax.ShapeDtypeStruct, spec: jax.sharding.NamedSharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec)
-
     shapes = jax.eval_shape(init)
-    return jax.tree.map(with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
+        shapes,
+        sharding.parameter_specs(shapes, mesh),
+    )
 
 
 def restore_model(

@@ -231,7 +231,9 @@ def test_seconds_left_counts_what_recurs():
 
 
 def test_bits_per_dim():
-    assert metrics.bits_per_dim(math.log(256)) == pytest.approx(8.0)
+    total = {'loss': 3 * math.log(256), 'accuracy': 1.5, 'weight': 3.0}
+    means = metrics.means(total)
+    assert means['bits_per_dim'] == pytest.approx(8.0) and means['accuracy'] == 0.5
 
 
 def test_table():
