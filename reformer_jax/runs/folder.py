@@ -13,6 +13,7 @@ A run folder (`workdir`) holds
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -234,12 +235,9 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
     """config.json, config.1.json, ... as far as they go, oldest first."""
-    files = []
-    file = path / 'config.json'
-    while file.is_file():
-        files.append(file)
-        file = path / f'config.{len(files)}.json'
-    return files
+    numbered = (path / f'config.{number}.json' for number in itertools.count(1))
+    files = itertools.chain([path / 'config.json'], numbered)
+    return list(itertools.takewhile(pathlib.Path.is_file, files))
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -229,13 +229,11 @@ def load_parameters(
         _, model = huggingface.load(source)
     else:
         model, _ = state_lib.restore_model(source, mesh)
-    same_head = model.config.head == config.model.head
     leaves = jax.tree_util.tree_leaves_with_path(model)
-    return {
-        name: leaf
-        for path, leaf in leaves
-        if not (name := sharding.leaf_name(path)).startswith('head.') or same_head
-    }
+    named = {sharding.leaf_name(path): leaf for path, leaf in leaves}
+    if model.config.head == config.model.head:
+        return named
+    return {n: leaf for n, leaf in named.items() if not n.startswith('head.')}
 
 
 def first_state(run: Run, parameters: dict[str, jax.Array]) -> state_lib.TrainState:
