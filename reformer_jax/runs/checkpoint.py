@@ -41,19 +41,11 @@ class Checkpointer:
     def __init__(self, workdir: str | os.PathLike[str], *, keep: int | None = None):
         """Opens `<workdir>/checkpoints`.
 
-        Args:
-          workdir: the run folder.
-          keep: how many of the last checkpoints to keep, at least 1; that of the lowest
-            validation loss is kept besides. None opens for reading only.
-
-        Raises:
-          ValueError: `keep` is less than 1.
+        Of the last checkpoints `keep` are kept, at least 1 (ValueError), and that of
+        the lowest validation loss besides; None opens for reading only.
         """
         if keep is not None and keep < 1:
-            raise ValueError(
-                f'keep={keep} checkpoints cannot be resumed from: it must be at least '
-                '1. Set keep_checkpoints=1 or more.'
-            )
+            raise ValueError(f'keep={keep} checkpoints: it must be at least 1.')
         self._keep = keep
         self._directory = _directory(workdir)
         policies = checkpoint_managers.preservation_policy
@@ -151,18 +143,38 @@ class Checkpointer:
           FileNotFoundError: there is no such checkpoint.
           ValueError: the checkpoint has other arrays than the template, or no iterator.
         """
-        step = self._choose(step)
-        state = self._restore(template, step, whole=True)
+        state, step = self.restore_part(template, step, whole=True)
         if iterator is not None:
-            iterator.set_state(self._place_in_data(step))
+            # The saved iterator's state: that of any process, for all read the same.
+            files = (self._directory / str(step) / 'data').glob('process_*.json')
+            file = min(files, default=None)
+            if file is None:
+                folder = self._directory.parent
+                raise ValueError(
+                    f'checkpoint {step} in {folder} has no place in the data, as that '
+                    'of an imported model: start another run with '
+                    f'--config.init_from={folder}.'
+                )
+            iterator.set_state(json.loads(file.read_text('utf-8')))
         return state, step
 
     def restore_part(
-        self, template: Any, step: int | str | None = None
+        self, template: Any, step: int | str | None = None, *, whole: bool = False
     ) -> tuple[Any, int]:
-        """As `restore`, of some of the arrays, such as {'model': ...} of a state."""
+        """As `restore`; unless `whole`, of some arrays, as {'model': ...}."""
         step = self._choose(step)
-        return self._restore(template, step, whole=False), step
+        named, structure = _named(template)
+        abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
+        self._check_fits(step, abstract, whole)
+        restoring = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=not whole,
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            folder = self._directory / str(step) / 'state'
+            arrays = checkpointer.restore(folder, args=restoring)
+        return structure.unflatten([arrays[name] for name in named]), step
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint; waits for a save in progress."""
@@ -195,27 +207,12 @@ class Checkpointer:
             chosen = int(step)
         if not isinstance(chosen, int) or chosen not in steps:
             missing = 'best step' if step == 'best' else f'step {step!r}'
-            listed = ', '.join(map(str, steps))
             raise FileNotFoundError(
-                f'no checkpoint of {missing} in {self._directory}. It has: {listed}. '
-                "Ask for one of them, for None (the latest), or for 'best' when some "
-                'were evaluated.'
+                f'no checkpoint of {missing} in {self._directory}. It has: '
+                f'{", ".join(map(str, steps))}. Ask for one of them, for none (the '
+                "latest), or for 'best' when some were evaluated."
             )
         return chosen
-
-    def _restore(self, template: Any, step: int, whole: bool) -> Any:
-        named, structure = _named(template)
-        abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
-        self._check_fits(step, abstract, whole)
-        restoring = ocp.args.PyTreeRestore(
-            item=abstract,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-            partial_restore=not whole,
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            folder = self._directory / str(step) / 'state'
-            arrays = checkpointer.restore(folder, args=restoring)
-        return structure.unflatten([arrays[name] for name in named])
 
     def _check_fits(
         self, step: int, asked: dict[str, jax.ShapeDtypeStruct], whole: bool
@@ -224,14 +221,11 @@ class Checkpointer:
         metadata = self._manager.item_metadata(step).get('state')
         if metadata is None:
             raise ValueError(
-                f'checkpoint {step} in {self._directory} is incomplete: its folder was '
-                'copied or removed in part. Copy it again, or move it away and restore '
-                'another step.'
+                f'checkpoint {step} in {self._directory} is incomplete, copied or '
+                'removed in part: copy it again, or move it away to restore another.'
             )
         saved = metadata.tree
-        names = list(asked)
-        if whole:
-            names += [name for name in saved if name not in asked]
+        names = asked | saved if whole else asked
         pairs = [(n, _shape(saved.get(n)), _shape(asked.get(n))) for n in names]
         differing = [
             f'{name}: {old} in the checkpoint, {new} asked for'
@@ -241,23 +235,9 @@ class Checkpointer:
         if differing:
             raise ValueError(
                 f'checkpoint {step} in {self._directory} has other arrays than the '
-                'model asked for:\n'
-                f'{run_folder.listed(differing)}\n'
-                'This is the wrong config for this workdir: use the config.json in it, '
-                'or another --workdir.'
+                f'model asked for:\n{run_folder.listed(differing)}\nThis is the wrong '
+                'config for this workdir: use its config.json, or another --workdir.'
             )
-
-    def _place_in_data(self, step: int) -> dict[str, Any]:
-        """The saved iterator's state: that of any process, for all read the same."""
-        files = sorted((self._directory / str(step) / 'data').glob('process_*.json'))
-        if not files:
-            folder = self._directory.parent
-            raise ValueError(
-                f'checkpoint {step} in {folder} has no place in the data, as that of '
-                'an imported model: start a run from it, in another --workdir with '
-                f'--config.init_from={folder}.'
-            )
-        return json.loads(files[0].read_text('utf-8'))
 
 
 def _directory(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -273,16 +253,14 @@ def _quality(metrics: Mapping[str, float | None] | None) -> float:
 def _named(tree: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     """A tree's leaves by readable names, in the tree's order, and its structure."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    named = {_name(path): leaf for path, leaf in leaves}
+    named = {}
+    for path, leaf in leaves:
+        # A flax Variable is a node of one leaf, `value`: an internal name, left out.
+        if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey('value'):
+            path = path[:-1]
+        named[jax.tree_util.keystr(path, simple=True, separator='/')] = leaf
     assert len(named) == len(leaves), 'two leaves of the state have one name'
     return named, structure
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    # A flax Variable is a node of one leaf, `value`: an internal name, left out.
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey('value'):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def _abstract(name: str, leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,6 +13,7 @@ A run folder (`workdir`) holds
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -76,9 +77,8 @@ def open_workdir(
 
     Args:
       workdir: a folder on a mounted file system; created when absent.
-      config: nested dict of the run, of values that JSON can hold.
-      defaults: values of fields that a config from before they existed lacks, nested
-        as they are in the config.
+      config: of values that JSON can hold.
+      defaults: values of fields that a config from before they existed lacks.
 
     Returns:
       The absolute path of the folder.
@@ -92,7 +92,17 @@ def open_workdir(
     if jax.process_index() != 0:
         return path
     config, record = as_json(config), _run_record()
-    _create(path)
+    if path.is_file():
+        raise FileExistsError(f'workdir {path} is a file. Give --workdir a folder.')
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
+    except OSError as error:
+        problem = f'cannot be created ({error.strerror})'
+    if problem:
+        raise ValueError(
+            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
+        )
     earlier = _config_files(path)
     if earlier:
         saved = check_same_run(path, config, defaults)
@@ -113,14 +123,9 @@ def open_workdir(
 
 
 def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The newest config of the run in `workdir`, with its own copy of the tokenizer.
-
-    Raises:
-      FileNotFoundError: there is no run in `workdir`.
-    """
+    """As `recorded_config`, with the run's own copy of the tokenizer."""
     config = recorded_config(workdir)
-    tokenizer = find_tokenizer(workdir)
-    if tokenizer is not None:
+    if tokenizer := find_tokenizer(workdir):
         config['data']['tokenizer'] = tokenizer
     return config
 
@@ -130,9 +135,10 @@ def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: there is no run in `workdir`.
+      ValueError: there is a model of transformers, or a file is damaged.
     """
     path = absolute(workdir)
-    files = _config_files(path) if path.is_dir() else []
+    files = _config_files(path)
     if not files:
         raise FileNotFoundError(
             f'no config.json in {path}: no run was started there. Give --workdir the '
@@ -167,9 +173,7 @@ def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
     """Copies a tokenizer into a run folder that has none; process 0 does."""
     kept = absolute(workdir) / _TOKENIZER
     if jax.process_index() == 0 and not kept.is_file():
-        temporary = kept.with_name(f'.{_TOKENIZER}.tmp')
-        temporary.write_bytes(absolute(source).read_bytes())
-        os.rename(temporary, kept)
+        _write(kept, absolute(source).read_bytes())
 
 
 def write_evaluation(
@@ -189,17 +193,12 @@ def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     files = (absolute(workdir) / 'evaluations').glob('step_*.json')
     by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
     records = [_read_json(file) for file in by_time]
-    return [
-        {**record, 'config': _with_todays_names(record.get('config', {}))}
-        for record in records
-    ]
+    return [r | {'config': _with_todays_names(r.get('config', {}))} for r in records]
 
 
 def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes what a run came to: step, steps and minutes of the config, final metrics.
-
-    It replaces that of the run before it was prolonged.
-    """
+    """Writes what a run came to, for what it came to before it was prolonged: step,
+    steps and minutes of the config, final metrics."""
     write_json(absolute(workdir) / _RESULT, result)
 
 
@@ -234,31 +233,11 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return fields
 
 
-def _create(path: pathlib.Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(
-            f'workdir {path} is a file. Give --workdir a new or an empty folder.'
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f'cannot be created ({error.strerror})'
-    else:
-        problem = '' if os.access(path, os.W_OK | os.X_OK) else 'cannot be written to'
-    if problem:
-        raise ValueError(
-            f'workdir {path} {problem}. Give --workdir a folder you may write to.'
-        )
-
-
 def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
     """config.json, config.1.json, ... as far as they go, oldest first."""
-    files = []
-    file = path / 'config.json'
-    while file.is_file():
-        files.append(file)
-        file = path / f'config.{len(files)}.json'
-    return files
+    numbered = (path / f'config.{number}.json' for number in itertools.count(1))
+    files = itertools.chain([path / 'config.json'], numbered)
+    return list(itertools.takewhile(pathlib.Path.is_file, files))
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,10 +275,14 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 
 def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     """Writes all of a JSON file or nothing of it; numbers that are none as null."""
+    text = json.dumps(as_json(fields), indent=2, allow_nan=False)
+    _write(file, f'{text}\n'.encode())
+
+
+def _write(file: pathlib.Path, content: bytes) -> None:
     temporary = file.with_name(f'.{file.name}.tmp')
-    with open(temporary, 'w', encoding='utf-8') as stream:
-        json.dump(as_json(fields), stream, indent=2, allow_nan=False)
-        stream.write('\n')
+    with open(temporary, 'wb') as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
     os.rename(temporary, file)
@@ -316,11 +299,10 @@ def check_same_run(
       ValueError: it is another run's; arguments as in `open_workdir`.
     """
     saved = recorded_config(workdir)
-    old, new = flat(as_json(defaults or {})) | flat(saved), flat(config)
     differing = [
-        f'{name}: {old.get(name, ABSENT)} in the folder, {new.get(name, ABSENT)} now'
-        for name in differing_fields(saved, config, defaults)
-        if name not in SAVES_MEMORY and name.split('.')[0] not in CHANGEABLE
+        f'{name}: {old} in the folder, {new} now'
+        for name, (old, new) in differing_fields(saved, config, defaults).items()
+        if name not in SAVES_MEMORY and not is_changeable(name)
     ]
     if differing:
         raise ValueError(
@@ -332,27 +314,29 @@ def check_same_run(
     return saved
 
 
+def is_changeable(name: str) -> bool:
+    """Whether a field of this dotted name is one of `CHANGEABLE`."""
+    return name.split('.')[0] in CHANGEABLE
+
+
 def differing_fields(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Dotted names of the fields in which a recorded config (`old`) and a new one
-    differ, `defaults` as in `open_workdir`."""
+) -> dict[str, tuple[Any, Any]]:
+    """The fields in which a recorded config (`old`) and a new one differ, with both
+    values, by their dotted names; `defaults` as in `open_workdir`."""
     new = flat(new)
     known = flat(as_json(defaults or {}))
     old = {name: known[name] for name in new if name in known} | flat(old)
-    names = [*old, *(name for name in new if name not in old)]
-    return [
-        name
-        for name in names
-        if json.dumps(old.get(name, ABSENT)) != json.dumps(new.get(name, ABSENT))
+    pairs = {n: (old.get(n, ABSENT), new.get(n, ABSENT)) for n in old | new}
+    return {
+        name: pair
+        for name, pair in pairs.items()
+        if json.dumps(pair[0]) != json.dumps(pair[1])
         # A run has a copy of its tokenizer, wherever the file came from.
-        and not (
-            name == 'data.tokenizer'
-            and NO_TOKENIZER not in (old.get(name), new.get(name))
-        )
-    ]
+        and not (name == 'data.tokenizer' and NO_TOKENIZER not in pair)
+    }
 
 
 def _run_record() -> dict[str, Any]:
@@ -374,12 +358,9 @@ def _run_record() -> dict[str, Any]:
 def _processor() -> str:
     """The model of the CPU, as Linux or else Python names it."""
     cpuinfo = pathlib.Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text('utf-8', 'replace').splitlines():
-            name, _, value = line.partition(':')
-            if name.strip() == 'model name':
-                return value.strip()
-    return platform.processor() or platform.machine()
+    text = cpuinfo.read_text('utf-8', 'replace') if cpuinfo.is_file() else ''
+    found = re.search(r'^model name\s*:\s*(.*)', text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -23,35 +23,29 @@ from reformer_jax import progress
 
 
 class Writer:
-    """Appends a run's metrics to its folder and shows its progress.
+    """Appends a run's metrics to its folder.
 
     A context manager. Every process of a run makes one; the first one's writes.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, total_steps: int):
+    def __init__(self, workdir: str | os.PathLike[str]):
         """Opens `<workdir>/metrics.jsonl` and a new file in `<workdir>/tensorboard`.
-
-        Args:
-          workdir: the run folder, which exists.
-          total_steps: the step at which the run ends, shown by `progress`.
 
         Raises:
           FileNotFoundError: there is no such folder.
         """
-        self._total_steps = total_steps
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         folder = pathlib.Path(workdir)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f'workdir {folder} is not a folder. Make it with '
-                'run_folder.open_workdir before writing metrics into it.'
+                f'workdir {folder} is not a folder: run_folder.open_workdir makes it.'
             )
         path = folder / 'metrics.jsonl'
-        truncated = _ends_in_mid_line(path)
+        earlier = path.read_bytes() if path.is_file() else b''
         self._file = open(path, 'a', encoding='utf-8')
-        if truncated:
+        if earlier and not earlier.endswith(b'\n'):  # killed in the middle of a line
             self._file.write('\n')
         # Event files are named by the second, which two starts may share, and opening
         # one of the same name would empty it.
@@ -76,14 +70,13 @@ class Writer:
         Raises:
           ValueError: a value is not one number, or is named 'step' or 'split'.
         """
-        scalars = {name: _scalar(name, value) for name, value in values.items()}
         record: dict[str, Any] = {'step': int(step), 'split': split}
+        scalars = {name: _scalar(name, value) for name, value in values.items()}
+        if taken := scalars.keys() & record:
+            raise ValueError(
+                f'a metric is named {min(taken)!r}, which every line has: rename it.'
+            )
         for name, value in scalars.items():
-            if name in record:
-                raise ValueError(
-                    f'a metric is named {name!r}, which is a key of every line. '
-                    'Rename it.'
-                )
             record[name] = value if math.isfinite(value) else None
         if not self._writes:
             return
@@ -92,17 +85,6 @@ class Writer:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f'{split}/{name}', value, int(step))
-
-    def progress(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        seconds_left: float | None = None,
-    ) -> None:
-        """Prints a `progress_line` to standard output."""
-        if self._writes:
-            line = progress_line(step, self._total_steps, values, seconds_left)
-            print(line, flush=True)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -115,8 +97,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     file = pathlib.Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f'no metrics in {file}: the run has not written any yet, or the path is '
-            'not that of a <workdir>/metrics.jsonl.'
+            f'no metrics in {file}: the run has written none yet, or this is not the '
+            'path of a <workdir>/metrics.jsonl.'
         )
     lines = file.read_text(encoding='utf-8', errors='replace').splitlines()
     records = []
@@ -126,8 +108,8 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     records = [record for record in records if isinstance(record, dict)]
     if lines and not records:
         raise ValueError(
-            f'{file} has {len(lines)} lines, none of them a JSON object: it is not a '
-            'metrics file. Give the path of a <workdir>/metrics.jsonl.'
+            f'{file} has {len(lines)} lines, none of them a JSON object: give the path '
+            'of a <workdir>/metrics.jsonl.'
         )
     return records
 
@@ -141,44 +123,31 @@ class Throughput:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self._since = clock()  # the running stretch, not yet in the sums below
-        self._seconds = 0.0  # training, since the last reading
-        self._all_seconds = 0.0  # training and pauses, since construction
-        self._all_steps = 0
+        self._started = self._since = clock()  # the last reading, later by the pauses
+        self._steps = 0
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Leaves out the time in the context: an evaluation, a checkpoint."""
-        self._seconds += self._advance()
+        began = self._clock()
         try:
             yield
         finally:
-            self._advance()
+            self._since += self._clock() - began
 
     def read(self, tokens: int, steps: int) -> float:
-        """Tokens per second since the last reading; 0.0 when no time has passed.
-
-        Args:
-          tokens: those since the last reading, over all devices.
-          steps: in so many steps.
-        """
-        seconds = self._seconds + self._advance()
-        self._seconds = 0.0
-        self._all_steps += steps
+        """Tokens per second, of `tokens` over all devices in `steps` steps since the
+        last reading; 0.0 when no time has passed."""
+        now = self._clock()
+        seconds, self._since = now - self._since, now
+        self._steps += steps
         return tokens / seconds if seconds > 0 else 0.0
 
     def seconds_left(self, steps_left: int) -> float | None:
-        """Estimate from the mean time of a step so far; None before the first one."""
-        self._seconds += self._advance()
-        if not self._all_steps:
+        """Estimate from the mean time, with pauses, of a step; None before any."""
+        if not self._steps:
             return None
-        return steps_left * self._all_seconds / self._all_steps
-
-    def _advance(self) -> float:
-        now = self._clock()
-        passed, self._since = now - self._since, now
-        self._all_seconds += passed
-        return passed
+        return steps_left * (self._clock() - self._started) / self._steps
 
 
 def format_count(count: float) -> str:
@@ -211,9 +180,11 @@ def progress_line(
 ) -> str:
     """One line for a person; values it does not know stay in metrics.jsonl."""
     columns = [f'step  {step:>{len(str(total_steps))}}/{total_steps}']
-    for name, (label, show) in _PROGRESS.items():
-        if name in values:
-            columns.append(f'{label} {show(values[name])}')
+    columns += [
+        f'{label} {show(values[name])}'
+        for name, (label, show) in _PROGRESS.items()
+        if name in values
+    ]
     if seconds_left is not None:
         columns.append(f'left {progress.format_seconds(seconds_left)}')
     return '  '.join(columns)
@@ -231,43 +202,28 @@ def means(total: Mapping[str, float]) -> dict[str, float]:
     Only the loss where there is no accuracy (NaN): a squared error is no nats.
     """
     weight = max(total['weight'], 1.0)
-    nats = total['loss'] / weight
-    if math.isnan(total['accuracy']):
-        return {'loss': nats}
-    return {
-        'loss': nats,
-        'bits_per_dim': bits_per_dim(nats),
-        'accuracy': total['accuracy'] / weight,
-    }
+    loss, accuracy = total['loss'] / weight, total['accuracy'] / weight
+    if math.isnan(accuracy):
+        return {'loss': loss}
+    return {'loss': loss, 'bits_per_dim': loss / math.log(2), 'accuracy': accuracy}
 
 
 # What a summary of a classifier's evaluation shows, where there is such a value.
-_SCORES = ('accuracy', 'f1', 'exact_match', 'precision', 'recall', 'pearson')
+_SCORES = ('loss', 'accuracy', 'f1', 'exact_match', 'precision', 'recall', 'pearson')
 
 
 def summary(split: str, step: int, values: Mapping[str, float | None]) -> str:
-    """One line on an evaluation, of a language model by `tokens` or of `examples`.
+    """One line on an evaluation, of `tokens` or of `examples`; None, as result.json has
+    for what is no number, is shown as '-'."""
 
-    Values may be None, as result.json has them where they are no numbers.
-    """
-
-    def shown(name: str) -> str:
-        value = values[name]
-        return '-' if value is None else f'{value:.4f}'
-
-    said = f'{split} after {step} steps: '
+    shown = {n: '-' if v is None else f'{v:.4f}' for n, v in values.items()}
     if 'tokens' in values:
-        return said + (
-            f'{shown("bits_per_dim")} bits/dim, accuracy {shown("accuracy")}, '
-            f'{values["tokens"]:.0f} tokens'
-        )
-    scores = [f'{name} {shown(name)}' for name in ('loss', *_SCORES) if name in values]
-    return f'{said}{", ".join(scores)}, {values["examples"]:.0f} examples'
-
-
-def bits_per_dim(nats: float) -> float:
-    """Bits per dimension (byte, character, colour) of a mean loss in nats."""
-    return nats / math.log(2)
+        scores = [f'{shown["bits_per_dim"]} bits/dim', f'accuracy {shown["accuracy"]}']
+    else:
+        scores = [f'{name} {shown[name]}' for name in _SCORES if name in values]
+    unit = 'tokens' if 'tokens' in values else 'examples'
+    told = ', '.join([*scores, f'{values[unit]:.0f} {unit}'])
+    return f'{split} after {step} steps: {told}'
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -298,14 +254,6 @@ def _scalar(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f'metric {name}={value!r} is not one number ({error}). Reduce it to its '
-            'mean or sum before writing it.'
+            f'metric {name}={value!r} is not one number ({error}): write its mean or '
+            'sum.'
         ) from error
-
-
-def _ends_in_mid_line(path: pathlib.Path) -> bool:
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    with open(path, 'rb') as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b'\n'

@@ -25,40 +25,30 @@ class _Processes:
     """The processes that are running; a context manager that listens for signals.
 
     The first SIGINT, SIGTERM or SIGHUP stops all, each run after the step in progress
-    with a checkpoint; the second kills them.
-
-    Attributes:
-      stopping: whether a signal came: nothing more is to be started.
+    with a checkpoint; the second kills them. Then nothing more is to be started, which
+    `stopping` says.
     """
 
     def __init__(self, lock_file: int) -> None:
-        """Starts none; each will keep the open file `lock_file`, and so its lock."""
+        """Each process will keep the open file `lock_file`, and so its lock."""
         self.stopping = False
         self._lock_file = lock_file
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._handlers[number] = signal.signal(number, self._stop)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._handlers = {n: signal.signal(n, self._stop) for n in signals}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def call(
-        self, command: Sequence[str], log: pathlib.Path, gpu: str | None
-    ) -> int | None:
-        """The exit status of a command on a GPU (None: on all), its output in a log.
-
-        None if nothing was started any more.
-        """
+    def call(self, command: Sequence[str], log: pathlib.Path, gpu: str | None) -> int:
+        """The exit status of a command on a GPU (None: on all), its output in a log."""
         with open(log, 'ab') as output:
             output.write(f'$ {shlex.join(command)}\n'.encode())
             output.flush()
-            if self.stopping:
-                return None
             # In a session of its own: a terminal's Ctrl-C comes from here alone.
             process = subprocess.Popen(
                 command,
@@ -86,12 +76,8 @@ class _Processes:
 
 
 def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
-    """Runs what is missing of a sweep; says so point by point.
-
-    Args:
-      sweep: its folder gets what is run.
-      parallel: points at a time. With CUDA_VISIBLE_DEVICES set to several GPUs, each
-        gets one of them.
+    """Runs what is missing of a sweep, `parallel` points at a time; says so point by
+    point. With CUDA_VISIBLE_DEVICES set to several GPUs, each point gets one of them.
 
     Returns:
       Whether all of it is done.
@@ -118,17 +104,16 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
         results = [future.result() for future in waiting]
     failed = [p.name for p, done in zip(sweep.points, results, strict=True) if not done]
     if processes.stopping:
-        print('stopped; the same command goes on from here', flush=True)
+        told = 'stopped; the same command goes on from here'
     elif failed:
-        names = ', '.join(failed)
-        print(f'{len(failed)} of {len(results)} points failed: {names}', flush=True)
+        told = f'{len(failed)} of {len(results)} points failed: {", ".join(failed)}'
     else:
-        print(
+        told = (
             f'all {len(results)} points are complete; next: python '
             f'reports/bits_per_dim.py {sweep.workdir}, or the report that '
-            f'{sweep.file} names',
-            flush=True,
+            f'{sweep.file} names'
         )
+    print(told, flush=True)
     return not failed and not processes.stopping
 
 
@@ -139,14 +124,13 @@ def _show_progress(
     unfinished = [p for p in sweep.points if points_lib.result(p) is None]
     total = sum(point.train.config['steps'] for point in unfinished)
     with progress.bar('training the points', total, 'steps') as advance:
-        shown = 0
-        while True:
-            done = concurrent.futures.wait(waiting, _SECONDS_BETWEEN_LOOKS).not_done
+        shown, running = 0, True
+        while running:
+            looked = concurrent.futures.wait(waiting, _SECONDS_BETWEEN_LOOKS)
+            running = bool(looked.not_done)
             steps = sum(points_lib.step(point) or 0 for point in unfinished)
             advance(steps - shown)
             shown = steps
-            if not done:
-                return
 
 
 @contextlib.contextmanager
@@ -189,11 +173,12 @@ def _run_point(
     started, gpu = time.monotonic(), free.get()
     try:
         for command in commands:
-            status = processes.call(_argv(sweep, point, command), log, gpu)
             if processes.stopping:
                 break
+            argv = [sys.executable, *_argv(sweep, point, command)]
+            status = processes.call(argv, log, gpu)
             unfinished = command is point.train and points_lib.result(point) is None
-            if status or unfinished:
+            if (status or unfinished) and not processes.stopping:
                 say(f'{command.program} ended early with status {status}: see {log}')
                 return False
     finally:
@@ -206,7 +191,7 @@ def _run_point(
 def command_line(sweep: points_lib.Sweep, point: points_lib.Point) -> str:
     """What is missing of a point as one line for a shell; '' if nothing is."""
     return ' && '.join(
-        shlex.join(['python', *_argv(sweep, point, command)[1:]])
+        shlex.join(['python', *_argv(sweep, point, command)])
         for command in points_lib.missing(point)
     )
 
@@ -215,7 +200,7 @@ def _argv(
     sweep: points_lib.Sweep, point: points_lib.Point, command: points_lib.Command
 ) -> list[str]:
     program = os.path.join(os.path.dirname(sys.argv[0]), command.program)
-    return [sys.executable, program, *points_lib.arguments(sweep, point, command)]
+    return [program, *points_lib.arguments(sweep, point, command)]
 
 
 def _free_gpus(parallel: int) -> queue.SimpleQueue[str | None]:

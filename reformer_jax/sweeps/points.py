@@ -15,12 +15,12 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import importlib.util
 import json
 import pathlib
 import re
+import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -39,8 +39,8 @@ Overrides = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One call of train.py or eval.py: fields that it sets, by their dotted names, and
-    the config that a run folder or an evaluation records of it."""
+    """One call of train.py or eval.py: the fields that it sets, by their dotted names,
+    and the config that a run folder or an evaluation records of it."""
 
     program: str
     overrides: Overrides
@@ -85,10 +85,8 @@ def load(
     """Expands the sweep of a config file.
 
     Args:
-      file: path of the config file, with its variant.
-      config: what its get_config returned, with `given` set.
-      workdir: folder of the sweep; not touched.
-      given: fields that the command line sets.
+      file, workdir, given: as in Sweep; nothing is written.
+      config: what get_config of the file returned, with `given` set.
       seeds: runs of each point, with config.seed 0, 1, ...; 1 keeps the config's own.
         data.seed stays as it is: the same batches in the same order.
 
@@ -97,42 +95,44 @@ def load(
         command line sets too or an impossible value, or repeats another; its folder
         has another run.
     """
-    module = _import(file)
-    if not hasattr(module, 'sweep'):
+    defined = runpy.run_path(re.sub(r'\.py:.*$', '.py', file))
+    if 'sweep' not in defined:
         raise ValueError(
             f'{file} has no sweep: define sweep(add) in it, with a call of '
             'add({field: value}) for each run, or train it once with train.py.'
         )
-    listed = _listed(module.sweep)
+    listed = _listed(defined['sweep'])
     if not listed:
         raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
     if seeds > 1:
-        listed = [
-            _with_seed(config, overrides, given, seed)
-            for overrides in listed
-            for seed in range(seeds)
-        ]
-    evaluations = _listed(getattr(module, 'evaluations', lambda add: None))
+        set_too = [point for point in listed if 'seed' in {**point, **given}]
+        if set_too:
+            raise ValueError(
+                f'the seed is set by --seeds and by the sweep or the command line (in '
+                f'{_name(set_too[0])}): leave it to one of them.'
+            )
+        # The config's own is the same run with --seeds and without.
+        added = [{} if n == config.seed else {'seed': n} for n in range(seeds)]
+        listed = [point | seed for point in listed for seed in added]
+    evaluations = _listed(defined.get('evaluations', lambda add: None))
     folder = run_folder.absolute(workdir)
     points = tuple(
         _point(config, folder, given, overrides, evaluations) for overrides in listed
     )
-    _check_repeats('points', [(point.name, point.train) for point in points])
     names = [point.name for point in points]
+    _check_repeats('points', names, [point.train for point in points])
     for point in points:
-        named = zip(map(_name, evaluations), point.evaluations, strict=True)
-        _check_repeats(f'evaluations of point {point.name}', list(named))
+        trained = point.train.config
+        what = f'evaluations of point {point.name}'
+        _check_repeats(what, list(map(_name, evaluations)), point.evaluations)
         if names.count(point.name) > 1:
             raise ValueError(
                 f'two points of the sweep would have the folder {point.name}: their '
                 'values differ only in characters that a folder name leaves out.'
             )
         if (point.folder / 'config.json').is_file():
-            run_folder.check_same_run(
-                point.folder,
-                point.train.config,
-                training_config.absent(point.train.config),
-            )
+            absent = training_config.absent(trained)
+            run_folder.check_same_run(point.folder, trained, absent)
     return Sweep(file, folder, given, points)
 
 
@@ -148,35 +148,16 @@ def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
     ]
 
 
-def _import(file: str) -> Any:
-    path = pathlib.Path(re.sub(r'\.py:.*$', '.py', file))
-    spec = importlib.util.spec_from_file_location(f'sweep_of_{path.stem}', path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
     define(lambda overrides: listed.append(dict(overrides)))
     return listed
 
 
-def _with_seed(config, overrides: Overrides, given: Overrides, seed: int):
-    if 'seed' in {**overrides, **given}:
-        raise ValueError(
-            f'the seed is set by --seeds and by the sweep or the command line (in '
-            f'{_name(overrides)}): leave it to one of them.'
-        )
-    # The config's own is the same run with --seeds and without.
-    return overrides if seed == config.seed else {**overrides, 'seed': seed}
-
-
 def _point(config, workdir, given, overrides, evaluations) -> Point:
     name = _name(overrides)
 
-    def command(program, place, changes):
+    def command(program: str, place: str, changes: Overrides) -> Command:
         if both := sorted(set(changes) & set(given)):
             raise ValueError(
                 f'{", ".join(both)} is set on the command line and by {place}: leave '
@@ -185,15 +166,12 @@ def _point(config, workdir, given, overrides, evaluations) -> Point:
         checked = _checked(config, changes, place, str(workdir / name))
         return Command(program, {**given, **changes}, checked)
 
-    return Point(
-        name,
-        workdir / name,
-        command('train.py', f'point {name} of the sweep', overrides),
-        tuple(
-            command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
-            for e in evaluations
-        ),
+    train = command('train.py', f'point {name} of the sweep', overrides)
+    evaluated = tuple(
+        command('eval.py', f'evaluation {_name(e)} of {name}', {**overrides, **e})
+        for e in evaluations
     )
+    return Point(name, workdir / name, train, evaluated)
 
 
 def _checked(config, overrides, place, folder) -> dict[str, Any]:
@@ -202,10 +180,10 @@ def _checked(config, overrides, place, folder) -> dict[str, Any]:
     fields = run_folder.flat(config.to_dict())
     for field, value in overrides.items():
         if field not in fields:
-            close = difflib.get_close_matches(field, fields, n=3)
+            close = ' or '.join(difflib.get_close_matches(field, fields))
             raise ValueError(
                 f'{place} sets {field!r}, which is no field of the config'
-                + (f': did you mean {" or ".join(close)}?' if close else '.')
+                + (f': did you mean {close}?' if close else '.')
             )
         try:
             changed.update_from_flattened_dict({field: value})
@@ -223,15 +201,13 @@ def _checked(config, overrides, place, folder) -> dict[str, Any]:
     return run_folder.as_json(recorded)
 
 
-def _check_repeats(what: str, commands: list[tuple[str, Command]]) -> None:
+def _check_repeats(what: str, names: list[str], commands: Sequence[Command]) -> None:
     seen: dict[str, str] = {}
-    for name, command in commands:
+    for name, command in zip(names, commands, strict=True):
         config = json.dumps(command.config, sort_keys=True)
         if config in seen:
-            raise ValueError(
-                f'{what} {seen[config]} and {name} of the sweep are the same: leave '
-                'one out.'
-            )
+            both = f'{seen[config]} and {name}'
+            raise ValueError(f'{what} {both} of the sweep are the same: leave one out.')
         seen[config] = name
 
 
@@ -245,9 +221,9 @@ def _name(overrides: Overrides) -> str:
     name = ','.join(parts)
     if len(name) > _LONGEST_NAME:
         raise ValueError(
-            f'a point of the sweep sets so much that its folder would be named '
-            f'{name!r}, of {len(name)} characters; the limit is {_LONGEST_NAME}: move '
-            'what all points have in common to get_config.'
+            f'the folder of a point would be named {name!r}, of {len(name)} '
+            f'characters; the limit is {_LONGEST_NAME}: move what all points have in '
+            'common to get_config.'
         )
     return name or 'base'
 
@@ -272,7 +248,7 @@ def record(sweep: Sweep) -> None:
     if sweep.workdir.is_file() or (sweep.workdir / 'config.json').is_file():
         raise ValueError(
             f'{sweep.workdir} is a file or the folder of a single run: give --workdir '
-            'a new folder for the sweep, which gets a folder for each run.'
+            'a new folder, which gets a folder for each run.'
         )
     names = [point.name for point in sweep.points]
     fields = run_folder.as_json(
@@ -297,7 +273,7 @@ def _identity(fields: Mapping[str, Any]) -> tuple[Any, Any]:
     given = {
         name: value
         for name, value in fields['given'].items()
-        if name.split('.')[0] not in run_folder.CHANGEABLE
+        if not run_folder.is_changeable(name)
     }
     file, _, variant = fields['config'].partition('.py')
     return (pathlib.Path(file).resolve(), variant), given
@@ -310,22 +286,19 @@ def check_data(sweep: Sweep) -> None:
       FileNotFoundError: there are none.
       ValueError: they are damaged, or too few.
     """
-    sections = {
-        json.dumps(point.train.config['data']): point.train.config['data']
-        for point in sweep.points
-        if missing(point)
-    }
-    for section in sections.values():
+    unfinished = filter(missing, sweep.points)
+    sections = [json.dumps(point.train.config['data']) for point in unfinished]
+    for section in dict.fromkeys(sections):
         for split in ('train', 'validation'):
-            data.open(section).batches(split)
+            data.open(json.loads(section)).batches(split)
 
 
 def result(point: Point) -> dict[str, Any] | None:
     """What a run came to; None if it is not complete, as long as its config now is."""
     found, config = run_folder.load_result(point.folder), point.train.config
-    lengths = ('steps', 'minutes')
-    whole = found and all(found[name] == config[name] for name in lengths)
-    return found if whole else None
+    if found and all(found[name] == config[name] for name in ('steps', 'minutes')):
+        return found
+    return None
 
 
 def missing(point: Point) -> list[Command]:
@@ -338,22 +311,16 @@ def missing(point: Point) -> list[Command]:
         for record in run_folder.load_evaluations(point.folder)
         if all(at['step'] == trained['step'] for at in record['results'].values())
     ]
-    return [
-        command
-        for command in point.evaluations
-        if not any(_computes(config, command.config, point) for config in recorded)
-    ]
 
+    def is_done(command: Command) -> bool:
+        asked = start.resolve(command.config, str(point.folder))
+        differing = [
+            run_folder.differing_fields(old, asked, training_config.absent(old))
+            for old in recorded
+        ]
+        return any(all(map(run_folder.is_changeable, names)) for names in differing)
 
-def _computes(
-    recorded: Mapping[str, Any], asked: Mapping[str, Any], point: Point
-) -> bool:
-    """Whether an evaluation was of the config that is asked for."""
-    asked = start.resolve(asked, str(point.folder))
-    names = run_folder.differing_fields(
-        recorded, asked, training_config.absent(recorded)
-    )
-    return all(name.split('.')[0] in run_folder.CHANGEABLE for name in names)
+    return [command for command in point.evaluations if not is_done(command)]
 
 
 def step(point: Point) -> int | None:

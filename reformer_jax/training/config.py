@@ -17,8 +17,12 @@ class RunConfig:
     """The top level of a config.
 
     Attributes:
-      seed: of parameters, dropout and hashes (the data have their own).
       steps: optimizer steps of the run.
+      mesh: devices along the axes data, fsdp and model.
+      data: data.Dataset.
+      model: model.ModelConfig.
+      optimizer: optimizer.OptimizerConfig.
+      seed: of parameters, dropout and hashes (the data have their own).
       minutes: stop after so many minutes of this call, with a checkpoint and the final
         evaluation; 0 for no limit.
       log_every: steps between progress lines.
@@ -31,26 +35,22 @@ class RunConfig:
       init_from: folder that training starts from instead of fresh parameters, a Hugging
         Face model or a run; '' for none. See start.py.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
-      mesh: devices along the axes data, fsdp and model.
-      data: data.Dataset.
-      model: model.ModelConfig.
-      optimizer: optimizer.OptimizerConfig.
     """
 
-    seed: int
     steps: int
-    minutes: float
-    log_every: int
-    eval_every: int
-    eval_batches: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    accumulate: int
     mesh: Mapping[str, int]
     data: data.Dataset
     model: model_config.ModelConfig
     optimizer: optimizer_lib.OptimizerConfig
+    seed: int = 0
+    minutes: float = 0.0
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_batches: int = 0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
     init_from: str = ''
+    accumulate: int = 1
 
 
 def absent(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,27 +65,18 @@ def absent(config: Mapping[str, Any]) -> dict[str, Any]:
 def defaults() -> dict[str, Any]:
     """The top level of a config, for configs to start from: steps, data, model and
     optimizer are theirs."""
-    return {
-        'seed': 0,
-        'minutes': 0.0,
-        'log_every': 50,
-        'eval_every': 1000,
-        'eval_batches': 0,
-        'checkpoint_every': 1000,
-        'keep_checkpoints': 2,
-        'init_from': '',
-        'accumulate': 1,
-        'mesh': {'data': -1, 'fsdp': 1, 'model': 1},
-    }
+    mesh = {'data': -1, 'fsdp': 1, 'model': 1}
+    return model_config.defaults(RunConfig) | {'mesh': mesh}
 
 
 def run_config(fields: Mapping[str, Any]) -> RunConfig:
     """A config's fields as checked dataclasses; a ValueError names an unknown one."""
-    model = _section(model_config.ModelConfig, fields.get('model'), 'model.')
-    optimizer = _section(
-        optimizer_lib.OptimizerConfig, fields.get('optimizer'), 'optimizer.'
-    )
-    checked = {**fields, 'model': model, 'optimizer': optimizer}
+    checked = dict(fields)
+    for name, kind in (
+        ('model', model_config.ModelConfig),
+        ('optimizer', optimizer_lib.OptimizerConfig),
+    ):
+        checked[name] = _section(kind, fields.get(name) or {}, f'{name}.')
     if 'data' in fields:
         checked['data'] = data.open(fields['data'])
     run = _section(RunConfig, checked, '')
@@ -99,14 +90,10 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
 
 
 def _section(kind: Any, fields: Any, prefix: str) -> Any:
-    fields = dict(fields or {})
-    known = {field.name: field for field in dataclasses.fields(kind)}
+    known = [field.name for field in dataclasses.fields(kind)]
     unknown = sorted(set(fields) - set(known))
-    missing = sorted(
-        name
-        for name, field in known.items()
-        if name not in fields and field.default is dataclasses.MISSING
-    )
+    optional = model_config.defaults(kind)
+    missing = sorted(set(known) - set(fields) - set(optional))
     for problem, names in (('unknown', unknown), ('missing', missing)):
         if names:
             raise ValueError(
@@ -118,7 +105,7 @@ def _section(kind: Any, fields: Any, prefix: str) -> Any:
 
 def check(run: RunConfig) -> None:
     """Raises a ValueError if model and data do not fit each other."""
-    needed, classes = run.data.head, run.data.classes
+    needed, classes, vocab_size = run.data.head, run.data.classes, run.data.vocab_size
     if run.model.head != needed:
         raise ValueError(
             f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
@@ -130,16 +117,13 @@ def check(run: RunConfig) -> None:
             f'{run.model.classes}: set it to {classes}, or to 0 when a run starts.'
         )
     (batch_size, length), _ = run.data.spec['tokens']
-    vocab_size = run.data.vocab_size
     if vocab_size > run.model.vocab_size:
+        remedy = f'set it to at least {vocab_size}.'
+        if run.init_from:
+            remedy = f'use the tokenizer that {run.init_from} was trained with.'
         raise ValueError(
             f'the data have token ids up to {vocab_size - 1}, but model.vocab_size='
-            f'{run.model.vocab_size}: '
-            + (
-                f'use the tokenizer that {run.init_from} was trained with.'
-                if run.init_from
-                else f'set it to at least {vocab_size}.'
-            )
+            f'{run.model.vocab_size}: {remedy}'
         )
     if batch_size % run.accumulate:
         raise ValueError(

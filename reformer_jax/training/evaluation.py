@@ -29,16 +29,16 @@ def evaluate(
     splits: Sequence[str] = (),
     step: int | str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a run's checkpoint on full passes over the splits.
+    """Metrics of a run's checkpoint on full passes over the splits; they go to a new
+    file `<workdir>/evaluations/step_<step>_<time>.json` as well.
 
     The config may differ from the run's in all that keeps the parameters' shapes
-    (hash rounds, attention, length, data). Writes a new file
-    `<workdir>/evaluations/step_<step>_<time>.json`.
+    (hash rounds, attention, length, data).
 
     Args:
       config: the model and the data to evaluate on; None for the run's own.
       workdir: the run folder.
-      splits: names of splits; () for all that the data have besides training's.
+      splits: () for all that the data have besides training's.
       step: which checkpoint; None for the newest, 'best' for the best on validation.
 
     Raises:
@@ -83,18 +83,18 @@ def evaluate_split(
     """
     outcomes, real_rows = [], []
     evaluate_model = _jit_evaluate(run.mesh)
-    shown = jax.process_index() == 0
-    with progress.bar(
-        f'evaluating {split}', batches or None, 'batches', shown=shown
-    ) as advance:
-        stream = run.config.data.batches(split)
-        for batch in itertools.islice(stream, batches or None):
+    what, limit, shown = (
+        f'evaluating {split}',
+        batches or None,
+        jax.process_index() == 0,
+    )
+    with progress.bar(what, limit, 'batches', shown=shown) as advance:
+        for batch in itertools.islice(run.config.data.batches(split), limit):
             if stopped():
                 return None
             check_tokens(run, batch)
-            outcomes.append(
-                evaluate_model(model, sharding.place_batch(batch, run.mesh))
-            )
+            placed = sharding.place_batch(batch, run.mesh)
+            outcomes.append(evaluate_model(model, placed))
             if 'mask' in batch:
                 real_rows.append(batch['mask'].any(axis=1))
             # One batch is made while the one before is evaluated.

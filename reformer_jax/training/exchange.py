@@ -21,15 +21,14 @@ from reformer_jax.training import state as state_lib
 _ORIGINAL = 'huggingface.json'
 _SENTENCEPIECE = 'spiece.model'
 
-_DATASETS: dict[str, dict[str, Any]] = {
+# Columns that data of a head are to have.
+_COLUMNS: dict[str, dict[str, Any]] = {
     'classification': {
-        'dataset': 'classification',
         'text_columns': ('text',),
         'label_column': 'label',
         'kind': 'single',
     },
     'question_answering': {
-        'dataset': 'question_answering',
         'question_column': 'question',
         'context_column': 'context',
         'answers_column': 'answers',
@@ -47,19 +46,18 @@ def import_folder(folder: str, workdir: str, *, pytorch: bool = False) -> None:
     config, model = huggingface.load(folder, pytorch=pytorch)
     if checkpoint.exists(workdir):
         raise FileExistsError(f'{workdir} is a run already: give a new folder.')
-    tokenizer = run_folder.find_tokenizer(folder)
-    size = tokenizers.load(tokenizer or run_folder.NO_TOKENIZER).vocab_size
-    if tokenizer and size > config.vocab_size:
+    tokenizer = run_folder.find_tokenizer(folder) or run_folder.NO_TOKENIZER
+    if tokenizer == run_folder.NO_TOKENIZER:
+        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
+    elif (size := tokenizers.load(tokenizer).vocab_size) > config.vocab_size:
         raise ValueError(
             f'{tokenizer} has {size} tokens, the model only vocab_size='
             f'{config.vocab_size}: it is the tokenizer of another model.'
         )
-    if not tokenizer:
-        print(f'no {_SENTENCEPIECE} in {folder}: texts will be read as bytes')
     names = huggingface.labels(folder) or fields_lib.numbered(config.classes)
-    fields = _run_fields(config, tokenizer or run_folder.NO_TOKENIZER, names)
+    fields = _run_fields(config, tokenizer, names)
     path = run_folder.open_workdir(workdir, fields)
-    if tokenizer:
+    if tokenizer != run_folder.NO_TOKENIZER:
         run_folder.keep_tokenizer(path, tokenizer)
     shutil.copyfile(
         pathlib.Path(folder).expanduser() / huggingface.CONFIG, path / _ORIGINAL
@@ -78,15 +76,11 @@ def export_run(
     step: str | None = None,
     rule_trax: bool = False,
 ) -> None:
-    """Writes a run's model for transformers.
+    """Writes the model of a checkpoint (`step`) into a new folder, for transformers.
 
-    Args:
-      workdir: the run folder.
-      folder: a new folder.
-      step: which checkpoint, see Checkpointer.restore.
-      rule_trax: whether a model of another rule, or with exact attention in LSH layers,
-        is exported as what transformers computes: the same parameters, rule 'trax',
-        LSH beyond one chunk.
+    With `rule_trax` a model of another rule, or with exact attention in LSH layers, is
+    exported as what transformers computes: the same parameters, rule 'trax', LSH beyond
+    one chunk.
 
     Raises:
       FileExistsError: the folder holds a model.
@@ -100,9 +94,7 @@ def export_run(
     tokenizer = run_folder.find_tokenizer(workdir)
     target = pathlib.Path(folder).expanduser() / _SENTENCEPIECE
     if tokenizer and target.exists():
-        raise FileExistsError(
-            f'{target} exists and is left as it is: give a new folder.'
-        )
+        raise FileExistsError(f'{target} exists and stays as it is: give a new folder.')
     like = _original(workdir, fields.get('init_from', '')) or {}
     if config.head == 'classification' and fields['data'].get('labels'):
         like |= fields_lib.label_fields(fields['data']['labels'])
@@ -131,14 +123,9 @@ def _run_fields(
     config: model_config.ModelConfig, tokenizer: str, labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """The config of an imported run: its model, and data of the kind it is for."""
-    data: dict[str, Any] = {
-        'tokenizer': tokenizer,
-        'length': config.length,
-        'batch_size': 1,
-        'seed': 0,
-    }
-    if config.head in _DATASETS:
-        data |= {**_DATASETS[config.head], 'source': ''}
+    data = {'tokenizer': tokenizer, 'length': config.length, 'batch_size': 1, 'seed': 0}
+    if config.head in _COLUMNS:
+        data |= {'dataset': config.head, 'source': '', **_COLUMNS[config.head]}
         if config.head == 'classification':
             data['labels'] = labels
     else:

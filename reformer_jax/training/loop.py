@@ -39,9 +39,6 @@ Run = start.Run
 TrainState = state_lib.TrainState
 
 
-# --- Training ---------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class _Training:
     """What is open while a run trains."""
@@ -63,12 +60,8 @@ def train(
     Everything the config says is checked before the run folder is touched. SIGINT and
     SIGTERM end the run after the step in progress, with a checkpoint; it then returns
     nothing. The last checkpoint is written before the final evaluation, which the next
-    call makes up for where it is missing.
-
-    Args:
-      config: the run.
-      workdir: its folder.
-      profile: 'FIRST:LAST' writes a trace of these steps into `<workdir>/profile`.
+    call makes up for where it is missing. A `profile` of 'FIRST:LAST' writes a trace of
+    these steps into `<workdir>/profile`.
 
     Raises:
       ValueError: a field is unknown or impossible, or the folder is another run's.
@@ -87,11 +80,11 @@ def train(
     folder = run_folder.open_workdir(workdir, run.fields, absent)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
-    steps, keep = run.config.steps, run.config.keep_checkpoints
+    keep = run.config.keep_checkpoints
     with (
         jax.set_mesh(run.mesh),
         checkpoint.Checkpointer(folder, keep=keep) as checkpointer,
-        metrics.Writer(folder, total_steps=steps) as writer,
+        metrics.Writer(folder) as writer,
         stopping.Stop(started, run.config.minutes) as stop,
     ):
         training = _Training(run, folder, iterator, checkpointer, writer, stop, traced)
@@ -105,9 +98,14 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
     else:
         state, _ = checkpointer.restore(run.state, training.iterator)
     first_step = int(state.step)
-    _check_traced(training.traced, first_step, run.config.steps)
+    traced, steps = training.traced, run.config.steps
+    if traced and not first_step < traced[0] <= traced[-1] <= steps:
+        raise ValueError(
+            f'--profile={traced[0]}:{traced[-1]}: this run does steps {first_step + 1} '
+            f'to {steps}: trace some of these.'
+        )
     metrics.say(_description(run, training.folder, first_step))
-    if first_step < run.config.steps:
+    if first_step < steps:
         state = _train_steps(training, state)
     step = int(state.step)
     checkpointer.save(step, state, training.iterator)
@@ -120,7 +118,7 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
         metrics.say(f'stopped after {step} steps; the same command resumes')
         return {}
     if jax.process_index() == 0:
-        lengths = {'steps': run.config.steps, 'minutes': run.config.minutes}
+        lengths = {'steps': steps, 'minutes': run.config.minutes}
         result = {'step': step, **lengths, 'validation': validation}
         run_folder.write_result(training.folder, result)
     metrics.say('final ' + metrics.summary('validation', step, validation))
@@ -131,9 +129,12 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     """The loop: steps until config.steps or until it is time to stop."""
     run, config, writer = training.run, training.run.config, training.writer
     stop, step, key = training.stop, int(state.step), jax.random.key(config.seed)
-    due = step > 0 and _is_due(step, config.eval_every)
-    if due and step not in _validated(training.folder):  # a signal came in between
-        _validate(training, state.model, step)
+    if step > 0 and _is_due(step, config.eval_every):
+        file = training.folder / 'metrics.jsonl'
+        lines = metrics.read(file) if file.is_file() else []
+        validated = [line['step'] for line in lines if line['split'] == 'validation']
+        if step not in validated:  # a signal came in between
+            _validate(training, state.model, step)
     compiling = time.monotonic()
     compiled_step = compile_train_step(run)
     metrics.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
@@ -160,8 +161,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                 values['tokens_per_second'] = throughput.read(tokens, len(since_log))
                 since_log = []
                 writer.write(step, 'train', values)
-                seconds_left = throughput.seconds_left(config.steps - step)
-                writer.progress(step, values, stop.seconds_left(seconds_left))
+                left = stop.seconds_left(throughput.seconds_left(config.steps - step))
+                metrics.say(metrics.progress_line(step, config.steps, values, left))
             if not last and _is_due(step, config.checkpoint_every):
                 if since_log:  # no checkpoint of a loss that is not finite
                     _train_values(step, since_log)
@@ -187,23 +188,17 @@ def _steps_to_trace(profile: str) -> range:
     return steps
 
 
-def _check_traced(steps: range, done: int, total: int) -> None:
-    if steps and not done < steps[0] <= steps[-1] <= total:
-        raise ValueError(
-            f'--profile={steps[0]}:{steps[-1]}: this run does steps {done + 1} to '
-            f'{total}: trace some of these.'
-        )
-
-
 def _validate(
     training: _Training, model: Any, step: int, *, final: bool = False
 ) -> dict[str, float] | None:
     """Evaluates and takes note; None, with nothing noted, if it is time to stop."""
-    run, stop = training.run, training.stop
-    batches = 0 if final else run.config.eval_batches
-    stopped = stop.interrupted if final else stop.now
+    stop = training.stop
     values = evaluation.evaluate_split(
-        run, model, 'validation', batches=batches, stopped=stopped
+        training.run,
+        model,
+        'validation',
+        batches=0 if final else training.run.config.eval_batches,
+        stopped=stop.interrupted if final else stop.now,
     )
     if values is None:
         return None
@@ -217,13 +212,6 @@ def _validate(
     if not final:
         metrics.say(metrics.summary('validation', step, values))
     return values
-
-
-def _validated(folder: pathlib.Path) -> set[int]:
-    """Steps with an evaluation in metrics.jsonl."""
-    file = folder / 'metrics.jsonl'
-    lines = metrics.read(file) if file.is_file() else []
-    return {line['step'] for line in lines if line['split'] == 'validation'}
 
 
 def compile_train_step(run: Run):
@@ -254,8 +242,8 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
             f'{step}: the run stops before a checkpoint is written. Resume from the '
             'last one with a lower optimizer.learning_rate or optimizer.clip_norm=1.'
         )
-    values['grad_norm'] = float(host[-1]['grad_norm'])
-    values['learning_rate'] = float(host[-1]['learning_rate'])
+    for name in ('grad_norm', 'learning_rate'):
+        values[name] = float(host[-1][name])
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
     if 'missed' in total:
         values['missed'] = total['missed']
@@ -275,7 +263,7 @@ def _warn_of_what_was_missed(run: Run, values: Mapping[str, float]) -> None:
 
 
 def _is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+    return every > 0 and step % every == 0
 
 
 def _description(run: Run, workdir: Any, step: int) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +15,6 @@ from reformer_jax.model import config as model_config
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')
-
-_TRAINED, _FROZEN = 'trained', 'frozen'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +86,7 @@ def defaults() -> dict[str, Any]:
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate as a function of the step, which counts from 0.
 
-    rsqrt is trax's constant * linear_warmup * rsqrt_decay
-    (supervised/lr_schedules.py).
+    rsqrt is constant * linear_warmup * rsqrt_decay of trax's supervised/lr_schedules.
     """
     warmup = config.warmup_steps
 
@@ -108,33 +106,31 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The optax optimizer for a run of `steps` steps."""
     rate = schedule(config, steps)
-    if config.name == 'adafactor':
-        optimizer = optax.adafactor(rate)
-    elif config.name == 'adamw':
-        optimizer = optax.adamw(
-            rate,
-            config.b1,
-            config.b2,
-            config.eps,
-            weight_decay=config.weight_decay,
-            mask=is_matrix,
-        )
-    else:
-        optimizer = optax.adam(rate, config.b1, config.b2, config.eps)
+    moments = (config.b1, config.b2, config.eps)
+    match config.name:
+        case 'adafactor':
+            optimizer = optax.adafactor(rate)
+        case 'adamw':
+            decay = config.weight_decay
+            optimizer = optax.adamw(rate, *moments, weight_decay=decay, mask=is_matrix)
+        case _:
+            optimizer = optax.adam(rate, *moments)
     if config.clip_norm:
         clip = optax.clip_by_global_norm(config.clip_norm)
         optimizer = optax.chain(clip, optimizer)
     if config.frozen:
-        parts = {_TRAINED: optimizer, _FROZEN: optax.set_to_zero()}
-        label = functools.partial(_labels, config)
-        optimizer = optax.partition(parts, label)
+        parts = {'trained': optimizer, 'frozen': optax.set_to_zero()}
+
+        def label(name: str, _: Any) -> str:
+            return 'frozen' if re.search(config.frozen, name) else 'trained'
+
+        optimizer = optax.partition(parts, functools.partial(_map_names, label))
     return optimizer
 
 
 def check_frozen(config: OptimizerConfig, model: Any) -> None:
     """Raises a ValueError if `frozen` freezes nothing or everything."""
-    leaves = jax.tree_util.tree_leaves_with_path(model)
-    names = [sharding.leaf_name(path) for path, _ in leaves]
+    names = jax.tree.leaves(_map_names(lambda name, _: name, model))
     count = sum(re.search(config.frozen, name) is not None for name in names)
     if config.frozen and count in (0, len(names)):
         what = 'every parameter' if count else 'no parameter'
@@ -146,27 +142,23 @@ def check_frozen(config: OptimizerConfig, model: Any) -> None:
 
 def without_frozen(frozen: str, gradient: Any) -> Any:
     """The gradient with zeros for frozen parameters, which its norm then leaves out."""
-
-    def keep(path: Any, leaf: jax.Array) -> jax.Array:
-        is_frozen = frozen and re.search(frozen, sharding.leaf_name(path))
-        return jnp.zeros_like(leaf) if is_frozen else leaf
-
-    return jax.tree_util.tree_map_with_path(keep, gradient)
-
-
-def _labels(config: OptimizerConfig, tree: Any) -> Any:
-    def label(path: Any, _: Any) -> str:
-        frozen = re.search(config.frozen, sharding.leaf_name(path))
-        return _FROZEN if frozen else _TRAINED
-
-    return jax.tree_util.tree_map_with_path(label, tree)
+    if not frozen:
+        return gradient
+    return _map_names(
+        lambda name, leaf: jnp.zeros_like(leaf) if re.search(frozen, name) else leaf,
+        gradient,
+    )
 
 
 def is_matrix(tree: Any) -> Any:
     """True for the parameters that weight decay applies to: no norms, no biases."""
+    return _map_names(
+        lambda name, _: not ('norm.' in name or name.endswith('bias')), tree
+    )
 
-    def decays(path: Any, _: Any) -> bool:
-        name = sharding.leaf_name(path)
-        return not ('norm.' in name or name.endswith('bias'))
 
-    return jax.tree_util.tree_map_with_path(decays, tree)
+def _map_names(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """The tree with `function` of each parameter's name and its array for the array."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(sharding.leaf_name(path), leaf), tree
+    )

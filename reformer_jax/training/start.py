@@ -6,6 +6,7 @@ from there all that gives the parameters their meaning (model.architecture_field
 keeps its own head, dropout, rounds, dtype, stack and the like.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -50,15 +51,15 @@ class Run:
     state: state_lib.TrainState  # jax.ShapeDtypeStruct leaves with shardings
     batch: dict[str, jax.ShapeDtypeStruct]
 
+    def init_state(self) -> state_lib.TrainState:
+        """Fresh parameters and optimizer state; to be jitted."""
+        return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
+
     @property
     def tokenizer(self) -> str | None:
         """The file of the data's tokenizer, if it has one."""
         name = getattr(self.config.data, 'tokenizer', run_folder.NO_TOKENIZER)
         return None if name == run_folder.NO_TOKENIZER else name
-
-    def init_state(self) -> state_lib.TrainState:
-        """Fresh parameters and optimizer state; to be jitted."""
-        return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
 
     def restore_model(
         self, step: int | str | None = None
@@ -119,12 +120,10 @@ def read(
 
 
 def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
-    """The fields of a config with all that is found elsewhere filled in.
-
-    That is the architecture of init_from (of the run itself, if it has been started),
-    the tokenizer there for data.tokenizer='', labels of the run or of the same head
-    there or else found in the data, and the number of classes. What replaces a setting
-    is printed.
+    """The fields of a config with all that is found elsewhere filled in: architecture
+    of init_from (of the run itself, if it has been started), the tokenizer there for
+    data.tokenizer='', labels of the run or of the same head there or else found in the
+    data, and the number of classes. What replaces a setting is printed.
 
     Raises:
       FileNotFoundError: init_from is no folder of a model.
@@ -133,11 +132,12 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     fields = copy.deepcopy(dict(config))
     fields['data'] = data.defaults(fields['data'].get('dataset')) | fields['data']
     source = fields.get('init_from')
-    own = _own_fields(workdir)
+    own: dict[str, Any] = {}  # of the run, if it has been started
+    with contextlib.suppress(FileNotFoundError):
+        own = run_folder.load_config(workdir)
     given: Mapping[str, Any] = {}
     if source:
-        started = own.get('init_from') == source
-        given = own if started else _source_fields(source)
+        given = own if own.get('init_from') == source else _source_fields(source)
     if fields['data'].get('tokenizer') == '':
         fields['data']['tokenizer'] = _tokenizer(workdir, source, given)
     same_head = given.get('model', {}).get('head') == fields['model'].get('head')
@@ -168,22 +168,19 @@ def _still_exact(
     """For other rounds than those trained with, what these made exact by themselves."""
     rounds, automatic = trained['rounds'], model_config.AUTOMATIC
     other = model.get('rounds', rounds) != rounds
-    if not other or model.get('dense_length', automatic) != automatic:
-        return {}
-    exact_length = model_config.ModelConfig(**trained).exact_length
-    return {'dense_length': exact_length}
+    if other and model.get('dense_length', automatic) == automatic:
+        return {'dense_length': model_config.ModelConfig(**trained).exact_length}
+    return {}
 
 
 def _say_what_is_replaced(
     model: dict[str, Any], taken: dict[str, Any], source: str
 ) -> None:
-    def plain(value):
-        return list(value) if isinstance(value, tuple | list) else value
-
+    before, after = run_folder.as_json(model), run_folder.as_json(taken)
     replaced = [
-        f'{name}={plain(value)} (not {plain(model[name])})'
-        for name, value in taken.items()
-        if name in model and plain(model[name]) != plain(value)
+        f'{name}={value} (not {before[name]})'
+        for name, value in after.items()
+        if before.get(name, value) != value
     ]
     if replaced:
         metrics.say(f'model from {source}: {", ".join(replaced)}')
@@ -191,9 +188,8 @@ def _say_what_is_replaced(
 
 def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
     """The file in the run folder or the source; bytes where these were meant."""
-    found = run_folder.find_tokenizer(workdir)
-    if found is None and source:
-        found = run_folder.find_tokenizer(source)
+    folders = filter(None, (workdir, source))
+    found = next(filter(None, map(run_folder.find_tokenizer, folders)), None)
     if found is None and source and huggingface.is_model(source):
         size = given['model']['vocab_size']
         if size not in _BYTE_VOCABULARIES:
@@ -202,14 +198,6 @@ def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> st
                 "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
             )
     return found or run_folder.NO_TOKENIZER
-
-
-def _own_fields(workdir: str) -> dict[str, Any]:
-    """The config of the run in a folder; {} if there is none."""
-    try:
-        return run_folder.load_config(workdir)
-    except FileNotFoundError:
-        return {}
 
 
 def _source_fields(source: str) -> dict[str, Any]:
@@ -241,14 +229,11 @@ def load_parameters(
         _, model = huggingface.load(source)
     else:
         model, _ = state_lib.restore_model(source, mesh)
-    same_head = model.config.head == config.model.head
     leaves = jax.tree_util.tree_leaves_with_path(model)
     named = {sharding.leaf_name(path): leaf for path, leaf in leaves}
-    return {
-        name: leaf
-        for name, leaf in named.items()
-        if same_head or not name.startswith('head.')
-    }
+    if model.config.head == config.model.head:
+        return named
+    return {n: leaf for n, leaf in named.items() if not n.startswith('head.')}
 
 
 def first_state(run: Run, parameters: dict[str, jax.Array]) -> state_lib.TrainState:
@@ -290,8 +275,7 @@ def put(
             there = 'none' if found is None else f'one of shape {found.shape}'
             raise ValueError(
                 f'the model needs the parameter {name} of shape {leaf.shape}, and '
-                f'init_from has {there}: let the config take its architecture from '
-                'there.'
+                f'init_from has {there}: let the config take its architecture there.'
             )
         fresh.append(name)
         return leaf

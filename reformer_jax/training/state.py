@@ -36,11 +36,12 @@ def init_state(
 def abstract(init: Any, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of what a function without arguments makes."""
 
-    def with_sharding(x: jax.ShapeDtypeStruct, spec: jax.sharding.NamedSharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec)
-
     shapes = jax.eval_shape(init)
-    return jax.tree.map(with_sharding, shapes, sharding.parameter_specs(shapes, mesh))
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
+        shapes,
+        sharding.parameter_specs(shapes, mesh),
+    )
 
 
 def restore_model(
@@ -50,17 +51,16 @@ def restore_model(
     config: model_lib.ModelConfig | None = None,
     step: int | str | None = None,
 ) -> tuple[model_lib.Reformer, int]:
-    """The model alone of a run's checkpoint, and its step; see Checkpointer.restore.
+    """The model alone of a run's checkpoint, and its step.
 
     Args:
       workdir: the run folder.
       mesh: the devices.
       config: another one than the run's, for parameters of the same shapes.
-      step: which checkpoint; None for the newest.
+      step: which checkpoint, and what is raised for it: see Checkpointer.restore.
 
     Raises:
-      FileNotFoundError: no run was started in `workdir`, or it has no such checkpoint.
-      ValueError: the checkpoint has other arrays than the config's model.
+      FileNotFoundError: no run was started in `workdir`.
     """
     own = run_folder.load_config(workdir)
     config = config or training_config.run_config(own).model

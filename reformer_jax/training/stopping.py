@@ -34,9 +34,7 @@ class Stop:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             # Of several processes SIGTERM belongs to JAX.
-            ours = (
-                (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
-            )
+            ours = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
             for number in ours:
                 self._handlers[number] = signal.signal(number, self._stop)
         return self

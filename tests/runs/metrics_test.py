@@ -38,7 +38,7 @@ def events(folder: pathlib.Path) -> list[tuple[str, int, float]]:
 
 def test_writes_each_line_at_once_and_tensorboard(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    with metrics.Writer(tmp_path, total_steps=10) as writer:
+    with metrics.Writer(tmp_path) as writer:
         writer.write(1, 'train', {'loss': np.float32(1.5), 'tokens_per_second': 7})
         assert path.read_text() == (
             '{"step": 1, "split": "train", "loss": 1.5, "tokens_per_second": 7.0}\n'
@@ -54,7 +54,7 @@ def test_writes_each_line_at_once_and_tensorboard(tmp_path):
 
 def test_an_earlier_run_stays(tmp_path):
     for step in (1, 2, 3):  # within one second, the resolution of event file names
-        with metrics.Writer(tmp_path, total_steps=10) as writer:
+        with metrics.Writer(tmp_path) as writer:
             writer.write(step, 'train', {'loss': step})
     lines = metrics.read(tmp_path / 'metrics.jsonl')
     assert [line['step'] for line in lines] == [1, 2, 3]
@@ -65,7 +65,7 @@ def test_a_truncated_line_spoils_no_other(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
     assert [line['step'] for line in metrics.read(path)] == [1]
-    with metrics.Writer(tmp_path, total_steps=10) as writer:
+    with metrics.Writer(tmp_path) as writer:
         writer.write(2, 'train', {'loss': 1.0})
     assert path.read_text().startswith(
         '{"step": 1, "split": "train"}\n{"step": 2, "spl\n{"step": 2,'
@@ -75,13 +75,13 @@ def test_a_truncated_line_spoils_no_other(tmp_path):
 
 def test_no_empty_lines_between_runs(tmp_path):
     for step in (1, 2):
-        with metrics.Writer(tmp_path, total_steps=10) as writer:
+        with metrics.Writer(tmp_path) as writer:
             writer.write(step, 'train', {})
     assert (tmp_path / 'metrics.jsonl').read_text().count('\n') == 2
 
 
 def test_non_finite_values_are_null(tmp_path):
-    with metrics.Writer(tmp_path, total_steps=10) as writer:
+    with metrics.Writer(tmp_path) as writer:
         writer.write(1, 'train', {'loss': math.nan, 'norm': -math.inf, 'rate': 2.0})
     text = (tmp_path / 'metrics.jsonl').read_text()
     strict = json.loads(text, parse_constant=pytest.fail)
@@ -104,7 +104,7 @@ def test_non_finite_values_are_null(tmp_path):
     ],
 )
 def test_wrong_values_are_named_and_nothing_is_written(tmp_path, values, message):
-    with metrics.Writer(tmp_path, total_steps=10) as writer:
+    with metrics.Writer(tmp_path) as writer:
         with pytest.raises(ValueError, match=message):
             writer.write(1, 'train', {'accuracy': 1.0} | values)
     assert (tmp_path / 'metrics.jsonl').read_text() == ''
@@ -113,7 +113,7 @@ def test_wrong_values_are_named_and_nothing_is_written(tmp_path, values, message
 
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
-        metrics.Writer(tmp_path / 'nowhere', total_steps=1)
+        metrics.Writer(tmp_path / 'nowhere')
 
 
 def test_read_refuses_what_is_not_metrics(tmp_path):
@@ -144,15 +144,11 @@ def test_progress_line():
     )
 
 
-def test_progress_goes_to_standard_output_as_plain_lines(tmp_path, capsys):
-    with metrics.Writer(tmp_path, total_steps=500) as writer:
-        writer.progress(20, {'loss': 1.0}, 5.0)
-        writer.progress(40, {'loss': 0.5})
+def test_lines_go_to_standard_output(capsys):
+    metrics.say('step  20/500')
+    metrics.say('step  40/500')
     captured = capsys.readouterr()
-    assert captured.out == (
-        'step   20/500  loss 1.000  left 5s\nstep   40/500  loss 0.500\n'
-    )
-    assert captured.err == ''
+    assert captured.out == 'step  20/500\nstep  40/500\n' and not captured.err
 
 
 @pytest.mark.parametrize(
@@ -235,7 +231,9 @@ def test_seconds_left_counts_what_recurs():
 
 
 def test_bits_per_dim():
-    assert metrics.bits_per_dim(math.log(256)) == pytest.approx(8.0)
+    total = {'loss': 3 * math.log(256), 'accuracy': 1.5, 'weight': 3.0}
+    means = metrics.means(total)
+    assert means['bits_per_dim'] == pytest.approx(8.0) and means['accuracy'] == 0.5
 
 
 def test_table():
@@ -260,9 +258,9 @@ def test_table():
 
 def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('jax.process_index', lambda: 1)
-    with metrics.Writer(tmp_path, total_steps=1) as writer:
+    with metrics.Writer(tmp_path) as writer:
         writer.write(1, 'train', {'loss': 1.0})
-        writer.progress(1, {'loss': 1.0}, 2.0)
+        metrics.say('step  1/1')
     assert not capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
