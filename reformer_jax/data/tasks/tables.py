@@ -13,12 +13,10 @@ Of a folder or of tfds without validation, that is 5 % of train by a fixed permu
 import csv
 import dataclasses
 import functools
-import gzip
 import importlib
 import io
 import json
 import pathlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -244,12 +242,9 @@ def _read_file(path: pathlib.Path) -> Table:
 
 
 def _read_text(path: pathlib.Path) -> str:
-    packed = path.read_bytes()  # outside the try: an unreadable file is not corrupt
+    content = corpus.read_file(path, 'give another as config.data.source')
     try:
-        content = gzip.decompress(packed) if path.suffix == '.gz' else packed
         return content.decode('utf-8-sig')  # some programs write a byte order mark
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f'{str(path)!r} cannot be unpacked ({error})') from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f'{str(path)!r} is not UTF-8 ({error}): convert it, for example with iconv'
@@ -337,12 +332,9 @@ def _builder(source: str, data_dir: str) -> Any:
     # own requirements (h5py) are not installed.
     importlib.import_module('tensorflow_datasets.text')
     name = source.removeprefix(_TFDS)
+    make = functools.partial(tfds.builder, name)
     try:
-        builder = tfds.builder(
-            name, data_dir=data_dir or None, file_format='array_record'
-        )
-        urls = [url for url in builder.url_infos or () if url.startswith('http')]
-        corpus.prepare(builder, source, urls, _TFDS_REMEDY)
+        return corpus.prepare(make, source, data_dir, _TFDS_REMEDY)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds knows no dataset {name!r}, the name behind 'tfds:': see "
@@ -353,4 +345,3 @@ def _builder(source: str, data_dir: str) -> Any:
             f'{source!r} cannot be prepared without {error.name}: install that, or '
             f'{_TFDS_REMEDY}'
         ) from error
-    return builder
