@@ -24,14 +24,13 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def take_split(text: np.ndarray, split: str) -> np.ndarray:
-    """Returns the first 90 %, next 5 % or last 5 % of `text` [n], as a view."""
-    train_end, validation_end = text.size * 90 // 100, text.size * 95 // 100
-    return {
-        'train': text[:train_end],
-        'validation': text[train_end:validation_end],
-        'test': text[validation_end:],
-    }[split]
+def take_split(
+    array: np.ndarray, split: str, percent: tuple[int, int] = (90, 95)
+) -> np.ndarray:
+    """Returns a part of an array [n] as a view: 'train' and 'validation' end at these
+    shares of it, 'test' is the rest."""
+    parts = np.split(array, [array.size * share // 100 for share in percent])
+    return parts[SPLITS.index(split)]
 
 
 def endless_order(

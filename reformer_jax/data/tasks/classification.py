@@ -8,13 +8,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
-from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
-from reformer_jax.data.tasks import tables
 
 KINDS = ('single', 'multi', 'regression')
 
@@ -84,7 +81,7 @@ class Classification(rows.Labelled):
 
     def label_lists(self, split: str) -> list[list[Any]]:
         if self.kind == 'multi':
-            return self.lists(split, self.label_column)
+            return self.table(split).lists(self.label_column)
         return [[value] for value in self.table(split).column(self.label_column)]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
@@ -113,15 +110,15 @@ class Classification(rows.Labelled):
 @functools.lru_cache(maxsize=3)
 def _targets(dataset: Classification, split: str) -> np.ndarray:
     """The labels of a split: int32 [n], float32 [n, classes] or float32 [n]."""
-    table, names = dataset.table(split), dataset.names
     if dataset.kind == 'regression':
-        values = table.column(dataset.label_column)
-        numbers = [_number(value, table.where(row)) for row, value in enumerate(values)]
+        table = dataset.table(split)
+        values = enumerate(table.column(dataset.label_column))
+        numbers = [_number(value, table.where(row)) for row, value in values]
         return np.array(numbers, np.float32)
-    found = label_names.classes(dataset.label_lists(split), names, table.where)
+    found = dataset.label_classes(split)
     if dataset.kind == 'single':
         return np.array(found, np.int32)[:, 0]
-    targets = np.zeros((len(found), len(names)), np.float32)
+    targets = np.zeros((len(found), dataset.classes), np.float32)
     for row, members in enumerate(found):
         targets[row, members] = 1
     return targets
@@ -140,28 +137,20 @@ def _number(value: Any, where: str) -> float:
 @functools.lru_cache(maxsize=3)
 def _texts(dataset: Classification, split: str) -> list[np.ndarray]:
     """The tokens of a split's texts, each int32 [<= L]."""
-    table = dataset.table(split)
-    texts = list(zip(*map(table.column, dataset.text_columns), strict=True))
-    counted = enumerate(progress.track(texts, f'tokenizing {split}'))
-    return [_tokens(dataset, parts, table, row) for row, parts in counted]
-
-
-def _tokens(
-    dataset: Classification, parts: tuple[Any, ...], table: tables.Table, row: int
-) -> np.ndarray:
-    strings = all(isinstance(part, str) for part in parts)
-    if not (strings and any(part.strip() for part in parts)):
-        raise ValueError(
-            f'{table.where(row)}: {" and ".join(map(repr, parts))} is no text, or an '
-            'empty one; remove the row, or choose other text_columns'
-        )
     tokenizer = tokenizers.load(dataset.tokenizer)
-    tokens = [tokenizer.encode(part) for part in parts]
-    if not any(part.size for part in tokens):
-        raise ValueError(
-            f'{table.where(row)}: {parts!r} has no token for tokenizer '
-            f'{dataset.tokenizer!r}: remove the row'
-        )
-    if len(parts) > 1:
-        tokens.insert(1, np.array([tokenizer.separator_id], np.int32))
-    return np.concatenate(tokens)[: dataset.length]
+
+    def encode(where: str, *parts: Any) -> np.ndarray:
+        strings = all(isinstance(part, str) for part in parts)
+        if not (strings and any(part.strip() for part in parts)):
+            raise ValueError(
+                f'{where}: {" and ".join(map(repr, parts))} is no text, or an empty '
+                'one; remove the row, or choose other text_columns'
+            )
+        tokens = [tokenizer.encode(part) for part in parts]
+        dataset.check_tokens(np.concatenate(tokens), parts, where)
+        if len(parts) > 1:
+            tokens.insert(1, np.array([tokenizer.separator_id], np.int32))
+        return np.concatenate(tokens)[: dataset.length]
+
+    columns = [dataset.table(split).column(name) for name in dataset.text_columns]
+    return dataset.encoded(split, columns, encode)

@@ -8,7 +8,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
@@ -128,15 +127,10 @@ def _text(example: _Example, first: int, last: int) -> str:
 
 @functools.lru_cache(maxsize=3)
 def _examples(dataset: QuestionAnswering, split: str) -> list[_Example]:
-    table = dataset.table(split)
-    columns = dataset.question_column, dataset.context_column, dataset.answers_column
-    values = list(zip(*map(table.column, columns), strict=True))
-    examples = []
-    for row, (question, context, answers) in enumerate(
-        progress.track(values, f'tokenizing {split}')
-    ):
-        where = table.where(row)
-        for name, part in zip(columns, (question, context), strict=False):
+    names = dataset.question_column, dataset.context_column, dataset.answers_column
+
+    def encode(where: str, question: Any, context: Any, answers: Any) -> _Example:
+        for name, part in zip(names, (question, context), strict=False):
             if not isinstance(part, str) or not part.strip():
                 raise ValueError(
                     f'{where}: {name} {part!r} is no text, or an empty one'
@@ -144,8 +138,9 @@ def _examples(dataset: QuestionAnswering, split: str) -> list[_Example]:
         texts, starts = _answers(answers, where)
         start = _find(texts[0], starts[0], context, where)
         span = (start, start + len(texts[0]))
-        examples.append(_example(dataset, (question, context), texts, span))
-    return examples
+        return _example(dataset, (question, context), texts, span)
+
+    return dataset.encoded(split, list(map(dataset.table(split).column, names)), encode)
 
 
 def _example(

@@ -4,15 +4,18 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
+from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import dataset
 from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
+
+_Encoded = TypeVar('_Encoded')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +52,28 @@ class Rows(dataset.Tokenized):
         """The rows of a split."""
         return tables.read(self.source, split, self.data_dir)
 
-    def lists(self, split: str, column: str) -> list[list[Any]]:
-        """A column of lists, or of strings with spaces between their items."""
-        table = self.table(split)
-        return [
-            label_names.split_list(value, table.where(row))
-            for row, value in enumerate(table.column(column))
-        ]
+    def encoded(
+        self, split: str, columns: Sequence[list[Any]], encode: Callable[..., _Encoded]
+    ) -> list[_Encoded]:
+        """The rows of a split as tokens.
+
+        Args:
+          split: 'train', 'validation' or 'test'.
+          columns: the values of all rows of the columns that are encoded.
+          encode: function from the name of a row, for errors, and its values to what
+            it is encoded to.
+        """
+        where, values = self.table(split).where, list(zip(*columns, strict=True))
+        counted = enumerate(progress.track(values, f'tokenizing {split}'))
+        return [encode(where(row), *parts) for row, parts in counted]
+
+    def check_tokens(self, tokens: np.ndarray, text: object, where: str) -> None:
+        """Raises a ValueError for a text without a token: it would pass for padding."""
+        if not tokens.size:
+            raise ValueError(
+                f'{where}: {text!r} has no token for tokenizer {self.tokenizer!r}: '
+                'remove the row'
+            )
 
     def _pad_rows(
         self,
@@ -103,6 +121,11 @@ class Labelled(Rows):
     @abc.abstractmethod
     def label_lists(self, split: str) -> list[list[Any]]:
         """The labels of each row."""
+
+    def label_classes(self, split: str) -> list[list[int]]:
+        """The class of each label of each row."""
+        where = self.table(split).where
+        return label_names.classes(self.label_lists(split), self.names, where)
 
     @property
     def names(self) -> tuple[str, ...]:

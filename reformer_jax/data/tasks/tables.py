@@ -75,10 +75,16 @@ class Table:
                 )
         return [row[name] for row in self.rows]
 
-    def take(self, indices: np.ndarray) -> 'Table':
-        """Some of the rows."""
-        rows = [self.rows[index] for index in indices]
-        return Table(rows, self.unit, self.numbers[indices], self.origin)
+    def lists(self, name: str) -> list[list[Any]]:
+        """One column of lists, or of strings with spaces between their items."""
+        values = self.column(name)
+        for index, value in enumerate(values):
+            if not isinstance(value, str | list):
+                raise ValueError(
+                    f'{self.where(index)}: {value!r} is no list, nor names separated '
+                    'by spaces'
+                )
+        return [v.split() if isinstance(v, str) else v for v in values]
 
 
 @functools.lru_cache(maxsize=6)
@@ -135,17 +141,18 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
 
 
 def _part(table: Table, percent: tuple[int, int], split: str, source: str) -> Table:
-    """A split of a table that ends at these shares of it, in the table's order."""
+    """A part of a table, see `batching.take_split`, in the table's order."""
     count = len(table.rows)
     order = np.random.default_rng(_PERMUTATION_SEED).permutation(count)
-    parts = np.split(order, np.array(percent) * count // 100)
-    indices = parts[batching.SPLITS.index(split)]
+    indices = batching.take_split(order, split, percent)
     if not indices.size:
         raise ValueError(
             f'the {split} split of {source!r} is empty: {count} rows are too few to '
             'divide, give at least 20, or a file for each split'
         )
-    return table.take(np.sort(indices))
+    indices = np.sort(indices)
+    rows = [table.rows[index] for index in indices]
+    return Table(rows, table.unit, table.numbers[indices], table.origin)
 
 
 def _given_splits(source: str, data_dir: str) -> dict[str, str]:

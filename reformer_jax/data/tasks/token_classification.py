@@ -7,10 +7,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
-from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
 
@@ -45,7 +43,7 @@ class TokenClassification(rows.Labelled):
         return self.tags_column
 
     def label_lists(self, split: str) -> list[list[Any]]:
-        return self.lists(split, self.tags_column)
+        return self.table(split).lists(self.tags_column)
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
         """Scores the classes predicted for the first rows, int [N, L].
@@ -104,35 +102,31 @@ class _Sentence:
 @functools.lru_cache(maxsize=3)
 def _tags(dataset: TokenClassification, split: str) -> list[np.ndarray]:
     """The class of each word of a split, int32 [words] a row."""
-    names, where = dataset.names, dataset.table(split).where
-    tags = dataset.label_lists(split)
-    words = dataset.lists(split, dataset.words_column)
+    table = dataset.table(split)
+    words = table.lists(dataset.words_column)
+    tags = dataset.label_classes(split)
     for row, (some, others) in enumerate(zip(words, tags, strict=True)):
         if len(some) != len(others):
             raise ValueError(
-                f'{where(row)}: {dataset.words_column!r} has {len(some)} words, but '
-                f'{dataset.tags_column!r} has {len(others)} labels'
+                f'{table.where(row)}: {dataset.words_column!r} has {len(some)} words, '
+                f'but {dataset.tags_column!r} has {len(others)} labels'
             )
-    found = label_names.classes(tags, names, where)
-    return [np.array(row, np.int32) for row in found]
+    return [np.array(row, np.int32) for row in tags]
 
 
 @functools.lru_cache(maxsize=3)
 def _sentences(dataset: TokenClassification, split: str) -> list[_Sentence]:
-    tokenizer, where = tokenizers.load(dataset.tokenizer), dataset.table(split).where
-    lists = dataset.lists(split, dataset.words_column)
-    sentences = []
-    for row, words in enumerate(progress.track(lists, f'tokenizing {split}')):
+    tokenizer = tokenizers.load(dataset.tokenizer)
+
+    def encode(where: str, words: list[Any]) -> _Sentence:
         if not words or not all(isinstance(word, str) for word in words):
-            raise ValueError(f'{where(row)}: {words!r} are no words: remove the row')
+            raise ValueError(f'{where}: {words!r} are no words: remove the row')
         sentence = _sentence(words, tokenizer, dataset.length)
-        if not sentence.tokens.size:
-            raise ValueError(
-                f'{where(row)}: {words!r} has no token for tokenizer '
-                f'{dataset.tokenizer!r}: remove the row'
-            )
-        sentences.append(sentence)
-    return sentences
+        dataset.check_tokens(sentence.tokens, words, where)
+        return sentence
+
+    columns = [dataset.table(split).lists(dataset.words_column)]
+    return dataset.encoded(split, columns, encode)
 
 
 def _sentence(
