@@ -13,8 +13,11 @@ from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
 
-KINDS = ('single', 'multi', 'regression')
-
+_SCORES = {
+    'single': scores.single,
+    'multi': scores.multi,
+    'regression': scores.regression,
+}
 _HIDDEN = '-1'
 
 
@@ -47,8 +50,8 @@ class Classification(rows.Labelled):
                 'pairs'
             )
         object.__setattr__(self, 'text_columns', tuple(columns))
-        if self.kind not in KINDS:
-            raise ValueError(f'kind={self.kind!r}: give one of {", ".join(KINDS)}')
+        if self.kind not in _SCORES:
+            raise ValueError(f'kind={self.kind!r}: give one of {", ".join(_SCORES)}')
         if self.kind == 'regression' and self.labels:
             raise ValueError(f'labels={self.labels}: regression has none, give ()')
 
@@ -64,7 +67,11 @@ class Classification(rows.Labelled):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in super().splits if not self._is_hidden(split))
+        return tuple(
+            split
+            for split in super().splits
+            if {*map(str, self.table(split).column(self.label_column))} != {_HIDDEN}
+        )
 
     @property
     def labels_column(self) -> str:
@@ -76,7 +83,6 @@ class Classification(rows.Labelled):
 
     @property
     def classes(self) -> int:
-        """Number of logits: the classes, or 1 for regression."""
         return 1 if self.kind == 'regression' else len(self.names)
 
     def label_lists(self, split: str) -> list[list[Any]]:
@@ -85,11 +91,9 @@ class Classification(rows.Labelled):
         return [[value] for value in self.table(split).column(self.label_column)]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the logits of the first rows, [N, classes]; see `scores`."""
         targets = _targets(self, split)
         scores.check(predictions, len(targets), (self.classes,))
-        score = {'single': scores.single, 'multi': scores.multi}.get(self.kind)
-        return (score or scores.regression)(predictions, targets[: len(predictions)])
+        return _SCORES[self.kind](predictions, targets[: len(predictions)])
 
     def _iterate(self, split: str) -> grain.DatasetIterator:
         targets, texts = _targets(self, split), _texts(self, split)
@@ -101,10 +105,6 @@ class Classification(rows.Labelled):
             return {'labels': labels, 'weights': weights}
 
         return self._pad_rows(split, texts, complete)
-
-    def _is_hidden(self, split: str) -> bool:
-        values = self.table(split).column(self.label_column)
-        return all(str(label) == _HIDDEN for label in values)
 
 
 @functools.lru_cache(maxsize=3)

@@ -38,8 +38,7 @@ class QuestionAnswering(rows.Rows):
 
     @property
     def classes(self) -> int:
-        """Number of logits of a token: for the first and for the last of the answer."""
-        return 2
+        return 2  # logits of a token: for the first and for the last of the answer
 
     @property
     def spec(self) -> batching.Spec:
@@ -50,16 +49,10 @@ class QuestionAnswering(rows.Rows):
         }
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the answers predicted for the first rows, cut ones included.
+        """The 'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in
+        [0, 1], and 'accuracy', which is the exact match; cut rows count.
 
-        Args:
-          split: 'train', 'validation' or 'test'; of 'train' all rows count, in order.
-          predictions: int [N, 2], first and last token of N rows in order. Where they
-            are no tokens of the context, or the wrong way round, the answer is empty.
-
-        Returns:
-          'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in [0, 1],
-          and 'accuracy', which is the exact match.
+        Where tokens are none of the context, or the wrong way round, the answer is ''.
         """
         examples = _examples(self, split)
         scores.check(predictions, len(examples), (2,))
@@ -188,10 +181,11 @@ def _answers(value: Any, where: str) -> tuple[list[str], list[int]]:
             f'{where}: no answer; each row needs one, as in SQuAD v1.1: remove it'
         )
     starts = starts or [0] * len(value)
-    numbers = isinstance(starts, list) and all(
-        isinstance(start, int) and start >= 0 for start in starts
-    )
-    if not numbers or len(starts) != len(value):
+    if (
+        not isinstance(starts, list)
+        or len(starts) != len(value)
+        or not all(isinstance(start, int) and start >= 0 for start in starts)
+    ):
         raise ValueError(
             f'{where}: answer_start {starts!r} must be a list of {len(value)} whole '
             'numbers from 0, one for each answer'

@@ -40,7 +40,6 @@ class Rows(dataset.Tokenized):
 
     @property
     def spec(self) -> batching.Spec:
-        """Of what all have; a dataset adds its 'labels' and 'weights'."""
         shape = (self.batch_size, self.length)
         return {'tokens': (shape, batching.INT), 'mask': (shape, batching.BOOL)}
 
@@ -55,14 +54,7 @@ class Rows(dataset.Tokenized):
     def encoded(
         self, split: str, columns: Sequence[list[Any]], encode: Callable[..., _Encoded]
     ) -> list[_Encoded]:
-        """The rows of a split as tokens.
-
-        Args:
-          split: 'train', 'validation' or 'test'.
-          columns: the values of all rows of the columns that are encoded.
-          encode: function from the name of a row, for errors, and its values to what
-            it is encoded to.
-        """
+        """What `encode` makes of each row's name, for errors, and values of columns."""
         where, values = self.table(split).where, list(zip(*columns, strict=True))
         counted = enumerate(progress.track(values, f'tokenizing {split}'))
         return [encode(where(row), *parts) for row, parts in counted]
@@ -81,14 +73,11 @@ class Rows(dataset.Tokenized):
         tokens: Sequence[np.ndarray],
         complete: Callable[[np.ndarray, np.ndarray], dataset.Batch],
     ) -> grain.DatasetIterator:
-        """Iterates over rows.
+        """Iterates over rows of these tokens, int32 [<= L] each.
 
-        Args:
-          split: 'train', 'validation' or 'test'.
-          tokens: of each row of the split, int32 [<= L].
-          complete: pure function from the indices of at most B rows and their mask,
-            bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
-            get weight 0.
+        `complete` is a pure function from the indices of at most B rows and their mask,
+        bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows get
+        weight 0.
         """
 
         def assemble(rows: np.ndarray) -> dataset.Batch:

@@ -46,25 +46,16 @@ class TokenClassification(rows.Labelled):
         return self.table(split).lists(self.tags_column)
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the classes predicted for the first rows, int [N, L].
-
-        Words that were cut off count as predicted to be 'O'.
-
-        Returns:
-          'accuracy' of the words; if all labels are O, B-TYPE or I-TYPE, also
-          'precision', 'recall' and 'f1' of the entities, see `scores.named_entities`.
-        """
+        """The 'accuracy' of words, those that were cut off predicted to be 'O'; and
+        `scores.named_entities` if all labels are O, B-TYPE or I-TYPE."""
         names, sentences = self.names, _sentences(self, split)
         scores.check(predictions, len(sentences), (self.length,))
-        predicted, true = [], []
-        for row, sentence, tags in zip(
-            predictions, sentences, _tags(self, split), strict=False
-        ):
-            places = sentence.places
-            predicted.append(
-                [names[row[p]] if p < self.length else _OUTSIDE for p in places]
-            )
-            true.append([names[index] for index in tags])
+        true = [[names[tag] for tag in row] for row in _tags(self, split)]
+        true = true[: len(predictions)]
+        predicted = [
+            [names[row[p]] if p < self.length else _OUTSIDE for p in sentence.places]
+            for row, sentence in zip(predictions, sentences, strict=False)
+        ]
         right = np.concatenate(predicted) == np.concatenate(true)
         accuracy = {'accuracy': float(right.mean())}
         if not scores.has_entities(names):
