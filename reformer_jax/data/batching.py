@@ -44,8 +44,7 @@ def endless_order(
       seed: in [0, 2**32).
 
     Returns:
-      Function from example numbers [n], from 0 without end, to examples [n]; what it
-      gives for a number depends on (seed, number) alone.
+      Pure function from example numbers [n], from 0 without end, to examples [n].
     """
 
     @functools.lru_cache(maxsize=2)  # a batch may begin in one epoch, end in the next
@@ -63,10 +62,10 @@ def endless_order(
 def pad(
     rows: Sequence[np.ndarray], shape: tuple[int, int], value: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts rows of different lengths into one array, each at the left.
+    """Puts at most B rows of integers [<= L] into one array, each at the left.
 
     Args:
-      rows: at most B arrays of integers [<= L].
+      rows: the rows.
       shape: B and L.
       value: what stands behind the rows, and in missing ones.
 
