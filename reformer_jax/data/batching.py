@@ -7,6 +7,7 @@ import numpy as np
 
 SPLITS = ('train', 'validation', 'test')
 
+Batch = dict[str, np.ndarray]
 # Shape and dtype of every array of a batch.
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 INT, FLOAT, BOOL = np.dtype(np.int32), np.dtype(np.float32), np.dtype(bool)

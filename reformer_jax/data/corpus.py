@@ -73,7 +73,9 @@ def python_source() -> np.ndarray:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     sources, size = [], 0
     for file in files_below(root, '*.py'):
-        if _is_skipped(file.relative_to(root)):
+        parts = file.relative_to(root).parts
+        machines = any(part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in parts)
+        if machines or not _STDLIB_SKIPPED_FOLDERS.isdisjoint(parts):
             continue
         source = file.read_bytes()
         size += len(source) + 1
@@ -83,12 +85,6 @@ def python_source() -> np.ndarray:
     if not sources:
         raise FileNotFoundError(f'no Python source text below {str(root)!r}; {_REMEDY}')
     return np.frombuffer(b'\n'.join(sources), np.uint8)
-
-
-def _is_skipped(relative: pathlib.PurePath) -> bool:
-    return not _STDLIB_SKIPPED_FOLDERS.isdisjoint(relative.parts) or any(
-        part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in relative.parts
-    )
 
 
 def _files(path: str) -> list[pathlib.Path]:

@@ -72,7 +72,7 @@ class Duplication(dataset.Dataset):
         assemble = functools.partial(self._assemble, key)
         return self._stream(assemble, None if train else self.eval_examples)
 
-    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> dataset.Batch:
+    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> batching.Batch:
         # Numbers of a batch follow each other and Philox counts in blocks of four
         # 64-bit draws, so one generator gives every example its own blocks: 6 times
         # faster than one generator each.

@@ -97,7 +97,7 @@ class Images(dataset.Dataset):
         _check_split(self.source, split)
         count, read = _open(self.source, split, self.data_dir)
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             rows = to_tokens(average(read(numbers), self.shrink))
             shape = (self.batch_size, self._length)
             tokens, mask = batching.pad(list(rows), shape)

@@ -125,7 +125,7 @@ class Text(dataset.Tokenized):
         self._check_size(text, split)
         training_starts = _training_starts(text.size, length, self.seed)
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
             if self.masked_fraction:
@@ -149,7 +149,7 @@ class Text(dataset.Tokenized):
 
     def _masked(
         self, windows: list[np.ndarray], numbers: np.ndarray, split: str
-    ) -> dataset.Batch:
+    ) -> batching.Batch:
         stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
         pairs = [
             self._mask(window, np.random.default_rng((*stream, number)))
@@ -200,7 +200,7 @@ class Text(dataset.Tokenized):
             1, lambda rng: rng.integers(earliest, latest + 1, size=1), self.seed
         )
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             rows = starts(numbers) if train else np.full(numbers.size, latest)
             places = rows[:, None] + np.arange(length)
             inside = (places >= 0) & (places < end)

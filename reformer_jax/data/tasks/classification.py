@@ -98,13 +98,11 @@ class Classification(rows.Labelled):
     def _iterate(self, split: str) -> grain.DatasetIterator:
         targets, texts = _targets(self, split), _texts(self, split)
 
-        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-            labels = np.zeros((len(mask), *targets.shape[1:]), targets.dtype)
-            labels[: len(rows)] = targets[rows]
-            weights = (np.arange(len(mask)) < len(rows)).astype(np.float32)
-            return {'labels': labels, 'weights': weights}
+        def fill(batch: batching.Batch, place: int, row: int) -> None:
+            batch['labels'][place] = targets[row]
+            batch['weights'][place] = 1
 
-        return self._pad_rows(split, texts, complete)
+        return self._pad_rows(split, texts, fill)
 
 
 @functools.lru_cache(maxsize=3)

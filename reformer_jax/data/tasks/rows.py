@@ -71,18 +71,23 @@ class Rows(dataset.Tokenized):
         self,
         split: str,
         tokens: Sequence[np.ndarray],
-        complete: Callable[[np.ndarray, np.ndarray], dataset.Batch],
+        fill: Callable[[batching.Batch, int, int], None],
     ) -> grain.DatasetIterator:
         """Iterates over rows of these tokens, int32 [<= L] each.
 
-        `complete` is a pure function from the indices of at most B rows and their mask,
-        bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows get
-        weight 0.
+        `fill` writes what a batch has besides 'tokens' and 'mask', all of it 0 before,
+        at a place of the batch for the row of an index.
         """
+        spec = self.spec
 
-        def assemble(rows: np.ndarray) -> dataset.Batch:
-            padded, mask = self._pad([tokens[row] for row in rows], self.pad_id)
-            return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
+        def assemble(rows: np.ndarray) -> batching.Batch:
+            batch = {name: np.zeros(*array) for name, array in spec.items()}
+            batch['tokens'], batch['mask'] = self._pad(
+                [tokens[row] for row in rows], self.pad_id
+            )
+            for place, row in enumerate(rows):
+                fill(batch, place, row)
+            return batch
 
         return self._epochs(split, len(tokens), assemble)
 

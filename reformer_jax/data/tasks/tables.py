@@ -128,8 +128,7 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
     """Returns the classes of a tfds ClassLabel, or of a list of them; else ()."""
     if not source.startswith(_TFDS):
         return ()
-    features = _builder(source, data_dir).info.features
-    feature = features[column] if column in features else None
+    feature = dict(_builder(source, data_dir).info.features.items()).get(column)
     feature = getattr(feature, 'feature', feature)  # of a list
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
@@ -304,10 +303,10 @@ def _plain(value: Any, feature: Any) -> Any:
     if isinstance(value, dict):
         inner = getattr(feature, 'feature', feature)
         return {key: _plain(part, inner[key]) for key, part in value.items()}
-    if isinstance(value, np.ndarray) and value.ndim or isinstance(value, list):
-        return [_plain(part, getattr(feature, 'feature', feature)) for part in value]
     if isinstance(value, np.ndarray | np.generic):
-        value = value.item()
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(part, getattr(feature, 'feature', feature)) for part in value]
     if isinstance(value, bytes):
         return value.decode('utf-8', 'replace')
     if isinstance(feature, tfds.features.ClassLabel) and value >= 0:

@@ -65,18 +65,14 @@ class TokenClassification(rows.Labelled):
     def _iterate(self, split: str) -> grain.DatasetIterator:
         tags, sentences = _tags(self, split), _sentences(self, split)
 
-        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-            labels = np.zeros(mask.shape, np.int32)
-            weights = np.zeros(mask.shape, np.float32)
-            for place, row in enumerate(rows):
-                kept = sentences[row].places < self.length
-                at = sentences[row].places[kept]
-                labels[place, at] = tags[row][kept]
-                weights[place, at] = 1
-            return {'labels': labels, 'weights': weights}
+        def fill(batch: batching.Batch, place: int, row: int) -> None:
+            kept = sentences[row].places < self.length
+            at = sentences[row].places[kept]
+            batch['labels'][place, at] = tags[row][kept]
+            batch['weights'][place, at] = 1
 
         tokens = [sentence.tokens for sentence in sentences]
-        return self._pad_rows(split, tokens, complete)
+        return self._pad_rows(split, tokens, fill)
 
 
 @dataclasses.dataclass(frozen=True)
