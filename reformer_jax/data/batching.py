@@ -28,8 +28,8 @@ def is_integer(value: object) -> bool:
 def take_split(
     array: np.ndarray, split: str, percent: tuple[int, int] = (90, 95)
 ) -> np.ndarray:
-    """Returns a part of an array [n] as a view: 'train' and 'validation' end at these
-    shares of it, 'test' is the rest."""
+    """A part of an array [n], as a view: 'train' and 'validation' end at these shares
+    of it, 'test' is the rest."""
     parts = np.split(array, [array.size * share // 100 for share in percent])
     return parts[SPLITS.index(split)]
 

@@ -128,9 +128,9 @@ class Text(dataset.Tokenized):
         def assemble(numbers: np.ndarray) -> batching.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
-            if self.masked_fraction:
-                return self._masked(windows, numbers, split)
             tokens, mask = self._pad(windows, self.pad_id)
+            if self.masked_fraction:
+                return self._mask(tokens, mask, numbers, split)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
         return self._stream(assemble, None if train else -(-text.size // length))
@@ -147,39 +147,27 @@ class Text(dataset.Tokenized):
                 'a smaller --config.data.length'
             )
 
-    def _masked(
-        self, windows: list[np.ndarray], numbers: np.ndarray, split: str
-    ) -> batching.Batch:
-        stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
-        pairs = [
-            self._mask(window, np.random.default_rng((*stream, number)))
-            for window, number in zip(windows, numbers, strict=True)
-        ]
-        corrupted, chosen = zip(*pairs, strict=True)
-        tokens, mask = self._pad(corrupted, self.pad_id)
-        targets, _ = self._pad(windows, self.pad_id)
-        weights, _ = self._pad(chosen, 0)
-        weights = weights.astype(np.float32)
-        return {'tokens': tokens, 'targets': targets, 'weights': weights, 'mask': mask}
-
     def _mask(
-        self, window: np.ndarray, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The corrupted window and where it was chosen, both [n]."""
+        self, targets: np.ndarray, mask: np.ndarray, numbers: np.ndarray, split: str
+    ) -> batching.Batch:
+        """The batch of these windows [B, L], which are the examples `numbers`."""
+        stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
+        tokens, weights = targets.copy(), np.zeros(targets.shape, np.float32)
         mask_id = self.vocab_size - 1
-        count = max(1, round(self.masked_fraction * window.size))
-        places = generator.permutation(window.size)[:count]
-        kind = generator.random(count)
-        anything = generator.integers(mask_id, size=count)
-        corrupted = window.copy()
-        corrupted[places] = np.select(
-            [kind < _MASKED, kind < _MASKED + _RANDOM],
-            [mask_id, anything],
-            window[places],
-        )
-        chosen = np.zeros(window.size, bool)
-        chosen[places] = True
-        return corrupted, chosen
+        for row, number in enumerate(numbers):
+            generator = np.random.default_rng((*stream, number))
+            size = int(mask[row].sum())
+            count = max(1, round(self.masked_fraction * size))
+            places = generator.permutation(size)[:count]
+            kind = generator.random(count)
+            anything = generator.integers(mask_id, size=count)
+            tokens[row, places] = np.select(
+                [kind < _MASKED, kind < _MASKED + _RANDOM],
+                [mask_id, anything],
+                targets[row, places],
+            )
+            weights[row, places] = 1
+        return {'tokens': tokens, 'targets': targets, 'weights': weights, 'mask': mask}
 
     # The whole text as one sequence.
 

@@ -87,7 +87,7 @@ class Classification(rows.Labelled):
 
     def label_lists(self, split: str) -> list[list[Any]]:
         if self.kind == 'multi':
-            return self.table(split).lists(self.label_column)
+            return super().label_lists(split)
         return [[value] for value in self.table(split).column(self.label_column)]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:

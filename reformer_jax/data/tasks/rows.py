@@ -112,9 +112,9 @@ class Labelled(Rows):
     def labels_column(self) -> str:
         """The column where they stand."""
 
-    @abc.abstractmethod
     def label_lists(self, split: str) -> list[list[Any]]:
         """The labels of each row."""
+        return self.table(split).lists(self.labels_column)
 
     def label_classes(self, split: str) -> list[list[int]]:
         """The class of each label of each row."""

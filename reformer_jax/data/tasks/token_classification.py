@@ -42,9 +42,6 @@ class TokenClassification(rows.Labelled):
     def labels_column(self) -> str:
         return self.tags_column
 
-    def label_lists(self, split: str) -> list[list[Any]]:
-        return self.table(split).lists(self.tags_column)
-
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
         """The 'accuracy' of words, those that were cut off predicted to be 'O'; and
         `scores.named_entities` if all labels are O, B-TYPE or I-TYPE."""
