@@ -53,10 +53,19 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     """
     if not path:
         return python_source()
-    path = os.fspath(path)
-    text = b''.join(read_file(file, _REMEDY) for file in _files(path))
+    location = pathlib.Path(path).expanduser()
+    if location.is_dir():
+        files = files_below(location)
+    elif location.exists():
+        files = [location]
+    else:
+        matches = sorted(glob.glob(str(location), recursive=True))
+        files = [file for file in map(pathlib.Path, matches) if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f'no file found at {str(path)!r}; {_REMEDY}')
+    text = b''.join(read_file(file, _REMEDY) for file in files)
     if not text:
-        raise ValueError(f'{path!r} holds no bytes; {_REMEDY}')
+        raise ValueError(f'{str(path)!r} holds no bytes; {_REMEDY}')
     return np.frombuffer(text, np.uint8)
 
 
@@ -85,20 +94,6 @@ def python_source() -> np.ndarray:
     if not sources:
         raise FileNotFoundError(f'no Python source text below {str(root)!r}; {_REMEDY}')
     return np.frombuffer(b'\n'.join(sources), np.uint8)
-
-
-def _files(path: str) -> list[pathlib.Path]:
-    location = pathlib.Path(path).expanduser()
-    if location.is_dir():
-        files = files_below(location)
-    elif location.exists():
-        files = [location]
-    else:
-        matches = sorted(glob.glob(str(location), recursive=True))
-        files = [file for file in map(pathlib.Path, matches) if file.is_file()]
-    if not files:
-        raise FileNotFoundError(f'no file found at {path!r}; {_REMEDY}')
-    return files
 
 
 def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:

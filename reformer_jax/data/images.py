@@ -78,8 +78,7 @@ class Images(dataset.Dataset):
 
     def encode(self, text: bytes) -> np.ndarray:
         raise ValueError(
-            f'the tokens of this dataset are of images, not of the text {text[:20]!r}: '
-            'use to_tokens'
+            f'the tokens are of images, not of the text {text[:20]!r}: use to_tokens'
         )
 
     def decode(self, tokens: np.ndarray) -> bytes:
@@ -115,8 +114,8 @@ def to_tokens(images: np.ndarray) -> np.ndarray:
     side = images.shape[1] if images.ndim == 4 else 0
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
         raise ValueError(
-            f'images of shape {images.shape} and dtype {images.dtype}: give square '
-            'ones, uint8 [N, S, S, 3]'
+            f'images of shape {images.shape} and dtype {images.dtype}: give uint8 '
+            '[N, S, S, 3]'
         )
     return images.reshape(len(images), -1).astype(np.int32)
 

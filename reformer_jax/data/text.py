@@ -122,7 +122,15 @@ class Text(dataset.Tokenized):
 
     def _windows(self, split: str) -> grain.DatasetIterator:
         text, length, train = self._integers(split), self.length, split == 'train'
-        self._check_size(text, split)
+        needed = length if train else 1
+        if text.size < needed:
+            unit = 'bytes' if text.dtype == np.uint8 else 'tokens'
+            least = -(-length * 100 // 90) if train else _LEAST
+            raise ValueError(
+                f'the {split} split has {text.size} {unit} and needs at least {needed} '
+                f'({length=}): give a corpus of at least {least} {unit}, or a smaller '
+                '--config.data.length'
+            )
         training_starts = _training_starts(text.size, length, self.seed)
 
         def assemble(numbers: np.ndarray) -> batching.Batch:
@@ -134,18 +142,6 @@ class Text(dataset.Tokenized):
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
         return self._stream(assemble, None if train else -(-text.size // length))
-
-    def _check_size(self, text: np.ndarray, split: str) -> None:
-        train = split == 'train'
-        needed = self.length if train else 1
-        if text.size < needed:
-            unit = 'bytes' if text.dtype == np.uint8 else 'tokens'
-            least = -(-self.length * 100 // 90) if train else _LEAST
-            raise ValueError(
-                f'the {split} split has {text.size} {unit} and needs at least {needed} '
-                f'(length={self.length}): give a corpus of at least {least} {unit}, or '
-                'a smaller --config.data.length'
-            )
 
     def _mask(
         self, targets: np.ndarray, mask: np.ndarray, numbers: np.ndarray, split: str

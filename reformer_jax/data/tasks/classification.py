@@ -46,8 +46,7 @@ class Classification(rows.Labelled):
         columns = self.text_columns
         if isinstance(columns, str) or len(columns) not in (1, 2):
             raise ValueError(
-                f'text_columns={columns!r}: give a tuple of one column, or of two for '
-                'pairs'
+                f'text_columns={columns!r}: give a tuple of one column, or of a pair'
             )
         object.__setattr__(self, 'text_columns', tuple(columns))
         if self.kind not in _SCORES:

@@ -84,9 +84,9 @@ class Table:
         values = self.column(name)
         for index, value in enumerate(values):
             if not isinstance(value, str | list):
+                where = self.where(index)
                 raise ValueError(
-                    f'{self.where(index)}: {value!r} is no list, nor names separated '
-                    'by spaces'
+                    f'{where}: {value!r} is no list, nor names in a string'
                 )
         return [v.split() if isinstance(v, str) else v for v in values]
 
