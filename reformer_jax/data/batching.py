@@ -8,6 +8,7 @@ import numpy as np
 SPLITS = ('train', 'validation', 'test')
 
 Batch = dict[str, np.ndarray]
+Rows = Sequence[np.ndarray] | np.ndarray
 # Shape and dtype of every array of a batch.
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 INT, FLOAT, BOOL = np.dtype(np.int32), np.dtype(np.float32), np.dtype(bool)
@@ -61,7 +62,7 @@ def endless_order(
 
 
 def pad(
-    rows: Sequence[np.ndarray], shape: tuple[int, int], value: int = 0
+    rows: Rows, shape: tuple[int, int], value: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Puts at most B rows of integers [<= L] into one array, each at the left.
 

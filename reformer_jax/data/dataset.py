@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -207,8 +207,6 @@ class Tokenized(Dataset):
     def decode(self, tokens: np.ndarray) -> bytes:
         return tokenizers.load(self.tokenizer).decode(tokens)
 
-    def _pad(
-        self, rows: Sequence[np.ndarray], value: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _pad(self, rows: batching.Rows) -> tuple[np.ndarray, np.ndarray]:
         """Rows [<= L] as int32 [B, L], and where they are, bool [B, L]."""
-        return batching.pad(rows, (self.batch_size, self.length), value)
+        return batching.pad(rows, (self.batch_size, self.length), self.pad_id)

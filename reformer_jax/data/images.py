@@ -97,9 +97,9 @@ class Images(dataset.Dataset):
         count, read = _open(self.source, split, self.data_dir)
 
         def assemble(numbers: np.ndarray) -> batching.Batch:
-            rows = to_tokens(average(read(numbers), self.shrink))
             shape = (self.batch_size, self._length)
-            tokens, mask = batching.pad(list(rows), shape)
+            rows = to_tokens(average(read(numbers), self.shrink))
+            tokens, mask = batching.pad(rows, shape)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
         return self._epochs(split, count, assemble)

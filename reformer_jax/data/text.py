@@ -136,7 +136,7 @@ class Text(dataset.Tokenized):
         def assemble(numbers: np.ndarray) -> batching.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
-            tokens, mask = self._pad(windows, self.pad_id)
+            tokens, mask = self._pad(windows)
             if self.masked_fraction:
                 return self._mask(tokens, mask, numbers, split)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
@@ -189,10 +189,10 @@ class Text(dataset.Tokenized):
             places = rows[:, None] + np.arange(length)
             inside = (places >= 0) & (places < end)
             tokens = _as_tokens(text.take(places, mode='clip'))
-            tokens = np.where(inside, tokens, self.pad_id)
-            padded, _ = self._pad(list(tokens), self.pad_id)
-            weights, _ = self._pad(list(inside & (places >= first)), 0)
-            return {'tokens': padded, 'weights': weights.astype(np.float32)}
+            padded, _ = self._pad(np.where(inside, tokens, self.pad_id))
+            weights = np.zeros(padded.shape, np.float32)
+            weights[: len(rows)] = inside & (places >= first)
+            return {'tokens': padded, 'weights': weights}
 
         return self._stream(assemble, None if train else 1)
 

@@ -82,9 +82,7 @@ class Rows(dataset.Tokenized):
 
         def assemble(rows: np.ndarray) -> batching.Batch:
             batch = {name: np.zeros(*array) for name, array in spec.items()}
-            batch['tokens'], batch['mask'] = self._pad(
-                [tokens[row] for row in rows], self.pad_id
-            )
+            batch['tokens'], batch['mask'] = self._pad([tokens[row] for row in rows])
             for place, row in enumerate(rows):
                 fill(batch, place, row)
             return batch
