@@ -54,7 +54,7 @@ def open(config: Mapping[str, Any]) -> Dataset:
     Raises:
       ValueError: for an unknown dataset; an unknown, missing or bad field.
     """
-    fields = {name: config[name] for name in config}
+    fields = dict(config)
     kind = _kind(fields.get('dataset'))
     known = {field.name: field for field in dataclasses.fields(kind)}
     unknown = [name for name in fields if name not in known]

@@ -7,6 +7,8 @@ import numpy as np
 
 SPLITS = ('train', 'validation', 'test')
 
+Batch = dict[str, np.ndarray]
+Rows = Sequence[np.ndarray] | np.ndarray
 # Shape and dtype of every array of a batch.
 Spec = dict[str, tuple[tuple[int, ...], np.dtype]]
 INT, FLOAT, BOOL = np.dtype(np.int32), np.dtype(np.float32), np.dtype(bool)
@@ -24,14 +26,13 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def take_split(text: np.ndarray, split: str) -> np.ndarray:
-    """Returns the first 90 %, next 5 % or last 5 % of `text` [n], as a view."""
-    train_end, validation_end = text.size * 90 // 100, text.size * 95 // 100
-    return {
-        'train': text[:train_end],
-        'validation': text[train_end:validation_end],
-        'test': text[validation_end:],
-    }[split]
+def take_split(
+    array: np.ndarray, split: str, percent: tuple[int, int] = (90, 95)
+) -> np.ndarray:
+    """A part of an array [n], as a view: 'train' and 'validation' end at these shares
+    of it, 'test' is the rest."""
+    parts = np.split(array, [array.size * share // 100 for share in percent])
+    return parts[SPLITS.index(split)]
 
 
 def endless_order(
@@ -45,8 +46,7 @@ def endless_order(
       seed: in [0, 2**32).
 
     Returns:
-      Function from example numbers [n], from 0 without end, to examples [n]; what it
-      gives for a number depends on (seed, number) alone.
+      Pure function from example numbers [n], from 0 without end, to examples [n].
     """
 
     @functools.lru_cache(maxsize=2)  # a batch may begin in one epoch, end in the next
@@ -62,12 +62,12 @@ def endless_order(
 
 
 def pad(
-    rows: Sequence[np.ndarray], shape: tuple[int, int], value: int = 0
+    rows: Rows, shape: tuple[int, int], value: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts rows of different lengths into one array, each at the left.
+    """Puts at most B rows of integers [<= L] into one array, each at the left.
 
     Args:
-      rows: at most B arrays of integers [<= L].
+      rows: the rows.
       shape: B and L.
       value: what stands behind the rows, and in missing ones.
 

@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import io
 import lzma
 import os
 import pathlib
@@ -11,7 +12,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,10 +53,19 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     """
     if not path:
         return python_source()
-    path = os.fspath(path)
-    text = b''.join(_read_file(file) for file in _files(path))
+    location = pathlib.Path(path).expanduser()
+    if location.is_dir():
+        files = files_below(location)
+    elif location.exists():
+        files = [location]
+    else:
+        matches = sorted(glob.glob(str(location), recursive=True))
+        files = [file for file in map(pathlib.Path, matches) if file.is_file()]
+    if not files:
+        raise FileNotFoundError(f'no file found at {str(path)!r}; {_REMEDY}')
+    text = b''.join(read_file(file, _REMEDY) for file in files)
     if not text:
-        raise ValueError(f'{path!r} holds no bytes; {_REMEDY}')
+        raise ValueError(f'{str(path)!r} holds no bytes; {_REMEDY}')
     return np.frombuffer(text, np.uint8)
 
 
@@ -72,7 +82,9 @@ def python_source() -> np.ndarray:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     sources, size = [], 0
     for file in files_below(root, '*.py'):
-        if _is_skipped(file.relative_to(root)):
+        parts = file.relative_to(root).parts
+        machines = any(part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in parts)
+        if machines or not _STDLIB_SKIPPED_FOLDERS.isdisjoint(parts):
             continue
         source = file.read_bytes()
         size += len(source) + 1
@@ -82,26 +94,6 @@ def python_source() -> np.ndarray:
     if not sources:
         raise FileNotFoundError(f'no Python source text below {str(root)!r}; {_REMEDY}')
     return np.frombuffer(b'\n'.join(sources), np.uint8)
-
-
-def _is_skipped(relative: pathlib.PurePath) -> bool:
-    return not _STDLIB_SKIPPED_FOLDERS.isdisjoint(relative.parts) or any(
-        part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in relative.parts
-    )
-
-
-def _files(path: str) -> list[pathlib.Path]:
-    location = pathlib.Path(path).expanduser()
-    if location.is_dir():
-        files = files_below(location)
-    elif location.exists():
-        files = [location]
-    else:
-        matches = sorted(glob.glob(str(location), recursive=True))
-        files = [file for file in map(pathlib.Path, matches) if file.is_file()]
-    if not files:
-        raise FileNotFoundError(f'no file found at {path!r}; {_REMEDY}')
-    return files
 
 
 def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
@@ -118,30 +110,27 @@ def _is_hidden(relative: pathlib.PurePath) -> bool:
     return any(part.startswith('.') for part in relative.parts)
 
 
-def _read_file(file: pathlib.Path) -> bytes:
+def read_file(file: pathlib.Path, remedy: str) -> bytes:
+    """Returns the content of a file, unpacked where its name says that it is packed.
+
+    Raises:
+      ValueError: it is corrupt; with what to do but fetch it again, the remedy.
+    """
     packed = file.read_bytes()  # outside the try: an unreadable file is not corrupt
-    if file.suffix not in ('.gz', '.xz', '.zip'):
-        return packed
+    unpackers = {'.gz': gzip.decompress, '.xz': lzma.decompress, '.zip': _unzip}
     try:
-        if file.suffix == '.gz':
-            return gzip.decompress(packed)
-        if file.suffix == '.xz':
-            return lzma.decompress(packed)
-        return _read_zip(file)
+        return unpackers.get(file.suffix, bytes)(packed)
     except _CORRUPT as error:
         raise ValueError(
-            f'{str(file)!r} cannot be unpacked ({error}): fetch it again, or {_REMEDY}'
+            f'{str(file)!r} cannot be unpacked ({error}): fetch it again, or {remedy}'
         ) from error
 
 
-def _read_zip(file: pathlib.Path) -> bytes:
-    with zipfile.ZipFile(file) as archive:
-        members = sorted(
-            name
-            for name in archive.namelist()
-            if not _is_hidden(pathlib.PurePosixPath(name))
-        )
-        return b''.join(archive.read(member) for member in members)
+def _unzip(packed: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        members = sorted(archive.namelist())
+        shown = (m for m in members if not _is_hidden(pathlib.PurePosixPath(m)))
+        return b''.join(map(archive.read, shown))
 
 
 _SECONDS_TO_ANSWER = 20
@@ -172,21 +161,23 @@ class Archive(NamedTuple):
         return {self.url: info}
 
 
-def prepare(builder: Any, name: str, urls: Collection[str], remedy: str) -> None:
-    """Downloads and prepares a tfds dataset; does nothing where that is done.
+def prepare(make: Callable[..., Any], name: str, data_dir: str, remedy: str) -> Any:
+    """Returns the builder of a tfds dataset, downloaded and prepared where it was not.
 
     Args:
-      builder: its builder.
+      make: its class, or what else makes a builder.
       name: how a config names it.
-      urls: what it downloads.
-      remedy: what to do where that is not possible.
+      data_dir: folder of prepared datasets; empty means that of tfds.
+      remedy: what to do where it cannot be prepared.
 
     Raises:
       FileNotFoundError: it cannot be downloaded.
     """
+    builder = make(data_dir=data_dir or None, file_format='array_record')
     if builder.is_prepared():
-        return
+        return builder
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    urls = [url for url in builder.url_infos or () if url.startswith('http')]
     try:
         _check_answer(urls)
         builder.download_and_prepare(download_config=settings)
@@ -195,6 +186,7 @@ def prepare(builder: Any, name: str, urls: Collection[str], remedy: str) -> None
             f'{name!r} is not prepared in {builder.data_dir!r} and '
             f'{" ".join(urls) or "it"} cannot be downloaded there ({error}): {remedy}'
         ) from error
+    return builder
 
 
 def _check_answer(urls: Iterable[str]) -> None:
@@ -210,12 +202,11 @@ def _check_answer(urls: Iterable[str]) -> None:
             request = urllib.request.Request(url, method='HEAD')
             urllib.request.urlopen(request, timeout=_SECONDS_TO_ANSWER).close()
             return
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code not in _NOT_THERE:
-                return
-            failure = error
         except OSError as error:
             failure = error
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+                if error.code not in _NOT_THERE:
+                    return
     if failure is not None:
         raise failure

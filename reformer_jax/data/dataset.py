@@ -3,15 +3,13 @@
 import abc
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import grain
 import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
-
-Batch = dict[str, np.ndarray]
 
 # Batches built ahead of the training loop. grain's default of 500 would hold 2 GB
 # of batches of 8 x 65536 tokens, and fill all of it before giving the first one.
@@ -99,7 +97,7 @@ class Dataset(abc.ABC):
         """As `batches`, of a name that is one of a split."""
 
     def _stream(
-        self, assemble: Callable[[np.ndarray], Batch], count: int | None = None
+        self, assemble: Callable[[np.ndarray], batching.Batch], count: int | None = None
     ) -> grain.DatasetIterator:
         """Batches numbers that stand for examples, then makes the arrays of each batch.
 
@@ -120,7 +118,7 @@ class Dataset(abc.ABC):
         return iter(batches.map(assemble).to_iter_dataset(_READ))
 
     def _epochs(
-        self, split: str, count: int, assemble: Callable[[np.ndarray], Batch]
+        self, split: str, count: int, assemble: Callable[[np.ndarray], batching.Batch]
     ) -> grain.DatasetIterator:
         """As `_stream` of `count` examples: once in order; but in training endlessly,
         each epoch all once in an order that is a function of (seed, epoch)."""
@@ -209,8 +207,6 @@ class Tokenized(Dataset):
     def decode(self, tokens: np.ndarray) -> bytes:
         return tokenizers.load(self.tokenizer).decode(tokens)
 
-    def _pad(
-        self, rows: Sequence[np.ndarray], value: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _pad(self, rows: batching.Rows) -> tuple[np.ndarray, np.ndarray]:
         """Rows [<= L] as int32 [B, L], and where they are, bool [B, L]."""
-        return batching.pad(rows, (self.batch_size, self.length), value)
+        return batching.pad(rows, (self.batch_size, self.length), self.pad_id)

@@ -43,15 +43,13 @@ class Duplication(dataset.Dataset):
 
     @property
     def vocab_size(self) -> int:
-        """The marker 0 and the symbols."""
-        return self.symbols + 1
+        return self.symbols + 1  # and the marker 0
 
     @property
     def spec(self) -> batching.Spec:
         return batching.language_model_spec(self.batch_size, 2 * (self.half_length + 1))
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Token ids [n] of a text that lists them, separated by white space."""
         words = text.decode('utf-8', 'replace').split()
         for word in words:
             if not (word.isascii() and word.isdigit() and int(word) <= self.symbols):
@@ -62,7 +60,6 @@ class Duplication(dataset.Dataset):
         return np.array([int(word) for word in words], np.int32)
 
     def decode(self, tokens: np.ndarray) -> bytes:
-        """Token ids [n] as a text, each with a space after it."""
         return batching.as_numbers(tokens)
 
     def _iterate(self, split: str) -> grain.DatasetIterator:
@@ -75,7 +72,7 @@ class Duplication(dataset.Dataset):
         assemble = functools.partial(self._assemble, key)
         return self._stream(assemble, None if train else self.eval_examples)
 
-    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> dataset.Batch:
+    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> batching.Batch:
         # Numbers of a batch follow each other and Philox counts in blocks of four
         # 64-bit draws, so one generator gives every example its own blocks: 6 times
         # faster than one generator each.

@@ -41,38 +41,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return ARCHIVE.info
 
     def _info(self) -> tfds.core.DatasetInfo:
+        block = tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding='bytes')
+        features = {'number': np.int64, 'bytes': block}
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
             homepage='http://mattmahoney.net/dc/textdata.html',
-            features=tfds.features.FeaturesDict(
-                {
-                    'number': np.int64,
-                    'bytes': tfds.features.Tensor(
-                        shape=(None,), dtype=np.uint8, encoding='bytes'
-                    ),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
         )
 
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         # Unpacked here: tfds' own unpacking writes another 100 MB to disk.
         with zipfile.ZipFile(dl_manager.download(ARCHIVE.url)) as archive:
             text = np.frombuffer(archive.read('enwik8'), np.uint8)
         return {
-            split: self._generate_examples(
-                batching.take_split(text, split), BLOCK_BYTES
-            )
+            split: self._generate_examples(batching.take_split(text, split))
             for split in batching.SPLITS
         }
 
-    def _generate_examples(
-        self, text: np.ndarray, block: int
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, start in enumerate(range(0, text.size, block)):
-            yield number, {'number': number, 'bytes': text[start : start + block]}
+    def _generate_examples(self, text: np.ndarray) -> Iterator[tuple[int, Any]]:
+        for number, start in enumerate(range(0, text.size, BLOCK_BYTES)):
+            yield number, {'number': number, 'bytes': text[start : start + BLOCK_BYTES]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +88,7 @@ def load(split: str, data_dir: str = '') -> np.ndarray:
     Raises:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
-    builder = Builder(data_dir=data_dir or None, file_format='array_record')
-    corpus.prepare(builder, 'enwik8', [ARCHIVE.url], _REMEDY)
+    builder = corpus.prepare(Builder, 'enwik8', data_dir, _REMEDY)
     # tfds stores examples in the order of their hashed keys.
     blocks = sorted(builder.as_data_source(split), key=lambda block: block['number'])
     return np.concatenate([block['bytes'] for block in blocks])

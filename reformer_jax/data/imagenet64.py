@@ -5,7 +5,7 @@ Our builder stores pixels in array_record files; tfds' own needs TensorFlow.
 
 import itertools
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Imagenet64(tfds.core.GeneratorBasedBuilder):
     @tfds.core.utils.classproperty
     @classmethod
     def url_infos(cls) -> dict[str, tfds.download.checksums.UrlInfo]:
-        return {**ARCHIVES['train'].info, **ARCHIVES['validation'].info}
+        return ARCHIVES['train'].info | ARCHIVES['validation'].info
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Tensor(
@@ -62,33 +62,25 @@ class Imagenet64(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict({'image': image}),
         )
 
-    def _split_generators(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         urls = {split: archive.url for split, archive in ARCHIVES.items()}
         parts = {}
         for split, path in dl_manager.download(urls).items():
             images = _images_of(path)
-            for name in _names(split):
-                # The last one takes all that is left: no image is lost.
-                last = name == _names(split)[-1]
-                part = itertools.islice(images, None if last else IMAGES_OF_A_PART)
+            *names, last = _names(split)
+            for name in names:
+                part = itertools.islice(images, IMAGES_OF_A_PART)
                 parts[name] = self._generate_examples(part)
+            # The last one takes all that is left: no image is lost.
+            parts[last] = self._generate_examples(images)
         return parts
 
-    def _generate_examples(
-        self, images: Iterable[np.ndarray]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, image in enumerate(images):
-            yield number, {'image': image}
+    def _generate_examples(self, images: Iterator[np.ndarray]) -> Iterator[Any]:
+        return enumerate({'image': image} for image in images)
 
 
 def load(split: str, data_dir: str = '') -> Any:
-    """Returns the images of a split, preparing the dataset if missing.
-
-    Args:
-      split: 'train' or 'validation'.
-      data_dir: folder of prepared datasets; empty means that of tfds.
+    """Returns the images of 'train' or 'validation', preparing the dataset if missing.
 
     Returns:
       tfds data source, read image by image: len() and [number] -> {'image': uint8
@@ -97,9 +89,7 @@ def load(split: str, data_dir: str = '') -> Any:
     Raises:
       FileNotFoundError: if the dataset has to be downloaded and cannot be.
     """
-    builder = Imagenet64(data_dir=data_dir or None, file_format='array_record')
-    urls = [archive.url for archive in ARCHIVES.values()]
-    corpus.prepare(builder, SOURCE, urls, _REMEDY)
+    builder = corpus.prepare(Imagenet64, SOURCE, data_dir, _REMEDY)
     return builder.as_data_source('+'.join(_names(split)))
 
 

@@ -65,8 +65,7 @@ class Images(dataset.Dataset):
 
     @property
     def vocab_size(self) -> int:
-        """The values of a channel."""
-        return 256
+        return 256  # the values of a channel
 
     @property
     def spec(self) -> batching.Spec:
@@ -78,14 +77,11 @@ class Images(dataset.Dataset):
         return tuple(split for split in batching.SPLITS if split in there)
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Raises a ValueError: texts have no tokens here."""
         raise ValueError(
-            f'the tokens of this dataset are of images, not of the text {text[:20]!r}: '
-            'use to_tokens'
+            f'the tokens are of images, not of the text {text[:20]!r}: use to_tokens'
         )
 
     def decode(self, tokens: np.ndarray) -> bytes:
-        """Token ids [n] as a text, each with a space after it; see `to_images`."""
         return batching.as_numbers(tokens)
 
     def read(self, path: str, count: int = 0) -> np.ndarray:
@@ -100,23 +96,17 @@ class Images(dataset.Dataset):
         _check_split(self.source, split)
         count, read = _open(self.source, split, self.data_dir)
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
-            rows = to_tokens(average(read(numbers), self.shrink))
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             shape = (self.batch_size, self._length)
-            tokens, mask = batching.pad(list(rows), shape)
+            rows = to_tokens(average(read(numbers), self.shrink))
+            tokens, mask = batching.pad(rows, shape)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
         return self._epochs(split, count, assemble)
 
 
 def to_tokens(images: np.ndarray) -> np.ndarray:
-    """Returns images as tokens: row by row, channels fastest.
-
-    Args:
-      images: uint8 [N, S, S, 3].
-
-    Returns:
-      int32 [N, S * S * 3].
+    """Returns images, uint8 [N, S, S, 3], as tokens, int32 [N, S * S * 3].
 
     Raises:
       ValueError: for another shape or dtype.
@@ -124,20 +114,14 @@ def to_tokens(images: np.ndarray) -> np.ndarray:
     side = images.shape[1] if images.ndim == 4 else 0
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
         raise ValueError(
-            f'images of shape {images.shape} and dtype {images.dtype}: give square '
-            'ones, uint8 [N, S, S, 3]'
+            f'images of shape {images.shape} and dtype {images.dtype}: give uint8 '
+            '[N, S, S, 3]'
         )
     return images.reshape(len(images), -1).astype(np.int32)
 
 
 def to_images(tokens: np.ndarray) -> np.ndarray:
     """Returns tokens as images; inverts `to_tokens`.
-
-    Args:
-      tokens: integers [N, S * S * 3], each in 0..255.
-
-    Returns:
-      uint8 [N, S, S, 3].
 
     Raises:
       ValueError: for another length, or a token that is no channel value.
@@ -155,11 +139,7 @@ def to_images(tokens: np.ndarray) -> np.ndarray:
 
 
 def average(images: np.ndarray, shrink: int) -> np.ndarray:
-    """Shrinks images by the averages of blocks of shrink x shrink pixels.
-
-    Args:
-      images: uint8 [N, 64, 64, 3].
-      shrink: divisor of 64.
+    """Shrinks images, uint8 [N, 64, 64, 3], by averages of shrink x shrink pixels.
 
     Returns:
       uint8 [N, 64 // shrink, 64 // shrink, 3], rounded to nearest, halves up.
@@ -204,7 +184,7 @@ def read_images(path: str, count: int = 0) -> np.ndarray:
     files = _files_below(location) if location.is_dir() else [location]
     if not files:
         raise ValueError(f'{path!r} has no image: give a folder that has some')
-    return np.stack([_read_image(file) for file in files[: count or None]])
+    return _read(files[: count or None])
 
 
 def _parts_of(source: str) -> tuple[str, tuple[str, ...]]:
@@ -247,9 +227,7 @@ def _open(
         array = _array(location, split)
         return len(array), array.__getitem__
     files = _checked_files(location, split)
-    return len(files), lambda numbers: np.stack(
-        [_read_image(files[n]) for n in numbers]
-    )
+    return len(files), lambda numbers: _read([files[n] for n in numbers])
 
 
 def _locate(path: str, choices: str) -> pathlib.Path:
@@ -337,6 +315,9 @@ def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
         ) from error
 
 
-def _read_image(file: pathlib.Path) -> np.ndarray:
-    with _opened(file) as image:
-        return np.asarray(image)
+def _read(files: list[pathlib.Path]) -> np.ndarray:
+    images = []
+    for file in files:
+        with _opened(file) as image:
+            images.append(np.asarray(image))
+    return np.stack(images)

@@ -122,64 +122,48 @@ class Text(dataset.Tokenized):
 
     def _windows(self, split: str) -> grain.DatasetIterator:
         text, length, train = self._integers(split), self.length, split == 'train'
-        self._check_size(text, split)
+        needed = length if train else 1
+        if text.size < needed:
+            unit = 'bytes' if text.dtype == np.uint8 else 'tokens'
+            least = -(-length * 100 // 90) if train else _LEAST
+            raise ValueError(
+                f'the {split} split has {text.size} {unit} and needs at least {needed} '
+                f'({length=}): give a corpus of at least {least} {unit}, or a smaller '
+                '--config.data.length'
+            )
         training_starts = _training_starts(text.size, length, self.seed)
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
+            tokens, mask = self._pad(windows)
             if self.masked_fraction:
-                return self._masked(windows, numbers, split)
-            tokens, mask = self._pad(windows, self.pad_id)
+                return self._mask(tokens, mask, numbers, split)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
         return self._stream(assemble, None if train else -(-text.size // length))
 
-    def _check_size(self, text: np.ndarray, split: str) -> None:
-        train = split == 'train'
-        needed = self.length if train else 1
-        if text.size < needed:
-            unit = 'bytes' if text.dtype == np.uint8 else 'tokens'
-            least = -(-self.length * 100 // 90) if train else _LEAST
-            raise ValueError(
-                f'the {split} split has {text.size} {unit} and needs at least {needed} '
-                f'(length={self.length}): give a corpus of at least {least} {unit}, or '
-                'a smaller --config.data.length'
-            )
-
-    def _masked(
-        self, windows: list[np.ndarray], numbers: np.ndarray, split: str
-    ) -> dataset.Batch:
-        stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
-        pairs = [
-            self._mask(window, np.random.default_rng((*stream, number)))
-            for window, number in zip(windows, numbers, strict=True)
-        ]
-        corrupted, chosen = zip(*pairs, strict=True)
-        tokens, mask = self._pad(corrupted, self.pad_id)
-        targets, _ = self._pad(windows, self.pad_id)
-        weights, _ = self._pad(chosen, 0)
-        weights = weights.astype(np.float32)
-        return {'tokens': tokens, 'targets': targets, 'weights': weights, 'mask': mask}
-
     def _mask(
-        self, window: np.ndarray, generator: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The corrupted window and where it was chosen, both [n]."""
+        self, targets: np.ndarray, mask: np.ndarray, numbers: np.ndarray, split: str
+    ) -> batching.Batch:
+        """The batch of these windows [B, L], which are the examples `numbers`."""
+        stream = (self.seed if split == 'train' else 0, batching.SPLITS.index(split))
+        tokens, weights = targets.copy(), np.zeros(targets.shape, np.float32)
         mask_id = self.vocab_size - 1
-        count = max(1, round(self.masked_fraction * window.size))
-        places = generator.permutation(window.size)[:count]
-        kind = generator.random(count)
-        anything = generator.integers(mask_id, size=count)
-        corrupted = window.copy()
-        corrupted[places] = np.select(
-            [kind < _MASKED, kind < _MASKED + _RANDOM],
-            [mask_id, anything],
-            window[places],
-        )
-        chosen = np.zeros(window.size, bool)
-        chosen[places] = True
-        return corrupted, chosen
+        for row, number in enumerate(numbers):
+            generator = np.random.default_rng((*stream, number))
+            size = int(mask[row].sum())
+            count = max(1, round(self.masked_fraction * size))
+            places = generator.permutation(size)[:count]
+            kind = generator.random(count)
+            anything = generator.integers(mask_id, size=count)
+            tokens[row, places] = np.select(
+                [kind < _MASKED, kind < _MASKED + _RANDOM],
+                [mask_id, anything],
+                targets[row, places],
+            )
+            weights[row, places] = 1
+        return {'tokens': tokens, 'targets': targets, 'weights': weights, 'mask': mask}
 
     # The whole text as one sequence.
 
@@ -200,15 +184,15 @@ class Text(dataset.Tokenized):
             1, lambda rng: rng.integers(earliest, latest + 1, size=1), self.seed
         )
 
-        def assemble(numbers: np.ndarray) -> dataset.Batch:
+        def assemble(numbers: np.ndarray) -> batching.Batch:
             rows = starts(numbers) if train else np.full(numbers.size, latest)
             places = rows[:, None] + np.arange(length)
             inside = (places >= 0) & (places < end)
             tokens = _as_tokens(text.take(places, mode='clip'))
-            tokens = np.where(inside, tokens, self.pad_id)
-            padded, _ = self._pad(list(tokens), self.pad_id)
-            weights, _ = self._pad(list(inside & (places >= first)), 0)
-            return {'tokens': padded, 'weights': weights.astype(np.float32)}
+            padded, _ = self._pad(np.where(inside, tokens, self.pad_id))
+            weights = np.zeros(padded.shape, np.float32)
+            weights[: len(rows)] = inside & (places >= first)
+            return {'tokens': padded, 'weights': weights}
 
         return self._stream(assemble, None if train else 1)
 

@@ -46,12 +46,7 @@ class Bytes:
         return text.astype(np.int32) + _FIRST_BYTE_ID
 
     def encode_with_offsets(self, text: str) -> Offsets:
-        """Returns the token ids of a text and the character each one belongs to.
-
-        Returns:
-          ids, starts and ends, each int32 [n]: token i is a byte of the character
-          text[starts[i]:ends[i]].
-        """
+        """As `SentencePiece.encode_with_offsets`."""
         ids = self.encode(text)
         # All bytes of a character but the first are 0b10xxxxxx.
         first = (ids - _FIRST_BYTE_ID) & 0xC0 != 0x80
@@ -59,7 +54,10 @@ class Bytes:
         return ids, starts, starts + 1
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """Returns the bytes of token ids [n]; ids that stand for none have none."""
+        """Returns the bytes of token ids [n]; what two parts give, joined, is both.
+
+        Ids beyond the vocabulary have none.
+        """
         values = np.asarray(ids) - _FIRST_BYTE_ID
         return values[(values >= 0) & (values < 256)].astype(np.uint8).tobytes()
 
@@ -105,10 +103,7 @@ class SentencePiece:
         return ids, starts, ends
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """Returns the bytes of token ids [n]; what two parts give, joined, is both.
-
-        Control pieces and ids beyond the vocabulary have no text.
-        """
+        """As `Bytes.decode`; control pieces have no text either."""
         known = (int(i) for i in ids if 0 <= i < self.vocab_size)
         return b''.join(self._pieces[i] for i in known)
 
@@ -127,7 +122,7 @@ def load(name: str) -> Bytes | SentencePiece:
     if name == BYTES:
         return Bytes()
     file = pathlib.Path(name).expanduser()
-    if not name or not file.is_file():
+    if not file.is_file():
         raise FileNotFoundError(
             f"no tokenizer at {name!r}: set config.data.tokenizer to 'bytes' or to the "
             'path of a SentencePiece model; python convert.py tokenizer makes one '

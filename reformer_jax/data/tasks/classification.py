@@ -8,16 +8,16 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
-from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
-from reformer_jax.data.tasks import tables
 
-KINDS = ('single', 'multi', 'regression')
-
+_SCORES = {
+    'single': scores.single,
+    'multi': scores.multi,
+    'regression': scores.regression,
+}
 _HIDDEN = '-1'
 
 
@@ -46,12 +46,11 @@ class Classification(rows.Labelled):
         columns = self.text_columns
         if isinstance(columns, str) or len(columns) not in (1, 2):
             raise ValueError(
-                f'text_columns={columns!r}: give a tuple of one column, or of two for '
-                'pairs'
+                f'text_columns={columns!r}: give a tuple of one column, or of a pair'
             )
         object.__setattr__(self, 'text_columns', tuple(columns))
-        if self.kind not in KINDS:
-            raise ValueError(f'kind={self.kind!r}: give one of {", ".join(KINDS)}')
+        if self.kind not in _SCORES:
+            raise ValueError(f'kind={self.kind!r}: give one of {", ".join(_SCORES)}')
         if self.kind == 'regression' and self.labels:
             raise ValueError(f'labels={self.labels}: regression has none, give ()')
 
@@ -67,7 +66,11 @@ class Classification(rows.Labelled):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        return tuple(split for split in super().splits if not self._is_hidden(split))
+        return tuple(
+            split
+            for split in super().splits
+            if {*map(str, self.table(split).column(self.label_column))} != {_HIDDEN}
+        )
 
     @property
     def labels_column(self) -> str:
@@ -79,49 +82,40 @@ class Classification(rows.Labelled):
 
     @property
     def classes(self) -> int:
-        """Number of logits: the classes, or 1 for regression."""
         return 1 if self.kind == 'regression' else len(self.names)
 
     def label_lists(self, split: str) -> list[list[Any]]:
         if self.kind == 'multi':
-            return self.lists(split, self.label_column)
+            return super().label_lists(split)
         return [[value] for value in self.table(split).column(self.label_column)]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the logits of the first rows, [N, classes]; see `scores`."""
         targets = _targets(self, split)
         scores.check(predictions, len(targets), (self.classes,))
-        score = {'single': scores.single, 'multi': scores.multi}.get(self.kind)
-        return (score or scores.regression)(predictions, targets[: len(predictions)])
+        return _SCORES[self.kind](predictions, targets[: len(predictions)])
 
     def _iterate(self, split: str) -> grain.DatasetIterator:
         targets, texts = _targets(self, split), _texts(self, split)
 
-        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-            labels = np.zeros((len(mask), *targets.shape[1:]), targets.dtype)
-            labels[: len(rows)] = targets[rows]
-            weights = (np.arange(len(mask)) < len(rows)).astype(np.float32)
-            return {'labels': labels, 'weights': weights}
+        def fill(batch: batching.Batch, place: int, row: int) -> None:
+            batch['labels'][place] = targets[row]
+            batch['weights'][place] = 1
 
-        return self._pad_rows(split, texts, complete)
-
-    def _is_hidden(self, split: str) -> bool:
-        values = self.table(split).column(self.label_column)
-        return all(str(label) == _HIDDEN for label in values)
+        return self._pad_rows(split, texts, fill)
 
 
 @functools.lru_cache(maxsize=3)
 def _targets(dataset: Classification, split: str) -> np.ndarray:
     """The labels of a split: int32 [n], float32 [n, classes] or float32 [n]."""
-    table, names = dataset.table(split), dataset.names
     if dataset.kind == 'regression':
-        values = table.column(dataset.label_column)
-        numbers = [_number(value, table.where(row)) for row, value in enumerate(values)]
+        table = dataset.table(split)
+        values = enumerate(table.column(dataset.label_column))
+        numbers = [_number(value, table.where(row)) for row, value in values]
         return np.array(numbers, np.float32)
-    found = label_names.classes(dataset.label_lists(split), names, table.where)
+    found = dataset.label_classes(split)
     if dataset.kind == 'single':
         return np.array(found, np.int32)[:, 0]
-    targets = np.zeros((len(found), len(names)), np.float32)
+    targets = np.zeros((len(found), dataset.classes), np.float32)
     for row, members in enumerate(found):
         targets[row, members] = 1
     return targets
@@ -140,28 +134,20 @@ def _number(value: Any, where: str) -> float:
 @functools.lru_cache(maxsize=3)
 def _texts(dataset: Classification, split: str) -> list[np.ndarray]:
     """The tokens of a split's texts, each int32 [<= L]."""
-    table = dataset.table(split)
-    texts = list(zip(*map(table.column, dataset.text_columns), strict=True))
-    counted = enumerate(progress.track(texts, f'tokenizing {split}'))
-    return [_tokens(dataset, parts, table, row) for row, parts in counted]
-
-
-def _tokens(
-    dataset: Classification, parts: tuple[Any, ...], table: tables.Table, row: int
-) -> np.ndarray:
-    strings = all(isinstance(part, str) for part in parts)
-    if not (strings and any(part.strip() for part in parts)):
-        raise ValueError(
-            f'{table.where(row)}: {" and ".join(map(repr, parts))} is no text, or an '
-            'empty one; remove the row, or choose other text_columns'
-        )
     tokenizer = tokenizers.load(dataset.tokenizer)
-    tokens = [tokenizer.encode(part) for part in parts]
-    if not any(part.size for part in tokens):
-        raise ValueError(
-            f'{table.where(row)}: {parts!r} has no token for tokenizer '
-            f'{dataset.tokenizer!r}: remove the row'
-        )
-    if len(parts) > 1:
-        tokens.insert(1, np.array([tokenizer.separator_id], np.int32))
-    return np.concatenate(tokens)[: dataset.length]
+
+    def encode(where: str, *parts: Any) -> np.ndarray:
+        strings = all(isinstance(part, str) for part in parts)
+        if not (strings and any(part.strip() for part in parts)):
+            raise ValueError(
+                f'{where}: {" and ".join(map(repr, parts))} is no text, or an empty '
+                'one; remove the row, or choose other text_columns'
+            )
+        tokens = [tokenizer.encode(part) for part in parts]
+        dataset.check_tokens(np.concatenate(tokens), parts, where)
+        if len(parts) > 1:
+            tokens.insert(1, np.array([tokenizer.separator_id], np.int32))
+        return np.concatenate(tokens)[: dataset.length]
+
+    columns = [dataset.table(split).column(name) for name in dataset.text_columns]
+    return dataset.encoded(split, columns, encode)

@@ -10,19 +10,6 @@ _LIMIT = 10_000
 _NO_LABEL = ''
 
 
-def split_list(value: Any, where: str) -> list[Any]:
-    """Returns the items of a list, or of a string that has spaces between them.
-
-    Raises:
-      ValueError: if `value` is neither; names the row, `where`.
-    """
-    if isinstance(value, str):
-        return value.split()
-    if isinstance(value, list):
-        return value
-    raise ValueError(f'{where}: {value!r} is no list, nor names separated by spaces')
-
-
 def given(labels: Sequence[Any]) -> tuple[str, ...]:
     """Returns the names of labels from a config.
 

@@ -8,7 +8,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
@@ -39,8 +38,7 @@ class QuestionAnswering(rows.Rows):
 
     @property
     def classes(self) -> int:
-        """Number of logits of a token: for the first and for the last of the answer."""
-        return 2
+        return 2  # logits of a token: for the first and for the last of the answer
 
     @property
     def spec(self) -> batching.Spec:
@@ -51,16 +49,10 @@ class QuestionAnswering(rows.Rows):
         }
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the answers predicted for the first rows, cut ones included.
+        """The 'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in
+        [0, 1], and 'accuracy', which is the exact match; cut rows count.
 
-        Args:
-          split: 'train', 'validation' or 'test'; of 'train' all rows count, in order.
-          predictions: int [N, 2], first and last token of N rows in order. Where they
-            are no tokens of the context, or the wrong way round, the answer is empty.
-
-        Returns:
-          'exact_match' and 'f1' of the official evaluation of SQuAD v1.1, in [0, 1],
-          and 'accuracy', which is the exact match.
+        Where tokens are none of the context, or the wrong way round, the answer is ''.
         """
         examples = _examples(self, split)
         scores.check(predictions, len(examples), (2,))
@@ -81,19 +73,15 @@ class QuestionAnswering(rows.Rows):
                 f'{self.length} tokens: give a greater --config.data.length'
             )
 
-        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-            labels = np.zeros((len(mask), 2), np.int32)
-            candidates = mask.copy()
-            weights = np.zeros(len(mask), np.float32)
-            for place, row in enumerate(rows):
-                example = examples[row]
-                candidates[place, : example.begin] = False
-                if example.span is not None:
-                    labels[place], weights[place] = example.span, 1
-            return {'labels': labels, 'candidates': candidates, 'weights': weights}
+        def fill(batch: batching.Batch, place: int, row: int) -> None:
+            example = examples[row]
+            batch['candidates'][place, example.begin : len(example.tokens)] = True
+            if example.span is not None:
+                batch['labels'][place] = example.span
+                batch['weights'][place] = 1
 
         tokens = [example.tokens for example in examples]
-        return self._pad_rows(split, tokens, complete)
+        return self._pad_rows(split, tokens, fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,42 +116,31 @@ def _text(example: _Example, first: int, last: int) -> str:
 
 @functools.lru_cache(maxsize=3)
 def _examples(dataset: QuestionAnswering, split: str) -> list[_Example]:
-    table = dataset.table(split)
-    columns = dataset.question_column, dataset.context_column, dataset.answers_column
-    values = list(zip(*map(table.column, columns), strict=True))
-    examples = []
-    for row, (question, context, answers) in enumerate(
-        progress.track(values, f'tokenizing {split}')
-    ):
-        where = table.where(row)
-        for name, part in zip(columns, (question, context), strict=False):
-            if not isinstance(part, str) or not part.strip():
-                raise ValueError(
-                    f'{where}: {name} {part!r} is no text, or an empty one'
-                )
-        texts, starts = _answers(answers, where)
-        start = _find(texts[0], starts[0], context, where)
-        span = (start, start + len(texts[0]))
-        examples.append(_example(dataset, (question, context), texts, span))
-    return examples
+    table, encode = dataset.table(split), functools.partial(_example, dataset)
+    names = dataset.question_column, dataset.context_column, dataset.answers_column
+    return dataset.encoded(split, list(map(table.column, names)), encode)
 
 
 def _example(
-    dataset: QuestionAnswering,
-    texts: tuple[str, str],
-    answers: list[str],
-    characters: tuple[int, int],
+    dataset: QuestionAnswering, where: str, question: Any, context: Any, answers: Any
 ) -> _Example:
-    """Of question and context, and where the first answer stands in the latter."""
-    (question, context), length = texts, dataset.length
-    tokenizer = tokenizers.load(dataset.tokenizer)
+    for name, part in (
+        (dataset.question_column, question),
+        (dataset.context_column, context),
+    ):
+        if not isinstance(part, str) or not part.strip():
+            raise ValueError(f'{where}: {name} {part!r} is no text, or an empty one')
+    texts, places = _answers(answers, where)
+    place = _find(texts[0], places[0], context, where)
+
+    tokenizer, length = tokenizers.load(dataset.tokenizer), dataset.length
     asked = tokenizer.encode(question)
     tokens, starts, ends = tokenizer.encode_with_offsets(context)
     separator = np.array([tokenizer.separator_id], np.int32)
     begin = len(asked) + 1
     # The first token that reaches into the answer, the last that begins before its end.
-    first = begin + int(np.searchsorted(ends, characters[0], side='right'))
-    last = begin + int(np.searchsorted(starts, characters[1], side='left')) - 1
+    first = begin + int(np.searchsorted(ends, place, side='right'))
+    last = begin + int(np.searchsorted(starts, place + len(texts[0]))) - 1
     kept = max(length - begin, 0)
     return _Example(
         tokens=np.concatenate([asked, separator, tokens])[:length],
@@ -171,7 +148,7 @@ def _example(
         starts=starts[:kept],
         ends=ends[:kept],
         context=context,
-        answers=answers,
+        answers=texts,
         span=np.array([first, last], np.int32) if first <= last < length else None,
     )
 
@@ -193,10 +170,11 @@ def _answers(value: Any, where: str) -> tuple[list[str], list[int]]:
             f'{where}: no answer; each row needs one, as in SQuAD v1.1: remove it'
         )
     starts = starts or [0] * len(value)
-    numbers = isinstance(starts, list) and all(
-        isinstance(start, int) and start >= 0 for start in starts
-    )
-    if not numbers or len(starts) != len(value):
+    if (
+        not isinstance(starts, list)
+        or len(starts) != len(value)
+        or not all(isinstance(start, int) and start >= 0 for start in starts)
+    ):
         raise ValueError(
             f'{where}: answer_start {starts!r} must be a list of {len(value)} whole '
             'numbers from 0, one for each answer'

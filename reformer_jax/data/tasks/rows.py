@@ -4,15 +4,18 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
+from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import dataset
 from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
+
+_Encoded = TypeVar('_Encoded')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,6 @@ class Rows(dataset.Tokenized):
 
     @property
     def spec(self) -> batching.Spec:
-        """Of what all have; a dataset adds its 'labels' and 'weights'."""
         shape = (self.batch_size, self.length)
         return {'tokens': (shape, batching.INT), 'mask': (shape, batching.BOOL)}
 
@@ -49,33 +51,41 @@ class Rows(dataset.Tokenized):
         """The rows of a split."""
         return tables.read(self.source, split, self.data_dir)
 
-    def lists(self, split: str, column: str) -> list[list[Any]]:
-        """A column of lists, or of strings with spaces between their items."""
-        table = self.table(split)
-        return [
-            label_names.split_list(value, table.where(row))
-            for row, value in enumerate(table.column(column))
-        ]
+    def encoded(
+        self, split: str, columns: Sequence[list[Any]], encode: Callable[..., _Encoded]
+    ) -> list[_Encoded]:
+        """What `encode` makes of each row's name, for errors, and values of columns."""
+        where, values = self.table(split).where, list(zip(*columns, strict=True))
+        counted = enumerate(progress.track(values, f'tokenizing {split}'))
+        return [encode(where(row), *parts) for row, parts in counted]
+
+    def check_tokens(self, tokens: np.ndarray, text: object, where: str) -> None:
+        """Raises a ValueError for a text without a token: it would pass for padding."""
+        if not tokens.size:
+            raise ValueError(
+                f'{where}: {text!r} has no token for tokenizer {self.tokenizer!r}: '
+                'remove the row'
+            )
 
     def _pad_rows(
         self,
         split: str,
         tokens: Sequence[np.ndarray],
-        complete: Callable[[np.ndarray, np.ndarray], dataset.Batch],
+        fill: Callable[[batching.Batch, int, int], None],
     ) -> grain.DatasetIterator:
-        """Iterates over rows.
+        """Iterates over rows of these tokens, int32 [<= L] each.
 
-        Args:
-          split: 'train', 'validation' or 'test'.
-          tokens: of each row of the split, int32 [<= L].
-          complete: pure function from the indices of at most B rows and their mask,
-            bool [B, L], to what a batch has besides 'tokens' and 'mask'; missing rows
-            get weight 0.
+        `fill` writes what a batch has besides 'tokens' and 'mask', all of it 0 before,
+        at a place of the batch for the row of an index.
         """
+        spec = self.spec
 
-        def assemble(rows: np.ndarray) -> dataset.Batch:
-            padded, mask = self._pad([tokens[row] for row in rows], self.pad_id)
-            return {'tokens': padded, 'mask': mask, **complete(rows, mask)}
+        def assemble(rows: np.ndarray) -> batching.Batch:
+            batch = {name: np.zeros(*array) for name, array in spec.items()}
+            batch['tokens'], batch['mask'] = self._pad([tokens[row] for row in rows])
+            for place, row in enumerate(rows):
+                fill(batch, place, row)
+            return batch
 
         return self._epochs(split, len(tokens), assemble)
 
@@ -100,9 +110,14 @@ class Labelled(Rows):
     def labels_column(self) -> str:
         """The column where they stand."""
 
-    @abc.abstractmethod
     def label_lists(self, split: str) -> list[list[Any]]:
         """The labels of each row."""
+        return self.table(split).lists(self.labels_column)
+
+    def label_classes(self, split: str) -> list[list[int]]:
+        """The class of each label of each row."""
+        where = self.table(split).where
+        return label_names.classes(self.label_lists(split), self.names, where)
 
     @property
     def names(self) -> tuple[str, ...]:

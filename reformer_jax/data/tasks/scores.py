@@ -12,11 +12,7 @@ _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
 def check(predictions: np.ndarray, rows: int, shape: tuple[int, ...]) -> None:
-    """Checks the shape of predictions.
-
-    Raises:
-      ValueError: unless it is [N, *shape] with N from 1 to `rows`.
-    """
+    """Raises a ValueError unless predictions are [N, *shape], N from 1 to `rows`."""
     found = predictions.shape
     if found[1:] != shape or not 0 < found[0] <= rows:
         raise ValueError(
@@ -26,11 +22,7 @@ def check(predictions: np.ndarray, rows: int, shape: tuple[int, ...]) -> None:
 
 
 def single(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Scores one class per row.
-
-    Args:
-      logits: [N, classes].
-      labels: int [N].
+    """Scores one class per row, by logits [N, classes] and labels int [N].
 
     Returns:
       'accuracy'; 'f1', of class 1 if there are 2 (as GLUE), else the mean over the
@@ -43,9 +35,7 @@ def single(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def multi(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores sets of classes; those with a logit above 0 are predicted.
 
-    Args:
-      logits: [N, classes].
-      labels: [N, classes], 1 for those in the set, else 0.
+    Both are [N, classes]; labels are 1 for those in the set, else 0.
 
     Returns:
       'accuracy', the share of rows whose sets are equal; 'f1', over all rows and
@@ -64,11 +54,7 @@ def _accuracy_and_f1(
 
 
 def regression(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Scores numbers.
-
-    Args:
-      predictions: [N, 1].
-      labels: [N].
+    """Scores numbers, predictions [N, 1] and labels [N].
 
     Returns:
       'pearson' and 'spearman', the correlations of the numbers and of their ranks, from
@@ -77,12 +63,11 @@ def regression(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from scipy import stats  # takes a second, which few runs need
 
     x, y = predictions[:, 0].astype(np.float64), labels.astype(np.float64)
-    if not (np.ptp(x) and np.ptp(y)):
-        return {'pearson': 0.0, 'spearman': 0.0}
-    pearson, spearman = stats.pearsonr(x, y), stats.spearmanr(x, y)
+    correlations = {'pearson': stats.pearsonr, 'spearman': stats.spearmanr}
+    varies = np.ptp(x) and np.ptp(y)
     return {
-        'pearson': float(pearson.statistic),
-        'spearman': float(spearman.statistic),
+        name: float(correlation(x, y).statistic) if varies else 0.0
+        for name, correlation in correlations.items()
     }
 
 
@@ -95,14 +80,10 @@ def has_entities(labels: Sequence[str]) -> bool:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
-    """Returns the entities of one sentence as conlleval reads them.
+    """Returns the entities, (first word, last word, type), of one sentence's tags.
 
-    Args:
-      tags: one per word. B-X begins an entity of type X; I-X continues one, and begins
-        one behind another type or none; all else is outside.
-
-    Returns:
-      (first word, last word, type) of each entity.
+    As conlleval reads them: B-X begins an entity of type X; I-X continues one, and
+    begins one behind another type or none; all else is outside.
     """
     found = set()
     begin, current = 0, ''
@@ -119,14 +100,11 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int, str]]:
 def named_entities(
     predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Scores the entities of sentences; one is right if both its words and type are.
-
-    Args:
-      predicted: tags of the words of each sentence.
-      true: the same.
+    """Scores the entities of sentences, given the tags of the words of each.
 
     Returns:
-      'precision', 'recall' and 'f1', 0 where they are not defined.
+      'precision', 'recall' and 'f1', 0 where they are not defined; an entity is right
+      if both its words and type are.
     """
     pairs = [(entities(p), entities(t)) for p, t in zip(predicted, true, strict=True)]
     both = sum(len(p & t) for p, t in pairs)

@@ -13,12 +13,10 @@ Of a folder or of tfds without validation, that is 5 % of train by a fixed permu
 import csv
 import dataclasses
 import functools
-import gzip
 import importlib
 import io
 import json
 import pathlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +27,11 @@ from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
 
-_SUFFIXES = ('.jsonl', '.json', '.csv', '.tsv')
+_DIALECTS: dict[str, dict[str, Any]] = {
+    '.csv': {'strict': True},
+    '.tsv': {'delimiter': '\t', 'quoting': csv.QUOTE_NONE},
+}
+_SUFFIXES = ('.jsonl', '.json', *_DIALECTS)
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
@@ -77,18 +79,24 @@ class Table:
                 )
         return [row[name] for row in self.rows]
 
-    def take(self, indices: np.ndarray) -> 'Table':
-        """Some of the rows."""
-        rows = [self.rows[index] for index in indices]
-        return Table(rows, self.unit, self.numbers[indices], self.origin)
+    def lists(self, name: str) -> list[list[Any]]:
+        """One column of lists, or of strings with spaces between their items."""
+        values = self.column(name)
+        for index, value in enumerate(values):
+            if not isinstance(value, str | list):
+                where = self.where(index)
+                raise ValueError(
+                    f'{where}: {value!r} is no list, nor names in a string'
+                )
+        return [v.split() if isinstance(v, str) else v for v in values]
 
 
 @functools.lru_cache(maxsize=6)
 def read(source: str, split: str, data_dir: str = '') -> Table:
-    """Returns the rows of a split.
+    """Returns the rows of a split of a source, see the module.
 
     Args:
-      source: file, folder, path with '{split}', or 'tfds:NAME'; see the module.
+      source: file, folder, path with '{split}', or 'tfds:NAME'.
       split: 'train', 'validation' or 'test'.
       data_dir: folder of prepared tfds datasets; empty means that of tfds.
 
@@ -109,12 +117,7 @@ def read(source: str, split: str, data_dir: str = '') -> Table:
 
 
 def splits(source: str, data_dir: str = '') -> tuple[str, ...]:
-    """Returns the splits of a source, 'train' and 'validation' always among them.
-
-    Raises:
-      FileNotFoundError: if nothing is at `source`, or a download fails.
-      ValueError: if `source` has no rows for training or is of no known kind.
-    """
+    """The splits of a source, 'train' and 'validation' always among them; as `read`."""
     if _is_one_file(source):
         return batching.SPLITS
     given = _given_splits(source, data_dir)
@@ -125,8 +128,7 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
     """Returns the classes of a tfds ClassLabel, or of a list of them; else ()."""
     if not source.startswith(_TFDS):
         return ()
-    features = _builder(source, data_dir).info.features
-    feature = features[column] if column in features else None
+    feature = dict(_builder(source, data_dir).info.features.items()).get(column)
     feature = getattr(feature, 'feature', feature)  # of a list
     if isinstance(feature, tfds.features.ClassLabel):
         return tuple(feature.names)
@@ -137,17 +139,18 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
 
 
 def _part(table: Table, percent: tuple[int, int], split: str, source: str) -> Table:
-    """A split of a table that ends at these shares of it, in the table's order."""
+    """A part of a table, see `batching.take_split`, in the table's order."""
     count = len(table.rows)
     order = np.random.default_rng(_PERMUTATION_SEED).permutation(count)
-    parts = np.split(order, np.array(percent) * count // 100)
-    indices = parts[batching.SPLITS.index(split)]
+    indices = batching.take_split(order, split, percent)
     if not indices.size:
         raise ValueError(
             f'the {split} split of {source!r} is empty: {count} rows are too few to '
             'divide, give at least 20, or a file for each split'
         )
-    return table.take(np.sort(indices))
+    indices = np.sort(indices)
+    rows = [table.rows[index] for index in indices]
+    return Table(rows, table.unit, table.numbers[indices], table.origin)
 
 
 def _given_splits(source: str, data_dir: str) -> dict[str, str]:
@@ -155,12 +158,12 @@ def _given_splits(source: str, data_dir: str) -> dict[str, str]:
     if source.startswith(_TFDS):
         there = _builder(source, data_dir).info.splits
         found = {
-            split: next((theirs for theirs in names if theirs in there), '')
+            split: [theirs for theirs in names if theirs in there]
             for split, names in _NAMES.items()
         }
     else:
-        found = {split: _split_file(source, split) for split in batching.SPLITS}
-    given = {split: name for split, name in found.items() if name}
+        found = {split: _split_files(source, split) for split in _NAMES}
+    given = {split: names[0] for split, names in found.items() if names}
     if 'train' not in given:
         raise ValueError(
             f'{source!r} has no train split: it needs a file named train with one of '
@@ -199,27 +202,24 @@ def _existing(source: str) -> pathlib.Path:
     return path
 
 
-def _split_file(source: str, split: str) -> str:
-    """Path of the file of one split; '' if there is none."""
-    if '{split}' in source:
-        paths = [
-            pathlib.Path(source.replace('{split}', name)).expanduser()
-            for name in _NAMES[split]
-        ]
-    else:
-        paths = [
-            _existing(source) / f'{name}{suffix}{packed}'
-            for name in _NAMES[split]
-            for suffix in _SUFFIXES
-            for packed in ('', '.gz')
-        ]
+def _split_files(source: str, split: str) -> list[str]:
+    """Path of the file of one split, if there is one."""
+    pattern, endings = source, ['']
+    if '{split}' not in source:
+        pattern = str(_existing(source) / '{split}')
+        endings = [*_SUFFIXES, *(f'{suffix}.gz' for suffix in _SUFFIXES)]
+    paths = [
+        pathlib.Path(pattern.replace('{split}', name) + ending).expanduser()
+        for name in _NAMES[split]
+        for ending in endings
+    ]
     found = [str(path) for path in paths if path.is_file()]
     if len(found) > 1:
         raise ValueError(
             f'{source!r} has several files for the {split} split, {" and ".join(found)}'
             ': leave one of them'
         )
-    return found[0] if found else ''
+    return found
 
 
 # Files.
@@ -233,27 +233,22 @@ def _read_file(path: pathlib.Path) -> Table:
             f'{str(path)!r} is of no known kind: its name must end in '
             f'{", ".join(_SUFFIXES)}, or one of these and .gz'
         )
-    text = io.StringIO(_read_text(path))
-    numbered = list(
-        _csv(path, text, suffix) if suffix[-2:] == 'sv' else _json(path, text)
-    )
-    if not numbered:
-        raise ValueError(f'{str(path)!r} holds no rows')
-    numbers, rows = zip(*numbered, strict=True)
-    return Table(list(rows), 'line', np.array(numbers), str(path))
-
-
-def _read_text(path: pathlib.Path) -> str:
-    packed = path.read_bytes()  # outside the try: an unreadable file is not corrupt
     try:
-        content = gzip.decompress(packed) if path.suffix == '.gz' else packed
-        return content.decode('utf-8-sig')  # some programs write a byte order mark
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f'{str(path)!r} cannot be unpacked ({error})') from error
+        content = corpus.read_file(path, 'give another as config.data.source')
+        # Some programs write a byte order mark.
+        text = io.StringIO(content.decode('utf-8-sig'))
     except UnicodeDecodeError as error:
         raise ValueError(
             f'{str(path)!r} is not UTF-8 ({error}): convert it, for example with iconv'
         ) from error
+    if suffix in _DIALECTS:
+        numbered = list(_csv(path, csv.reader(text, **_DIALECTS[suffix])))
+    else:
+        numbered = list(_json(path, text))
+    if not numbered:
+        raise ValueError(f'{str(path)!r} holds no rows')
+    numbers, rows = zip(*numbered, strict=True)
+    return Table(list(rows), 'line', np.array(numbers), str(path))
 
 
 def _json(path: pathlib.Path, text: io.StringIO) -> Iterator[tuple[int, Row]]:
@@ -272,15 +267,14 @@ def _json(path: pathlib.Path, text: io.StringIO) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _csv(
-    path: pathlib.Path, text: io.StringIO, suffix: str
-) -> Iterator[tuple[int, Row]]:
+def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is one long text
-    if suffix == '.csv':
-        reader = csv.reader(text, strict=True)
-    else:
-        reader = csv.reader(text, delimiter='\t', quoting=csv.QUOTE_NONE)
-    header = _header(path, reader)
+    header: list[str] = next(reader, [])
+    if not all(header) or len(set(header)) != len(header):
+        raise ValueError(
+            f'the first line of {path} must name the columns, each once, and has '
+            f'{", ".join(map(repr, header))}'
+        )
     begin = reader.line_num + 1
     try:
         for cells in reader:
@@ -296,16 +290,6 @@ def _csv(
         raise ValueError(f'line {begin} of {path} cannot be read ({error})') from error
 
 
-def _header(path: pathlib.Path, reader: Iterator[list[str]]) -> list[str]:
-    header = next(reader, [])
-    if not all(header) or len(set(header)) != len(header):
-        raise ValueError(
-            f'the first line of {path} must name the columns, each once, and has '
-            f'{", ".join(map(repr, header))}'
-        )
-    return header
-
-
 # --- tensorflow_datasets, without TensorFlow --------------------------------------
 
 _TFDS_REMEDY = (
@@ -319,10 +303,10 @@ def _plain(value: Any, feature: Any) -> Any:
     if isinstance(value, dict):
         inner = getattr(feature, 'feature', feature)
         return {key: _plain(part, inner[key]) for key, part in value.items()}
-    if isinstance(value, np.ndarray) and value.ndim or isinstance(value, list):
-        return [_plain(part, getattr(feature, 'feature', feature)) for part in value]
     if isinstance(value, np.ndarray | np.generic):
-        value = value.item()
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(part, getattr(feature, 'feature', feature)) for part in value]
     if isinstance(value, bytes):
         return value.decode('utf-8', 'replace')
     if isinstance(feature, tfds.features.ClassLabel) and value >= 0:
@@ -337,12 +321,9 @@ def _builder(source: str, data_dir: str) -> Any:
     # own requirements (h5py) are not installed.
     importlib.import_module('tensorflow_datasets.text')
     name = source.removeprefix(_TFDS)
+    make = functools.partial(tfds.builder, name)
     try:
-        builder = tfds.builder(
-            name, data_dir=data_dir or None, file_format='array_record'
-        )
-        urls = [url for url in builder.url_infos or () if url.startswith('http')]
-        corpus.prepare(builder, source, urls, _TFDS_REMEDY)
+        return corpus.prepare(make, source, data_dir, _TFDS_REMEDY)
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds knows no dataset {name!r}, the name behind 'tfds:': see "
@@ -353,4 +334,3 @@ def _builder(source: str, data_dir: str) -> Any:
             f'{source!r} cannot be prepared without {error.name}: install that, or '
             f'{_TFDS_REMEDY}'
         ) from error
-    return builder

@@ -7,10 +7,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
-from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
 
@@ -44,29 +42,17 @@ class TokenClassification(rows.Labelled):
     def labels_column(self) -> str:
         return self.tags_column
 
-    def label_lists(self, split: str) -> list[list[Any]]:
-        return self.lists(split, self.tags_column)
-
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
-        """Scores the classes predicted for the first rows, int [N, L].
-
-        Words that were cut off count as predicted to be 'O'.
-
-        Returns:
-          'accuracy' of the words; if all labels are O, B-TYPE or I-TYPE, also
-          'precision', 'recall' and 'f1' of the entities, see `scores.named_entities`.
-        """
+        """The 'accuracy' of words, those that were cut off predicted to be 'O'; and
+        `scores.named_entities` if all labels are O, B-TYPE or I-TYPE."""
         names, sentences = self.names, _sentences(self, split)
         scores.check(predictions, len(sentences), (self.length,))
-        predicted, true = [], []
-        for row, sentence, tags in zip(
-            predictions, sentences, _tags(self, split), strict=False
-        ):
-            places = sentence.places
-            predicted.append(
-                [names[row[p]] if p < self.length else _OUTSIDE for p in places]
-            )
-            true.append([names[index] for index in tags])
+        true = [[names[tag] for tag in row] for row in _tags(self, split)]
+        true = true[: len(predictions)]
+        predicted = [
+            [names[row[p]] if p < self.length else _OUTSIDE for p in sentence.places]
+            for row, sentence in zip(predictions, sentences, strict=False)
+        ]
         right = np.concatenate(predicted) == np.concatenate(true)
         accuracy = {'accuracy': float(right.mean())}
         if not scores.has_entities(names):
@@ -76,18 +62,14 @@ class TokenClassification(rows.Labelled):
     def _iterate(self, split: str) -> grain.DatasetIterator:
         tags, sentences = _tags(self, split), _sentences(self, split)
 
-        def complete(rows: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-            labels = np.zeros(mask.shape, np.int32)
-            weights = np.zeros(mask.shape, np.float32)
-            for place, row in enumerate(rows):
-                kept = sentences[row].places < self.length
-                at = sentences[row].places[kept]
-                labels[place, at] = tags[row][kept]
-                weights[place, at] = 1
-            return {'labels': labels, 'weights': weights}
+        def fill(batch: batching.Batch, place: int, row: int) -> None:
+            kept = sentences[row].places < self.length
+            at = sentences[row].places[kept]
+            batch['labels'][place, at] = tags[row][kept]
+            batch['weights'][place, at] = 1
 
         tokens = [sentence.tokens for sentence in sentences]
-        return self._pad_rows(split, tokens, complete)
+        return self._pad_rows(split, tokens, fill)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,35 +86,31 @@ class _Sentence:
 @functools.lru_cache(maxsize=3)
 def _tags(dataset: TokenClassification, split: str) -> list[np.ndarray]:
     """The class of each word of a split, int32 [words] a row."""
-    names, where = dataset.names, dataset.table(split).where
-    tags = dataset.label_lists(split)
-    words = dataset.lists(split, dataset.words_column)
+    table = dataset.table(split)
+    words = table.lists(dataset.words_column)
+    tags = dataset.label_classes(split)
     for row, (some, others) in enumerate(zip(words, tags, strict=True)):
         if len(some) != len(others):
             raise ValueError(
-                f'{where(row)}: {dataset.words_column!r} has {len(some)} words, but '
-                f'{dataset.tags_column!r} has {len(others)} labels'
+                f'{table.where(row)}: {dataset.words_column!r} has {len(some)} words, '
+                f'but {dataset.tags_column!r} has {len(others)} labels'
             )
-    found = label_names.classes(tags, names, where)
-    return [np.array(row, np.int32) for row in found]
+    return [np.array(row, np.int32) for row in tags]
 
 
 @functools.lru_cache(maxsize=3)
 def _sentences(dataset: TokenClassification, split: str) -> list[_Sentence]:
-    tokenizer, where = tokenizers.load(dataset.tokenizer), dataset.table(split).where
-    lists = dataset.lists(split, dataset.words_column)
-    sentences = []
-    for row, words in enumerate(progress.track(lists, f'tokenizing {split}')):
+    tokenizer = tokenizers.load(dataset.tokenizer)
+
+    def encode(where: str, words: list[Any]) -> _Sentence:
         if not words or not all(isinstance(word, str) for word in words):
-            raise ValueError(f'{where(row)}: {words!r} are no words: remove the row')
+            raise ValueError(f'{where}: {words!r} are no words: remove the row')
         sentence = _sentence(words, tokenizer, dataset.length)
-        if not sentence.tokens.size:
-            raise ValueError(
-                f'{where(row)}: {words!r} has no token for tokenizer '
-                f'{dataset.tokenizer!r}: remove the row'
-            )
-        sentences.append(sentence)
-    return sentences
+        dataset.check_tokens(sentence.tokens, words, where)
+        return sentence
+
+    columns = [dataset.table(split).lists(dataset.words_column)]
+    return dataset.encoded(split, columns, encode)
 
 
 def _sentence(
