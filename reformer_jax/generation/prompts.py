@@ -1,19 +1,28 @@
-"""Prompts: checked, brought to one length, filled up to whole chunks. Numpy only.
+"""Prompts: checked, brought to one length, filled up to whole chunks; numpy.
 
 Shape letters: B prompts, P tokens of the longest, padding included.
 """
 
+import dataclasses
+import functools
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.model import config as model_config
 
 
-class Prompts(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['tokens_BP', 'lengths_B'],
+    meta_fields=['capacity'],
+)
+@dataclasses.dataclass(frozen=True)
+class Prompts:
     """Prompts with their start token, filled up to a length of whole chunks.
 
     Attributes:
@@ -22,8 +31,8 @@ class Prompts(NamedTuple):
       capacity: tokens of the longest sequence that is to be read, at least P.
     """
 
-    tokens_BP: np.ndarray
-    lengths_B: np.ndarray
+    tokens_BP: Any  # arrays of numpy, tracers within a compiled function
+    lengths_B: Any
     capacity: int
 
 
@@ -50,30 +59,25 @@ def prompts(
     most = config.length - longest + 1  # the last token is not read
     if steps > most:
         front = ' with its start token' if config.start_token >= 0 else ''
+        fewer = f'at most {most} steps or ' if most > 0 else ''
         raise ValueError(
             f'a prompt of {longest} tokens{front} and steps={steps} do not fit the '
-            f'model, which has model.length={config.length}: '
-            + (
-                f'take at most {most} steps or a shorter prompt.'
-                if most > 0
-                else 'take a shorter prompt.'
-            )
+            f'model, which has model.length={config.length}: take {fewer}a shorter '
+            'prompt.'
         )
-    tokens_BP = filled_up(config, read)
-    lengths_B = np.array([row.size for row in read], np.int32)
-    capacity = _rounded_up(config, longest + steps - 1)
-    capacity = max(tokens_BP.shape[1], capacity)
-    return Prompts(tokens_BP, lengths_B, capacity)
+    made = filled_up(config, read)
+    capacity = max(made.capacity, _rounded_up(config, longest + steps - 1))
+    return dataclasses.replace(made, capacity=capacity)
 
 
-def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.ndarray:
-    """Rows as [B, P], with P a length that the model can cut into chunks."""
-    tokens_BP, _ = pad(rows)
-    width = max(1, tokens_BP.shape[1])
+def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> Prompts:
+    """Rows filled up to a length P that the model can cut into chunks; capacity P."""
+    lengths_B = np.array([row.size for row in rows], np.int32)
+    width = max(1, int(lengths_B.max()))
     model_config.check_length(config, width)
     width = model_config.padded_length(config, _rounded_up(config, width))
-    missing = width - tokens_BP.shape[1]
-    return np.pad(tokens_BP, ((0, 0), (0, missing)))
+    tokens_BP, _ = batching.pad(rows, (len(rows), width))
+    return Prompts(tokens_BP, lengths_B, width)
 
 
 def rows(

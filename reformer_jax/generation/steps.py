@@ -135,8 +135,13 @@ def decode_step(
             target, source = streams
             if reversible.is_attention(branch):
                 heads = branch.project(source, _ALL_HEADS)
-                given = of_layer[place], heads, state.lengths_B, state.rotations[number]
-                out_B1HK, of_layer[place] = _step(branch.kind, *given)
+                given = of_layer[place], heads, state.lengths_B
+                match kind := _computed(branch.kind):
+                    case attention.LSH():
+                        stepped = lsh_caches.step(kind, *given, state.rotations[number])
+                    case _:
+                        stepped = caches.step(kind, *given)
+                out_B1HK, of_layer[place] = stepped
                 added = branch.combine(out_B1HK, key, _ALL_HEADS)
             else:
                 added = branch(source, key)
@@ -168,29 +173,18 @@ class _Prompt:
         return self.branch.project(x_BPD, group)
 
     def attend(self, heads, inputs: reversible.Inputs, *, train):
-        kind, lengths_B, capacity = self.branch.kind, inputs.shared, self.capacity
-        match kind:
+        lengths_B = inputs.shared
+        match kind := _computed(self.branch.kind):
             case attention.Local():
                 return caches.local_prompt(kind, heads, lengths_B)
-            case attention.LSH(exact=False):
-                return lsh_caches.lsh_prompt(
-                    kind, heads, lengths_B, inputs.extra, capacity
-                )
-            case attention.LSH():
-                kind = kind.full
-        return caches.full_prompt(kind, heads, capacity)
+            case attention.Full():
+                return caches.full_prompt(kind, heads, self.capacity)
+        return lsh_caches.prompt(kind, heads, lengths_B, inputs.extra, self.capacity)
 
     def combine(self, out_BPHK, key, group, *, train):
         return self.branch.combine(out_BPHK, key, group, train=train)
 
 
-def _step(kind: attention.Kind, cache, heads, positions_B, rotations):
-    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
-    match kind:
-        case attention.Local():
-            return caches.local_step(kind, cache, heads, positions_B)
-        case attention.LSH(exact=False):
-            return lsh_caches.lsh_step(kind, cache, heads, positions_B, rotations)
-        case attention.LSH():
-            kind = kind.full
-    return caches.full_step(kind, cache, heads, positions_B)
+def _computed(kind: attention.Kind) -> attention.Kind:
+    """Exact LSH as the full attention that it is."""
+    return kind.full if isinstance(kind, attention.LSH) and kind.exact else kind
