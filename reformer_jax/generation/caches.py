@@ -35,10 +35,8 @@ def full_prompt(kind: attention.Full, heads, capacity: int):
       capacity: tokens that the cache can hold.
     """
     out_BPHK = attention.full_attention(kind, heads[0], heads[-2], heads[-1])
-    k_BPHK = _keys(kind, heads[-2])
-    return out_BPHK, Cache(
-        by_position(k_BPHK, capacity), by_position(heads[-1], capacity)
-    )
+    k_BPHK, v_BPHK = _kept(heads)
+    return out_BPHK, Cache(by_position(k_BPHK, capacity), by_position(v_BPHK, capacity))
 
 
 def local_prompt(kind: attention.Local, heads, lengths_B):
@@ -51,15 +49,17 @@ def local_prompt(kind: attention.Local, heads, lengths_B):
         x_BWHK = jnp.take_along_axis(x_BPHK, positions_BW[:, :, None, None], axis=1)
         return jnp.moveaxis(x_BWHK, 2, 1)
 
-    return out_BPHK, Cache(latest(heads[1]), latest(heads[2]))
+    k_BPHK, v_BPHK = _kept(heads)
+    return out_BPHK, Cache(latest(k_BPHK), latest(v_BPHK))
 
 
 def step(kind: attention.Full | attention.Local, cache: Cache, heads, positions_B):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
-    q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
+    heads_BHK = [x_B1HK[:, 0] for x_B1HK in heads]
+    q_BHK, (k_BHK, v_BHK) = heads_BHK[0], _kept(heads_BHK)
     slots = cache.k_BHWK.shape[2]
     cache = Cache(
-        put(cache.k_BHWK, positions_B % slots, _keys(kind, k_BHK)),
+        put(cache.k_BHWK, positions_B % slots, k_BHK),
         put(cache.v_BHWK, positions_B % slots, v_BHK),
     )
     own_B1 = positions_B[:, None]
@@ -69,19 +69,21 @@ def step(kind: attention.Full | attention.Local, cache: Cache, heads, positions_
         size = kind.chunk_length
         first_B1 = jnp.maximum(own_B1 // size - kind.chunks_before, 0) * size
     allowed_BW = positions_BW >= first_B1
-    if _is_shared(kind):
+    if _is_shared(heads):
         allowed_BW &= (positions_BW != own_B1) | (own_B1 == 0)
     else:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
 
 
-def _is_shared(kind: attention.Full | attention.Local) -> bool:
-    return isinstance(kind, attention.Full) and kind.shared_qk
+def _is_shared(heads) -> bool:
+    return len(heads) == 2
 
 
-def _keys(kind: attention.Full | attention.Local, k: jax.Array) -> jax.Array:
-    return numerics.unit_keys(k).astype(k.dtype) if _is_shared(kind) else k
+def _kept(heads):
+    """Keys and values as a cache has them; shared queries as keys of unit length."""
+    k, v = heads[-2:]
+    return (numerics.unit_keys(k).astype(k.dtype) if _is_shared(heads) else k), v
 
 
 def latest_in_slots(last: jax.Array, slots: jax.Array) -> jax.Array:

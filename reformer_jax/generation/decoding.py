@@ -157,15 +157,14 @@ def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.nda
       ValueError: as `stream`.
     """
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
-    whole = prompts_lib.with_start(model.config, rows)
-    inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in whole])
-    targets = prompts_lib.filled_up(model.config, [row[1:] for row in whole])
+    inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in rows])
+    targets = prompts_lib.filled_up(model.config, [row[1:] for row in rows])
     logp_BP = np.asarray(_compiled(_score)(model, inputs, targets.tokens_BP))
+    real_BP = np.arange(logp_BP.shape[1]) < targets.lengths_B[:, None]
+    first = 0 if model.config.start_token >= 0 else 1
+    scored_BL = mask_BL & (mask_BL.cumsum(axis=1) > first)
     result_BL = np.zeros(mask_BL.shape, np.float32)
-    for row, real_L in enumerate(mask_BL):
-        scored = targets.lengths_B[row]  # all but the first, or all
-        places = np.flatnonzero(real_L)[real_L.sum() - scored :]
-        result_BL[row, places] = logp_BP[row, :scored]
+    result_BL[scored_BL] = logp_BP[real_BP]
     return result_BL
 
 
@@ -249,14 +248,10 @@ def _extend(model, progress, keys_N, sampling, stop, steps):
 
 
 def _score(model, inputs, targets_BP):
-    streams, _ = steps_lib.read(
-        model, inputs.tokens_BP, inputs.lengths_B, capacity=inputs.capacity
-    )
+    streams, _ = steps_lib.read(model, inputs)
+    length = model.config.loss_chunk_length
     nll_BP, _ = chunking.cross_entropy(
-        model.logits,
-        streams,
-        targets_BP,
-        chunk_length=model.config.loss_chunk_length,
+        model.logits, streams, targets_BP, chunk_length=length
     )
     return -nll_BP
 

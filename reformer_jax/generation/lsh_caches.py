@@ -83,14 +83,8 @@ def step(kind: attention.LSH, cache: Cache, heads, positions_B, rotations):
     add = _add_strict if kind.rule == 'strict' else _add_sorted
     cache, keys_BHRW = add(kind, cache, bucket, counts_BHR, positions_B)
     keys_BHW = keys_BHRW.reshape(*keys_BHRW.shape[:2], -1)
-    out_B1HK = _attend_positions(
-        cache.kv_BHSX,
-        heads[0][:, 0],
-        positions_B,
-        keys_BHW,
-        count_once=kind.rule != 'trax',
-    )
-    return out_B1HK, cache
+    q_BHK = heads[0][:, 0]
+    return _attend(kind, cache.kv_BHSX, q_BHK, positions_B, keys_BHW), cache
 
 
 def _add_strict(kind, cache: Cache, bucket, counts_BHR, positions_B):
@@ -194,13 +188,12 @@ def _keys_and_values(qk_BLHK, v_BLHK) -> jax.Array:
     return jnp.concatenate([k_BLHK, v_BLHK], axis=-1)
 
 
-def _attend_positions(
-    kv_BHSX: jax.Array, q_BHK, positions_B, keys_BHW, *, count_once: bool
-) -> jax.Array:
+def _attend(kind: attention.LSH, kv_BHSX, q_BHK, positions_B, keys_BHW) -> jax.Array:
     """Shared-QK attention to the keys at some positions, [B, 1, H, K].
 
     The token itself, which is in the cache, is seen where there is nothing else.
     """
+    count_once = kind.rule != 'trax'
     if count_once:
         keys_BHW = jnp.sort(keys_BHW, axis=-1)
     hidden_BHW = keys_BHW == _NONE

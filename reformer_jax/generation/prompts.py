@@ -43,10 +43,7 @@ def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prompts(
-    config: model_config.ModelConfig,
-    prompt: Any,
-    mask: Any,
-    steps: int,
+    config: model_config.ModelConfig, prompt: Any, mask: Any, steps: int
 ) -> Prompts:
     """Checks prompts that `steps` tokens are to be added to, and fills them up.
 
@@ -54,7 +51,7 @@ def prompts(
       ValueError: as `rows`; or they do not fit the model.
     """
     steps = operator.index(steps)
-    read = with_start(config, rows(config, prompt, mask)[0])
+    read, _ = rows(config, prompt, mask)
     longest = max(row.size for row in read)
     most = config.length - longest + 1  # the last token is not read
     if steps > most:
@@ -83,7 +80,7 @@ def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> Promp
 def rows(
     config: model_config.ModelConfig, tokens: Any, mask: Any
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The real tokens of each row, and the mask [B, P].
+    """Start token, if the model has one, and real tokens of each row; the mask [B, P].
 
     Raises:
       ValueError: the model is not causal; a row is empty; tokens or mask are no [B, P]
@@ -95,9 +92,7 @@ def rows(
             'of a next token: use a causal one.'
         )
     if config.head != 'lm':
-        raise ValueError(
-            f"the model has head={config.head!r}, not 'lm': it predicts no tokens."
-        )
+        raise ValueError(f"model.head={config.head!r} predicts no tokens: take 'lm'.")
     try:
         tokens = np.asarray(tokens)
     except ValueError as error:  # rows of different lengths
@@ -124,16 +119,9 @@ def rows(
             'model has no start token (model.start_token=-1).'
         )
     model_config.check_tokens(config, np.concatenate(real))
+    if config.start_token >= 0:
+        real = [np.append(config.start_token, row) for row in real]
     return real, mask
-
-
-def with_start(
-    config: model_config.ModelConfig, rows: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Rows with the model's start token in front, if it has one."""
-    if config.start_token < 0:
-        return rows
-    return [np.append(config.start_token, row) for row in rows]
 
 
 def _rounded_up(config: model_config.ModelConfig, length: int) -> int:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -46,12 +45,7 @@ class TextPrompt(NamedTuple):
 def text_prompt(
     dataset: data.Dataset, text: bytes, stop: str | None = None
 ) -> TextPrompt:
-    """Reads a prompt.
-
-    Args:
-      dataset: of the run.
-      text: the prompt.
-      stop: text, one token long, that ends a sample.
+    """A prompt of a dataset's text; `stop`, one token long, ends a sample.
 
     Raises:
       ValueError: the prompt is no text of the dataset, or `stop` is no single token.
@@ -65,16 +59,10 @@ def text_prompt(
 def write_text(
     model: model_lib.Reformer, prompt: TextPrompt, *, tokens: int, **settings: Any
 ) -> None:
-    """Continues a text on stdout.
+    """Continues a text on stdout by so many tokens at most.
 
-    Args:
-      model: of the dataset's tokens.
-      prompt: what it continues.
-      tokens: most to add.
-      settings: key, samples, temperature, top_k, top_p of decoding.stream.
-
-    Raises:
-      ValueError: as decoding.stream.
+    Settings are key, samples, temperature, top_k and top_p of decoding.stream, whose
+    errors come before anything is printed.
     """
     parts = decoding.stream(
         model, prompt.tokens_P[None], steps=tokens, stop_token=prompt.stop, **settings
@@ -182,7 +170,6 @@ def draw(
     model: model_lib.Reformer,
     truth_NL: np.ndarray,
     *,
-    key: jax.Array,
     samples: int,
     **settings: Any,
 ) -> np.ndarray:
@@ -191,9 +178,8 @@ def draw(
     Args:
       model: of images; its length is theirs.
       truth_NL: the whole images as tokens, of which the upper halves are read.
-      key: random key.
       samples: of each image.
-      settings: temperature, top_k and top_p of decoding.stream.
+      settings: key, temperature, top_k and top_p of decoding.stream.
 
     Returns:
       uint8 [height, width, 3], a row for each image: itself, its given half, the
@@ -203,7 +189,7 @@ def draw(
     half = length // 2 if count else 0
     prompt = truth_NL[:, :half] if count else np.zeros((1, 0), np.int32)
     parts = decoding.stream(
-        model, prompt, key=key, steps=length - half, samples=samples, **settings
+        model, prompt, steps=length - half, samples=samples, **settings
     )
     print(f'compiling, then drawing {length - half:,} tokens each', file=sys.stderr)
     new = _collect(parts, [], length - half)
@@ -235,22 +221,13 @@ def check_new(path: str | None) -> None:
 def save(
     picture: np.ndarray, path: str | None, workdir: str, step: int
 ) -> pathlib.Path:
-    """Writes a picture as a new PNG file.
+    """Writes a picture, uint8 [height, width, 3], as a new PNG file.
 
-    Args:
-      picture: uint8 [height, width, 3].
-      path: of the file; None for `<workdir>/samples/step_<step>_<time>.png`.
-      workdir: the run folder.
-      step: of the checkpoint.
-
-    Raises:
-      FileExistsError: there is such a file.
+    Without a path that is `<workdir>/samples/step_<step>_<time>.png`. A
+    FileExistsError if there is such a file.
     """
-    if path is None:
-        now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
-        file = pathlib.Path(workdir) / 'samples' / f'step_{step}_{now}.png'
-    else:
-        file = pathlib.Path(path)
+    now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
+    file = pathlib.Path(path or f'{workdir}/samples/step_{step}_{now}.png')
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, 'xb') as stream:
         Image.fromarray(picture).save(stream, 'png')

@@ -17,6 +17,7 @@ from reformer_jax import attention
 from reformer_jax import model as model_lib
 from reformer_jax.generation import caches
 from reformer_jax.generation import lsh_caches
+from reformer_jax.generation import prompts as prompts_lib
 from reformer_jax.model import config as model_config
 from reformer_jax.model import layers
 from reformer_jax.stack import reversible
@@ -63,21 +64,15 @@ def prefill(
       ValueError: the model is not causal, or the capacity is less than P or more than
         the model has.
     """
-    lengths_B = jnp.asarray(lengths_B)
-    streams, state = read(model, tokens_BP, lengths_B, capacity=capacity)
-    last = [
-        jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
-        for y_BPD in streams
-    ]
+    prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity)
+    streams, state = read(model, prompts)
+    last_B11 = state.lengths_B[:, None, None] - 1
+    last = [jnp.take_along_axis(y_BPD, last_B11, axis=1) for y_BPD in streams]
     return model.logits((last[0], last[1]))[:, 0], state
 
 
 def read(
-    model: model_lib.Reformer,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    *,
-    capacity: int,
+    model: model_lib.Reformer, prompts: prompts_lib.Prompts
 ) -> tuple[reversible.Streams, State]:
     """The last streams [B, P, D] of prompts, and the state; otherwise as prefill."""
     config = model.config
@@ -87,17 +82,18 @@ def read(
             'token by token.'
         )
     most = model_config.padded_length(config, config.length)
-    if not tokens_BP.shape[1] <= capacity <= most:
+    longest = prompts.tokens_BP.shape[1]
+    if not longest <= prompts.capacity <= most:
         raise ValueError(
-            f'capacity={capacity} must be at least the {tokens_BP.shape[1]} tokens of '
-            f'the prompts and at most the {most} of the model.'
+            f'capacity={prompts.capacity} must be at least the {longest} tokens of the '
+            f'prompts and at most the {most} of the model.'
         )
     rotations = model_lib.hash_rotations(model)
     streams, saved = model.streams_and_saved(
-        tokens_BP,
-        functools.partial(_Prompt, capacity=capacity),
+        prompts.tokens_BP,
+        functools.partial(_Prompt, capacity=prompts.capacity),
         rotations,
-        lengths_B,
+        prompts.lengths_B,
     )
     # Stacked over repeats and over one group of all heads.
     layer_caches = [
@@ -105,7 +101,7 @@ def read(
         for repeat in range(config.repeats)
         for of_layer in saved
     ]
-    return streams, State(lengths_B, layer_caches, rotations)
+    return streams, State(prompts.lengths_B, layer_caches, rotations)
 
 
 def decode_step(

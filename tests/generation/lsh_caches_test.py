@@ -1,7 +1,7 @@
 """Cached LSH attention of the reformer and trax rules against its definition.
 
 A new token gets what the parallel attention gives the last token of the sequence up to
-it. (The strict rule is compared with the whole model in incremental_test.py.)
+it. (The strict rule is compared with the whole model in steps_test.py.)
 """
 
 import functools

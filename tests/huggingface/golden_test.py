@@ -17,7 +17,7 @@ import pytest
 from reformer_jax import huggingface
 from reformer_jax.attention import hashing
 from reformer_jax.huggingface import tensors
-from reformer_jax.training import losses
+from reformer_jax.training import step as step_lib
 
 pytestmark = pytest.mark.optimized
 
@@ -97,7 +97,7 @@ def _loss(config, logits, io):
     ones = np.ones_like(io['input_ids'], np.float32)
     match config.head:
         case 'lm':
-            _, targets, weights = losses.lm_batch(config, io['input_ids'], ones)
+            _, targets, weights = step_lib.lm_batch(config, io['input_ids'], ones)
             return cross_entropy(logits, targets, weights)
         case 'masked_lm':
             counted = io['labels'] != -100
