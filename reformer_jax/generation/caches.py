@@ -57,20 +57,18 @@ def step(kind: attention.Full | attention.Local, cache: Cache, heads, positions_
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     heads_BHK = [x_B1HK[:, 0] for x_B1HK in heads]
     q_BHK, (k_BHK, v_BHK) = heads_BHK[0], _kept(heads_BHK)
-    slots = cache.k_BHWK.shape[2]
-    cache = Cache(
-        put(cache.k_BHWK, positions_B % slots, k_BHK),
-        put(cache.v_BHWK, positions_B % slots, v_BHK),
-    )
+    slots_W = jnp.arange(cache.k_BHWK.shape[2])
+    slots_B = positions_B % slots_W.size
+    cache = Cache(put(cache.k_BHWK, slots_B, k_BHK), put(cache.v_BHWK, slots_B, v_BHK))
     own_B1 = positions_B[:, None]
-    positions_BW = latest_in_slots(own_B1, jnp.arange(slots))
-    first_B1 = jnp.zeros_like(own_B1)
     if isinstance(kind, attention.Local):
         size = kind.chunk_length
         first_B1 = jnp.maximum(own_B1 // size - kind.chunks_before, 0) * size
-    allowed_BW = positions_BW >= first_B1
+        allowed_BW = latest_in_slots(own_B1, slots_W) >= first_B1
+    else:
+        allowed_BW = slots_W <= own_B1
     if _is_shared(heads):
-        allowed_BW &= (positions_BW != own_B1) | (own_B1 == 0)
+        allowed_BW &= (slots_W != own_B1) | (own_B1 == 0)
     else:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
