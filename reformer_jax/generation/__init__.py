@@ -7,7 +7,6 @@ from reformer_jax.generation import decoding
 from reformer_jax.generation import prompts
 from reformer_jax.generation import show
 from reformer_jax.generation import steps
-from reformer_jax.generation.decoding import Sampling
 from reformer_jax.generation.decoding import beam_search
 from reformer_jax.generation.decoding import generate
 from reformer_jax.generation.decoding import score
@@ -17,7 +16,6 @@ from reformer_jax.generation.steps import decode_step
 from reformer_jax.generation.steps import prefill
 
 __all__ = (
-    'Sampling',
     'beam_search',
     'decode_step',
     'decoding',

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from reformer_jax import model as model_lib
+from reformer_jax.generation import prompts as prompts_lib
 from reformer_jax.generation import steps as steps_lib
 
 
@@ -24,25 +25,20 @@ class _Beams(NamedTuple):
 
 def search(
     model: model_lib.Reformer,
-    logits_BV: jax.Array,
-    state: steps_lib.State,
+    prompts: prompts_lib.Prompts,
     length_penalty: jax.Array,
     stop: jax.Array,
     *,
     beams: int,
     steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Continuations [B, E, S] and scores [B, E], best first; see decoding.beam_search.
+    """Continuations [B, E, S] and scores [B, E]; arguments as decoding.beam_search.
 
-    Args:
-      model: causal.
-      logits_BV: of the first token, from prefill.
-      state: of B sequences, with room for S - 1 tokens.
-      length_penalty: exponent, at least 0.
-      stop: token that ends a continuation; one that never comes if there is none.
-      beams: E.
-      steps: S, most tokens of a continuation.
+    `stop` is a token that never comes if there is none.
     """
+    logits_BV, state = steps_lib.prefill(
+        model, prompts.tokens_BP, prompts.lengths_B, capacity=prompts.capacity
+    )
     batch, vocab_size = logits_BV.shape
     layers = model.unstacked()
     state = steps_lib.take_rows(state, jnp.repeat(jnp.arange(batch), beams))
@@ -78,17 +74,8 @@ def search(
     _, found, _, _ = lax.while_loop(
         unfinished, extend, (jnp.int32(1), found, origins_BE, state)
     )
-    return _all_ended(found, steps, length_penalty)
-
-
-def _all_ended(found: _Beams, steps: int, length_penalty: jax.Array):
-    """The best of those that have finished and those that were cut off."""
     cut_off_BE = found.logp_BE / _penalty(steps, length_penalty)
-    return _best(
-        jnp.concatenate([found.finished_BES, found.tokens_BES], axis=1),
-        jnp.concatenate([found.scores_BE, cut_off_BE], axis=1),
-        found.scores_BE.shape[1],
-    )
+    return _best(found, found.tokens_BES, cut_off_BE)
 
 
 def _choose(found: _Beams, logits_BEV, step, stop, length_penalty):
@@ -106,19 +93,18 @@ def _choose(found: _Beams, logits_BEV, step, stop, length_penalty):
     scores_BX = jnp.where(
         stops_BX, logp_BX / _penalty(step + 1, length_penalty), -jnp.inf
     )
-    finished_BES, scores_BE = _best(
-        jnp.concatenate([found.finished_BES, tokens_BXS], axis=1),
-        jnp.concatenate([found.scores_BE, scores_BX], axis=1),
-        beams,
-    )
+    finished_BES, scores_BE = _best(found, tokens_BXS, scores_BX)
     logp_BE, chosen_BE = lax.top_k(jnp.where(stops_BX, -jnp.inf, logp_BX), beams)
     tokens_BES = jnp.take_along_axis(tokens_BXS, chosen_BE[..., None], axis=1)
     origins_BE = jnp.take_along_axis(origins_BX, chosen_BE, axis=1)
     return _Beams(tokens_BES, logp_BE, finished_BES, scores_BE), origins_BE
 
 
-def _best(tokens_BXS, scores_BX, count: int):
-    scores_BE, chosen_BE = lax.top_k(scores_BX, count)
+def _best(found: _Beams, tokens_BXS, scores_BX):
+    """The best of those that have finished and of others."""
+    tokens_BXS = jnp.concatenate([found.finished_BES, tokens_BXS], axis=1)
+    scores_BX = jnp.concatenate([found.scores_BE, scores_BX], axis=1)
+    scores_BE, chosen_BE = lax.top_k(scores_BX, found.scores_BE.shape[1])
     return jnp.take_along_axis(tokens_BXS, chosen_BE[..., None], axis=1), scores_BE
 
 

@@ -2,12 +2,12 @@
 
 A cache is a pytree of static shape for B sequences, each at its own length. For each
 kind of attention (those of LSH are in lsh_caches.py) a `..._prompt` function attends
-all tokens of a prompt at once, as training does, and makes the cache, and a `..._step`
+all tokens of a prompt at once, as training does, and makes the cache, and a `step`
 function adds one token. Prompts are [B, P], row b filled up to its own length, and all
 attention is causal.
 
-Shape letters are explained in attention.py; further P prompt tokens (padded), S the
-capacity of a cache in tokens, W here the slots of a local cache or the keys of a step.
+Shape letters are explained in attention; further P prompt tokens (padded), S the
+capacity of a cache in tokens, W here the slots of a cache or the keys of a step.
 """
 
 from typing import NamedTuple
@@ -19,64 +19,28 @@ from reformer_jax import attention
 from reformer_jax.attention import numerics
 
 
-class FullCache(NamedTuple):
-    """Keys and values by position."""
-
-    k_BHSK: jax.Array
-    v_BHSK: jax.Array
-
-
-class LocalCache(NamedTuple):
+class Cache(NamedTuple):
     """Keys and values of the latest W positions, position p in slot p % W."""
 
     k_BHWK: jax.Array
     v_BHWK: jax.Array
 
 
-# --- Full attention ---------------------------------------------------------------
-
-
 def full_prompt(kind: attention.Full, heads, capacity: int):
-    """Attention output [B, P, H, K] and FullCache of a prompt.
+    """Attention output [B, P, H, K] of a prompt, and its cache.
 
     Args:
       kind: causal, so that what stands behind a prompt is never seen.
       heads: queries, keys (unless shared) and values, [B, P, H, K] each.
       capacity: tokens that the cache can hold.
     """
-    q_BPHK, k_BPHK, v_BPHK = heads[0], heads[-2], heads[-1]
-    out_BPHK = attention.full_attention(kind, q_BPHK, k_BPHK, v_BPHK)
-    k_BPHK = _keys(kind, k_BPHK)
-    return out_BPHK, FullCache(
-        by_position(k_BPHK, capacity), by_position(v_BPHK, capacity)
-    )
-
-
-def full_step(kind: attention.Full, cache: FullCache, heads, positions_B):
-    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
-    q_BHK, k_BHK, v_BHK = (heads[i][:, 0] for i in (0, -2, -1))
-    cache = FullCache(
-        put(cache.k_BHSK, positions_B, _keys(kind, k_BHK)),
-        put(cache.v_BHSK, positions_B, v_BHK),
-    )
-    if not kind.shared_qk:
-        q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
-    slots_S = jnp.arange(cache.k_BHSK.shape[2])
-    allowed_BS = slots_S <= positions_B[:, None]
-    if kind.shared_qk:
-        allowed_BS &= (slots_S != positions_B[:, None]) | (positions_B[:, None] == 0)
-    return softmax_sum(q_BHK, cache.k_BHSK, cache.v_BHSK, allowed_BS[:, None]), cache
-
-
-def _keys(kind: attention.Full, k: jax.Array) -> jax.Array:
-    return numerics.unit_keys(k).astype(k.dtype) if kind.shared_qk else k
-
-
-# --- Local attention --------------------------------------------------------------
+    out_BPHK = attention.full_attention(kind, heads[0], heads[-2], heads[-1])
+    k_BPHK, v_BPHK = _kept(heads)
+    return out_BPHK, Cache(by_position(k_BPHK, capacity), by_position(v_BPHK, capacity))
 
 
 def local_prompt(kind: attention.Local, heads, lengths_B):
-    """Attention output [B, P, H, K] and LocalCache of prompts of such lengths."""
+    """As full_prompt; the cache is that of prompts of such lengths."""
     out_BPHK = attention.local_attention(kind, *heads)
     slots_W = jnp.arange((kind.chunks_before + 1) * kind.chunk_length)
     positions_BW = jnp.maximum(latest_in_slots(lengths_B[:, None] - 1, slots_W), 0)
@@ -85,23 +49,39 @@ def local_prompt(kind: attention.Local, heads, lengths_B):
         x_BWHK = jnp.take_along_axis(x_BPHK, positions_BW[:, :, None, None], axis=1)
         return jnp.moveaxis(x_BWHK, 2, 1)
 
-    return out_BPHK, LocalCache(latest(heads[1]), latest(heads[2]))
+    k_BPHK, v_BPHK = _kept(heads)
+    return out_BPHK, Cache(latest(k_BPHK), latest(v_BPHK))
 
 
-def local_step(kind: attention.Local, cache: LocalCache, heads, positions_B):
+def step(kind: attention.Full | attention.Local, cache: Cache, heads, positions_B):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
-    q_BHK, k_BHK, v_BHK = (x_B1HK[:, 0] for x_B1HK in heads)
-    slots = cache.k_BHWK.shape[2]
-    cache = LocalCache(
-        put(cache.k_BHWK, positions_B % slots, k_BHK),
-        put(cache.v_BHWK, positions_B % slots, v_BHK),
-    )
-    positions_BW = latest_in_slots(positions_B[:, None], jnp.arange(slots))
-    size = kind.chunk_length
-    first_B = jnp.maximum((positions_B // size - kind.chunks_before), 0)
-    allowed_BW = positions_BW >= first_B[:, None] * size
-    q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
+    heads_BHK = [x_B1HK[:, 0] for x_B1HK in heads]
+    q_BHK, (k_BHK, v_BHK) = heads_BHK[0], _kept(heads_BHK)
+    slots_W = jnp.arange(cache.k_BHWK.shape[2])
+    slots_B = positions_B % slots_W.size
+    cache = Cache(put(cache.k_BHWK, slots_B, k_BHK), put(cache.v_BHWK, slots_B, v_BHK))
+    own_B1 = positions_B[:, None]
+    if isinstance(kind, attention.Local):
+        size = kind.chunk_length
+        first_B1 = jnp.maximum(own_B1 // size - kind.chunks_before, 0) * size
+        allowed_BW = latest_in_slots(own_B1, slots_W) >= first_B1
+    else:
+        allowed_BW = slots_W <= own_B1
+    if _is_shared(heads):
+        allowed_BW &= (slots_W != own_B1) | (own_B1 == 0)
+    else:
+        q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
+
+
+def _is_shared(heads) -> bool:
+    return len(heads) == 2
+
+
+def _kept(heads):
+    """Keys and values as a cache has them; shared queries as keys of unit length."""
+    k, v = heads[-2:]
+    return (numerics.unit_keys(k).astype(k.dtype) if _is_shared(heads) else k), v
 
 
 def latest_in_slots(last: jax.Array, slots: jax.Array) -> jax.Array:
@@ -110,9 +90,6 @@ def latest_in_slots(last: jax.Array, slots: jax.Array) -> jax.Array:
     Slots are 0 .. n - 1 along the last axis, number i stands in slot i % n.
     """
     return last - (last - slots) % slots.shape[-1]
-
-
-# --- Shared -----------------------------------------------------------------------
 
 
 def indices(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:

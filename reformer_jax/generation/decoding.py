@@ -58,7 +58,7 @@ def stream(
     samples: int = 1,
     stop_token: int | None = None,
     mask: Any = None,
-    **sampling: Any,
+    **settings: Any,
 ) -> Iterator[np.ndarray]:
     """Yields continuations of prompts as they are made; ends early if all have stopped.
 
@@ -73,7 +73,7 @@ def stream(
       samples: continuations of each prompt.
       stop_token: ends a row.
       mask: True for the real tokens of the prompt, which may stand anywhere in a row.
-      **sampling: temperature, top_k and top_p, the settings of Sampling.
+      **settings: temperature, top_k and top_p of `sampling_of`.
 
     Yields:
       New tokens, int32 [B * samples, n] with n at least 1.
@@ -82,15 +82,13 @@ def stream(
       ValueError: a prompt is empty, too long for the model or has unknown tokens, or an
         argument is out of its range. Raised by the call, before the first tokens.
     """
-    drawing = drawing_of(Sampling(**sampling), model.config.vocab_size)
+    sampling = sampling_of(model.config.vocab_size, **settings)
     _check_at_least_one(steps=steps, samples=samples)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(
-        jnp.arange(prompts.lengths_B.size * samples)
-    )
-
-    return _parts(model, prompts, keys_B, drawing, stop, steps, samples)
+    rows_N = jnp.arange(prompts.lengths_B.size * samples)
+    keys_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_N)
+    return _parts(model, prompts, keys_N, sampling, stop, steps)
 
 
 def beam_search(
@@ -133,16 +131,9 @@ def beam_search(
         )
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
-    search = _compiled(_search, static=('capacity', 'beams', 'steps'))
+    search = _compiled(beams_lib.search, static=('beams', 'steps'))
     tokens_BES, scores_BE = search(
-        model,
-        prompts.tokens_BP,
-        prompts.lengths_B,
-        jnp.float32(length_penalty),
-        stop,
-        capacity=prompts.capacity,
-        beams=beams,
-        steps=steps,
+        model, prompts, jnp.float32(length_penalty), stop, beams=beams, steps=steps
     )
     return np.asarray(tokens_BES), np.asarray(scores_BE)
 
@@ -166,51 +157,38 @@ def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.nda
       ValueError: as `stream`.
     """
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
+    inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in rows])
+    targets = prompts_lib.filled_up(model.config, [row[1:] for row in rows])
+    logp_BP = np.asarray(_compiled(_score)(model, inputs, targets.tokens_BP))
+    real_BP = np.arange(logp_BP.shape[1]) < targets.lengths_B[:, None]
     first = 0 if model.config.start_token >= 0 else 1
-    read = [row[:-1] for row in prompts_lib.with_start(model.config, rows)]
-    inputs_BP = prompts_lib.filled_up(model.config, read)
-    targets_BP, _ = prompts_lib.pad([row[first:] for row in rows])
-    missing = inputs_BP.shape[1] - targets_BP.shape[1]
-    targets_BP = np.pad(targets_BP, ((0, 0), (0, missing)))
-    lengths_B = np.array([len(row) for row in read], np.int32)
-    logp_BP = np.asarray(_compiled(_score)(model, inputs_BP, targets_BP, lengths_B))
+    scored_BL = mask_BL & (mask_BL.cumsum(axis=1) > first)
     result_BL = np.zeros(mask_BL.shape, np.float32)
-    for row, real_L in enumerate(mask_BL):
-        places = np.flatnonzero(real_L)[first:]
-        result_BL[row, places] = logp_BP[row, : places.size]
+    result_BL[scored_BL] = logp_BP[real_BP]
     return result_BL
 
 
 # --- Compiled ---------------------------------------------------------------------
 
 
-def _parts(model, prompts, keys_B, drawing, stop, steps, samples):
-    start = _compiled(_start, static=('capacity', 'samples'))
-    progress = start(
-        model,
-        prompts.tokens_BP,
-        prompts.lengths_B,
-        keys_B,
-        drawing,
-        capacity=prompts.capacity,
-        samples=samples,
-    )
-    yield np.asarray(progress.tokens_B)[:, None]
+def _parts(model, prompts, keys_N, sampling, stop, steps):
+    progress = _compiled(_start)(model, prompts, keys_N, sampling)
+    yield np.asarray(progress.tokens_N)[:, None]
     extend = _compiled(_extend, donate='progress')
     done = 1
-    while done < steps and not bool(jnp.all(progress.tokens_B == stop)):
-        progress, tokens_BT = extend(
-            model, progress, keys_B, drawing, stop, jnp.int32(steps)
+    while done < steps and not bool(jnp.all(progress.tokens_N == stop)):
+        progress, tokens_NT = extend(
+            model, progress, keys_N, sampling, stop, jnp.int32(steps)
         )
         before, done = done, int(progress.done)
-        yield np.asarray(tokens_BT)[:, : done - before]
+        yield np.asarray(tokens_NT)[:, : done - before]
 
 
 class _Progress(NamedTuple):
     """State after reading all but the latest tokens, and how many have been made."""
 
     state: steps_lib.State
-    tokens_B: jax.Array
+    tokens_N: jax.Array
     done: jax.Array
 
 
@@ -227,72 +205,53 @@ def _compiled(
     )
 
 
-def _start(model, tokens_BP, lengths_B, keys_B, drawing, *, capacity, samples):
+_keys_at = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+
+
+def _start(model, prompts, keys_N, sampling):
     """Reads the prompts and draws the first token of each sample."""
-    logits_BV, state = steps_lib.prefill(model, tokens_BP, lengths_B, capacity=capacity)
-    if samples > 1:
-        rows_B = jnp.repeat(jnp.arange(lengths_B.size), samples)
-        logits_BV, state = logits_BV[rows_B], steps_lib.take_rows(state, rows_B)
-    tokens_B = draw(drawing, _keys_at(keys_B, 0), logits_BV)
-    return _Progress(state, tokens_B, jnp.int32(1))
-
-
-def _search(
-    model,
-    tokens_BP,
-    lengths_B,
-    length_penalty,
-    stop,
-    *,
-    capacity,
-    beams,
-    steps,
-):
-    logits_BV, state = steps_lib.prefill(model, tokens_BP, lengths_B, capacity=capacity)
-    return beams_lib.search(
-        model, logits_BV, state, length_penalty, stop, beams=beams, steps=steps
+    logits_BV, state = steps_lib.prefill(
+        model, prompts.tokens_BP, prompts.lengths_B, capacity=prompts.capacity
     )
+    samples = keys_N.size // prompts.lengths_B.size
+    if samples > 1:
+        rows_N = jnp.repeat(jnp.arange(prompts.lengths_B.size), samples)
+        logits_BV, state = logits_BV[rows_N], steps_lib.take_rows(state, rows_N)
+    tokens_N = draw(sampling, _keys_at(keys_N, 0), logits_BV)
+    return _Progress(state, tokens_N, jnp.int32(1))
 
 
-def _extend(model, progress, keys_B, drawing, stop, steps):
-    """Adds up to _STEPS_PER_CALL tokens; returns them as well, [B, T]."""
+def _extend(model, progress, keys_N, sampling, stop, steps):
+    """Adds up to _STEPS_PER_CALL tokens; returns them as well, [N, T]."""
     layers = model.unstacked()
     first = progress.done
 
     def unfinished(carry):
         progress, _ = carry
         added = progress.done - first
-        running = jnp.any(progress.tokens_B != stop)
+        running = jnp.any(progress.tokens_N != stop)
         return (added < _STEPS_PER_CALL) & (progress.done < steps) & running
 
     def add(carry):
-        (state, tokens_B, done), tokens_TB = carry
-        logits_BV, state = steps_lib.decode_step(model, state, tokens_B, layers)
-        drawn_B = draw(drawing, _keys_at(keys_B, done), logits_BV)
-        tokens_B = jnp.where(tokens_B == stop, stop, drawn_B)
-        tokens_TB = lax.dynamic_update_index_in_dim(
-            tokens_TB, tokens_B, done - first, axis=0
+        (state, tokens_N, done), tokens_TN = carry
+        logits_NV, state = steps_lib.decode_step(model, state, tokens_N, layers)
+        drawn_N = draw(sampling, _keys_at(keys_N, done), logits_NV)
+        tokens_N = jnp.where(tokens_N == stop, stop, drawn_N)
+        tokens_TN = lax.dynamic_update_index_in_dim(
+            tokens_TN, tokens_N, done - first, axis=0
         )
-        return _Progress(state, tokens_B, done + 1), tokens_TB
+        return _Progress(state, tokens_N, done + 1), tokens_TN
 
-    nothing_TB = jnp.zeros((_STEPS_PER_CALL, keys_B.shape[0]), jnp.int32)
-    progress, tokens_TB = lax.while_loop(unfinished, add, (progress, nothing_TB))
-    return progress, tokens_TB.T
-
-
-def _keys_at(keys_B: jax.Array, step: jax.Array | int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+    nothing_TN = jnp.zeros((_STEPS_PER_CALL, keys_N.shape[0]), jnp.int32)
+    progress, tokens_TN = lax.while_loop(unfinished, add, (progress, nothing_TN))
+    return progress, tokens_TN.T
 
 
-def _score(model, inputs_BP, targets_BP, lengths_B):
-    streams, _ = steps_lib.read(
-        model, inputs_BP, lengths_B, capacity=inputs_BP.shape[1]
-    )
+def _score(model, inputs, targets_BP):
+    streams, _ = steps_lib.read(model, inputs)
+    length = model.config.loss_chunk_length
     nll_BP, _ = chunking.cross_entropy(
-        model.logits,
-        streams,
-        targets_BP,
-        chunk_length=model.config.loss_chunk_length,
+        model.logits, streams, targets_BP, chunk_length=length
     )
     return -nll_BP
 
@@ -307,9 +266,9 @@ def _stop(model, stop_token: int | None) -> jax.Array:
     return jnp.int32(_NEVER if stop_token is None else stop_token)
 
 
-def _check_at_least_one(**numbers: int | None) -> None:
+def _check_at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if number is not None and number < 1:
+        if number < 1:
             raise ValueError(f'{name}={number} must be at least 1.')
 
 
@@ -318,84 +277,75 @@ _LEAST_TOP_P = 1e-6
 _GREEDY = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: sample from so many likeliest tokens; None for all.
-      top_p: sample from the likeliest tokens that together have this probability; None
-        for all.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self):
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f'temperature={self.temperature} must be at least 0: 0 takes the '
-                'likeliest token, 1 samples from the model as it is.'
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(
-                f'top_p={self.top_p} is not in (0, 1]: it is the probability of the '
-                'tokens to sample from; leave it out, or use 1, for all.'
-            )
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """Sampling as arrays, so that other numbers do not compile anew; None if unused."""
+class Sampling:
+    """How tokens are drawn: arrays, so that other numbers do not compile anew.
+
+    Attributes:
+      temperature: divides the logits; None takes the likeliest token.
+      top_p: sample from the likeliest tokens that together have this probability; None
+        for all.
+      top_k: sample from so many likeliest tokens; None for all.
+    """
 
     temperature: jax.Array | None
     top_p: jax.Array | None
     top_k: int | None = dataclasses.field(metadata={'static': True})
 
 
-def drawing_of(sampling: Sampling, vocab_size: int) -> Drawing:
-    """The sampling from a vocabulary; a ValueError if top_k is not in it."""
-    temperature, top_k, top_p = dataclasses.astuple(sampling)
+def sampling_of(
+    vocab_size: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Sampling:
+    """The sampling from a vocabulary; a ValueError for what is out of its range."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(
+            f'temperature={temperature} must be at least 0: 0 takes the likeliest '
+            'token, 1 samples from the model as it is.'
+        )
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(
+            f'top_p={top_p} is not in (0, 1]: it is the probability of the tokens to '
+            'sample from; leave it out, or use 1, for all.'
+        )
     if top_k is not None and not 1 <= top_k <= vocab_size:
         raise ValueError(
             f'top_k={top_k} is not in [1, {vocab_size}], the size of the vocabulary: '
             'leave it out to sample from all tokens.'
         )
-    if top_p == 1:
-        top_p = None
-    return Drawing(
+    return Sampling(
         jnp.float32(temperature) if temperature > _GREEDY else None,
         # One token stays however small it is.
-        None if top_p is None else jnp.float32(max(top_p, _LEAST_TOP_P)),
+        None if top_p is None or top_p == 1 else jnp.float32(max(top_p, _LEAST_TOP_P)),
         top_k,
     )
 
 
-def draw(drawing: Drawing, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
+def draw(sampling: Sampling, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """One token of each row, int32 [B], each drawn with its own key."""
-    if drawing.temperature is None:
+    if sampling.temperature is None:
         return logits_BV.argmax(-1).astype(jnp.int32)
     logits_BV -= logits_BV.max(-1, keepdims=True)  # else low temperatures overflow
-    logits_BV = restrict(drawing, logits_BV / drawing.temperature)
+    logits_BV = restrict(sampling, logits_BV / sampling.temperature)
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-def restrict(drawing: Drawing, logits_BV: jax.Array) -> jax.Array:
+def restrict(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
     """Logits with -inf for the tokens that top_k and then top_p leave out.
 
     Tokens as likely as the last one that stays stay too.
     """
-    if drawing.top_k is not None:
-        lowest_B1 = lax.top_k(logits_BV, drawing.top_k)[0][:, -1:]
+    if sampling.top_k is not None:
+        lowest_B1 = lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
-    if drawing.top_p is not None:
+    if sampling.top_p is not None:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         p_BV = jax.nn.softmax(sorted_BV, axis=-1)
         # A token stays if those before it have less than top_p.
-        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < drawing.top_p
+        stays_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
         lowest_B1 = jnp.where(stays_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
         logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
     return logits_BV

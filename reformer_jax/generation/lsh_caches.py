@@ -25,42 +25,31 @@ from reformer_jax.generation import caches
 _NONE = 2**31 - 1
 
 
-class BucketCache(NamedTuple):
-    """For the strict rule: in each round the last C positions of every bucket.
+class Cache(NamedTuple):
+    """What the rule of the kind can show a new token.
+
+    The strict rule shows the last C tokens of its bucket. With the others its chunk, of
+    whose bucket it is the last, and the chunks before it reach back to the last W
+    tokens of buckets and forward to the first C of them.
 
     Attributes:
       kv_BHSX: by position a token's unit key and value in one row, X = 2 * K, so that
         it takes one access to memory.
-      latest_BHRNC: positions, a bucket's i-th token in slot i % C.
       counts_BHRN: tokens of each bucket.
+      latest_BHRNW: last positions of each bucket, its i-th token in slot i % W; W is C
+        for the strict rule.
+      earliest_BHRNC: first positions of each bucket, its i-th token in slot i; no slots
+        for the strict rule.
     """
 
     kv_BHSX: jax.Array
-    latest_BHRNC: jax.Array
     counts_BHRN: jax.Array
-
-
-class SortedCache(NamedTuple):
-    """For the reformer and trax rules: what a round's sorted order can show a token.
-
-    The chunk of a new token, which is the last of its bucket, and the chunks before it
-    reach back to the last W tokens of buckets and forward to the first C of them.
-
-    Attributes:
-      kv_BHSX: as in BucketCache.
-      latest_BHRNW: last positions of each bucket, its i-th token in slot i % W.
-      earliest_BHRNC: first positions of each bucket, its i-th token in slot i.
-      counts_BHRN: tokens of each bucket.
-    """
-
-    kv_BHSX: jax.Array
     latest_BHRNW: jax.Array
     earliest_BHRNC: jax.Array
-    counts_BHRN: jax.Array
 
 
-def lsh_prompt(kind: attention.LSH, heads, lengths_B, rotations, capacity: int):
-    """Attention output [B, P, H, K] and the cache of a prompt; see caches.full_prompt.
+def prompt(kind: attention.LSH, heads, lengths_B, rotations, capacity: int):
+    """Attention output [B, P, H, K] of a prompt, and its cache; see caches.full_prompt.
 
     Rotations are those of the layer, [H, K, R, S].
     """
@@ -68,68 +57,67 @@ def lsh_prompt(kind: attention.LSH, heads, lengths_B, rotations, capacity: int):
         kind, heads, lengths_B, rotations
     )
     kv_BHSX = caches.by_position(_keys_and_values(*heads), capacity)
-    strict = kind.rule == 'strict'
     size = kind.chunk_length
-    slots_W = jnp.arange(size if strict else (kind.chunks_before + 1) * size)
-    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, slots_W)
-    latest_BHRNW = _of_buckets(order_BHRP, counts_BHRN, places_BHRNW)
-    if strict:
-        return out_BPHK, BucketCache(kv_BHSX, latest_BHRNW, counts_BHRN)
-    earliest_BHRNC = _of_buckets(order_BHRP, counts_BHRN, slots_W[:size])
-    return out_BPHK, SortedCache(kv_BHSX, latest_BHRNW, earliest_BHRNC, counts_BHRN)
+    last, first = (kind.chunks_before + 1) * size, size
+    if kind.rule == 'strict':
+        last, first = size, 0
+    places_BHRNW = caches.latest_in_slots(counts_BHRN[..., None] - 1, jnp.arange(last))
+    return out_BPHK, Cache(
+        kv_BHSX,
+        counts_BHRN,
+        _of_buckets(order_BHRP, counts_BHRN, places_BHRNW),
+        _of_buckets(order_BHRP, counts_BHRN, jnp.arange(first)),
+    )
 
 
-def lsh_step(
-    kind: attention.LSH,
-    cache: BucketCache | SortedCache,
-    heads,
-    positions_B,
-    rotations,
-):
+def step(kind: attention.LSH, cache: Cache, heads, positions_B, rotations):
     """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
     ids_BHR = hashing.hash_vectors(heads[0], rotations, buckets=kind.buckets)[..., 0]
-    if isinstance(cache, BucketCache):
-        return _strict_step(cache, heads, positions_B, ids_BHR)
-    return _sorted_step(kind, cache, heads, positions_B, ids_BHR)
-
-
-def _strict_step(cache: BucketCache, heads, positions_B, ids_BHR):
-    qk_B1HK, v_B1HK = heads
-    kv_BHSX = _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK)
     bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     counts_BHR = cache.counts_BHRN[bucket]
-    latest_BHRC = cache.latest_BHRNC[bucket]
-    slots_C = jnp.arange(latest_BHRC.shape[-1])
-    filled_BHRC = slots_C < counts_BHR[..., None]
-    keys_BHW = _flat(jnp.where(filled_BHRC, latest_BHRC, _NONE))
-    out_B1HK = _attend_positions(
-        kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=True
+    kv_B1HX = _keys_and_values(*heads)
+    cache = cache._replace(
+        kv_BHSX=caches.put(cache.kv_BHSX, positions_B, kv_B1HX[:, 0]),
+        counts_BHRN=_set(cache.counts_BHRN, bucket, counts_BHR + 1),
     )
+    add = _add_strict if kind.rule == 'strict' else _add_sorted
+    cache, keys_BHRW = add(kind, cache, bucket, counts_BHR, positions_B)
+    keys_BHW = keys_BHRW.reshape(*keys_BHRW.shape[:2], -1)
+    q_BHK = heads[0][:, 0]
+    return _attend(kind, cache.kv_BHSX, q_BHK, positions_B, keys_BHW), cache
+
+
+def _add_strict(kind, cache: Cache, bucket, counts_BHR, positions_B):
+    """The cache with the tokens, which were the buckets' counts-th; keys they see."""
+    latest_BHRC = cache.latest_BHRNW[bucket]
+    slots_C = jnp.arange(kind.chunk_length)
+    keys_BHRC = jnp.where(slots_C < counts_BHR[..., None], latest_BHRC, _NONE)
     # Whole rows, made from those that were read: so XLA writes them in place instead
     # of into a copy of the array.
-    written_BHR1 = (counts_BHR % slots_C.size)[..., None]
-    latest_BHRC = jnp.where(
-        slots_C == written_BHR1, positions_B[:, None, None, None], latest_BHRC
-    )
-    cache = BucketCache(
-        kv_BHSX,
-        _set(cache.latest_BHRNC, bucket, latest_BHRC),
-        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
-    )
-    return out_B1HK, cache
+    written_BHRC = slots_C == (counts_BHR % slots_C.size)[..., None]
+    latest_BHRC = jnp.where(written_BHRC, positions_B[:, None, None, None], latest_BHRC)
+    latest_BHRNC = _set(cache.latest_BHRNW, bucket, latest_BHRC)
+    return cache._replace(latest_BHRNW=latest_BHRNC), keys_BHRC
 
 
-def _sorted_step(kind: attention.LSH, cache: SortedCache, heads, positions_B, ids_BHR):
-    """As lsh_step. The trax rule looks around the ends of each round, not across."""
-    qk_B1HK, v_B1HK = heads
+def _add_sorted(kind: attention.LSH, cache: Cache, bucket, counts_BHR, positions_B):
+    """As _add_strict. The trax rule looks around the ends of a round, not across."""
+    position_B11 = positions_B[:, None, None]
+    latest_BHRNW, earliest_BHRNC = cache.latest_BHRNW, cache.earliest_BHRNC
+    place = (*bucket, counts_BHR % latest_BHRNW.shape[-1])
+    cache = cache._replace(
+        latest_BHRNW=_set(latest_BHRNW, place, position_B11),
+        # Out of bounds, and so left out, unless among the first.
+        earliest_BHRNC=earliest_BHRNC.at[(*bucket, counts_BHR)].set(
+            position_B11, mode='drop'
+        ),
+    )
     size, before = kind.chunk_length, kind.chunks_before
-    cache = _add_token(cache, qk_B1HK, v_B1HK, positions_B, ids_BHR)
     ends_BHRN = jnp.cumsum(cache.counts_BHRN, axis=-1)
-    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
     rank_BHR1 = ends_BHRN[bucket][..., None] - 1
     offsets_W = jnp.arange((before + 1) * size)
     ranks_BHRW = (rank_BHR1 // size - before) * size + offsets_W
-    tokens_B111 = (positions_B + 1)[:, None, None, None]
+    tokens_B111 = position_B11[..., None] + 1
     if kind.rule == 'trax':
         ranks_BHRW %= tokens_B111
         inside_BHRW = offsets_W < tokens_B111
@@ -138,37 +126,15 @@ def _sorted_step(kind: attention.LSH, cache: SortedCache, heads, positions_B, id
     inside_BHRW &= ranks_BHRW != rank_BHR1
     if kind.rule == 'bucket':
         inside_BHRW &= ranks_BHRW < rank_BHR1
-        inside_BHRW &= ranks_BHRW > rank_BHR1 - cache.counts_BHRN[bucket][..., None]
-    ranks_BHRW = jnp.where(inside_BHRW, ranks_BHRW, 0)
-    keys_BHRW = _at_ranks(cache, ends_BHRN, ranks_BHRW)
-    keys_BHW = _flat(jnp.where(inside_BHRW, keys_BHRW, _NONE))
-    count_once = kind.rule != 'trax'
-    out_B1HK = _attend_positions(
-        cache.kv_BHSX, qk_B1HK[:, 0], positions_B, keys_BHW, count_once=count_once
-    )
-    return out_B1HK, cache
+        inside_BHRW &= ranks_BHRW >= rank_BHR1 - counts_BHR[..., None]
+    keys_BHRW = _at_ranks(cache, ends_BHRN, jnp.where(inside_BHRW, ranks_BHRW, 0))
+    return cache, jnp.where(inside_BHRW, keys_BHRW, _NONE)
 
 
-def _add_token(cache: SortedCache, qk_B1HK, v_B1HK, positions_B, ids_BHR):
-    bucket = (*caches.indices(ids_BHR.shape), ids_BHR)
-    counts_BHR = cache.counts_BHRN[bucket]
-    position_B11 = positions_B[:, None, None]
-    slots = cache.latest_BHRNW.shape[-1]
-    return SortedCache(
-        _write(cache.kv_BHSX, positions_B, qk_B1HK, v_B1HK),
-        _set(cache.latest_BHRNW, (*bucket, counts_BHR % slots), position_B11),
-        # Out of bounds, and so left out, unless among the first.
-        cache.earliest_BHRNC.at[(*bucket, counts_BHR)].set(position_B11, mode='drop'),
-        _set(cache.counts_BHRN, bucket, counts_BHR + 1),
-    )
-
-
-def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
-    """Positions of those ranks in the sorted order that a SortedCache can tell."""
+def _at_ranks(cache: Cache, ends_BHRN, ranks_BHRW) -> jax.Array:
+    """Positions of those ranks in the sorted order that the cache can tell."""
     find = functools.partial(jnp.searchsorted, side='right')
-    for _ in range(3):
-        find = jax.vmap(find)
-    ids_BHRW = find(ends_BHRN, ranks_BHRW)
+    ids_BHRW = jnp.vectorize(find, signature='(n),(w)->(w)')(ends_BHRN, ranks_BHRW)
     bucket = (*(i[..., None] for i in caches.indices(ids_BHRW.shape[:3])), ids_BHRW)
     counts_BHRW = cache.counts_BHRN[bucket]
     places_BHRW = ranks_BHRW - (ends_BHRN[bucket] - counts_BHRW)
@@ -179,9 +145,6 @@ def _at_ranks(cache: SortedCache, ends_BHRN, ranks_BHRW) -> jax.Array:
         cache.latest_BHRNW[(*bucket, places_BHRW % slots)],
         cache.earliest_BHRNC[(*bucket, jnp.minimum(places_BHRW, first_C - 1))],
     )
-
-
-# --- Shared -----------------------------------------------------------------------
 
 
 def _attend_prompt(kind: attention.LSH, heads, lengths_B, rotations):
@@ -220,27 +183,17 @@ def _set(x_BHRN: jax.Array, bucket, values: jax.Array) -> jax.Array:
     return x_BHRN.at[bucket].set(values, mode='promise_in_bounds', unique_indices=True)
 
 
-def _flat(x_BHRW: jax.Array) -> jax.Array:
-    return x_BHRW.reshape(*x_BHRW.shape[:2], -1)
-
-
-def _write(kv_BHSX, positions_B, qk_B1HK, v_B1HK) -> jax.Array:
-    kv_B1HX = _keys_and_values(qk_B1HK, v_B1HK)
-    return caches.put(kv_BHSX, positions_B, kv_B1HX[:, 0])
-
-
 def _keys_and_values(qk_BLHK, v_BLHK) -> jax.Array:
     k_BLHK = numerics.unit_keys(qk_BLHK).astype(v_BLHK.dtype)
     return jnp.concatenate([k_BLHK, v_BLHK], axis=-1)
 
 
-def _attend_positions(
-    kv_BHSX: jax.Array, q_BHK, positions_B, keys_BHW, *, count_once: bool
-) -> jax.Array:
+def _attend(kind: attention.LSH, kv_BHSX, q_BHK, positions_B, keys_BHW) -> jax.Array:
     """Shared-QK attention to the keys at some positions, [B, 1, H, K].
 
     The token itself, which is in the cache, is seen where there is nothing else.
     """
+    count_once = kind.rule != 'trax'
     if count_once:
         keys_BHW = jnp.sort(keys_BHW, axis=-1)
     hidden_BHW = keys_BHW == _NONE

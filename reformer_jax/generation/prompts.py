@@ -1,19 +1,28 @@
-"""Prompts: checked, brought to one length, filled up to whole chunks. Numpy only.
+"""Prompts: checked, brought to one length, filled up to whole chunks; numpy.
 
 Shape letters: B prompts, P tokens of the longest, padding included.
 """
 
+import dataclasses
+import functools
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.model import config as model_config
 
 
-class Prompts(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['tokens_BP', 'lengths_B'],
+    meta_fields=['capacity'],
+)
+@dataclasses.dataclass(frozen=True)
+class Prompts:
     """Prompts with their start token, filled up to a length of whole chunks.
 
     Attributes:
@@ -22,8 +31,8 @@ class Prompts(NamedTuple):
       capacity: tokens of the longest sequence that is to be read, at least P.
     """
 
-    tokens_BP: np.ndarray
-    lengths_B: np.ndarray
+    tokens_BP: Any  # arrays of numpy, tracers within a compiled function
+    lengths_B: Any
     capacity: int
 
 
@@ -34,10 +43,7 @@ def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prompts(
-    config: model_config.ModelConfig,
-    prompt: Any,
-    mask: Any,
-    steps: int,
+    config: model_config.ModelConfig, prompt: Any, mask: Any, steps: int
 ) -> Prompts:
     """Checks prompts that `steps` tokens are to be added to, and fills them up.
 
@@ -45,41 +51,36 @@ def prompts(
       ValueError: as `rows`; or they do not fit the model.
     """
     steps = operator.index(steps)
-    read = with_start(config, rows(config, prompt, mask)[0])
+    read, _ = rows(config, prompt, mask)
     longest = max(row.size for row in read)
     most = config.length - longest + 1  # the last token is not read
     if steps > most:
         front = ' with its start token' if config.start_token >= 0 else ''
+        fewer = f'at most {most} steps or ' if most > 0 else ''
         raise ValueError(
             f'a prompt of {longest} tokens{front} and steps={steps} do not fit the '
-            f'model, which has model.length={config.length}: '
-            + (
-                f'take at most {most} steps or a shorter prompt.'
-                if most > 0
-                else 'take a shorter prompt.'
-            )
+            f'model, which has model.length={config.length}: take {fewer}a shorter '
+            'prompt.'
         )
-    tokens_BP = filled_up(config, read)
-    lengths_B = np.array([row.size for row in read], np.int32)
-    capacity = _rounded_up(config, longest + steps - 1)
-    capacity = max(tokens_BP.shape[1], capacity)
-    return Prompts(tokens_BP, lengths_B, capacity)
+    made = filled_up(config, read)
+    capacity = max(made.capacity, _rounded_up(config, longest + steps - 1))
+    return dataclasses.replace(made, capacity=capacity)
 
 
-def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> np.ndarray:
-    """Rows as [B, P], with P a length that the model can cut into chunks."""
-    tokens_BP, _ = pad(rows)
-    width = max(1, tokens_BP.shape[1])
+def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> Prompts:
+    """Rows filled up to a length P that the model can cut into chunks; capacity P."""
+    lengths_B = np.array([row.size for row in rows], np.int32)
+    width = max(1, int(lengths_B.max()))
     model_config.check_length(config, width)
     width = model_config.padded_length(config, _rounded_up(config, width))
-    missing = width - tokens_BP.shape[1]
-    return np.pad(tokens_BP, ((0, 0), (0, missing)))
+    tokens_BP, _ = batching.pad(rows, (len(rows), width))
+    return Prompts(tokens_BP, lengths_B, width)
 
 
 def rows(
     config: model_config.ModelConfig, tokens: Any, mask: Any
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """The real tokens of each row, and the mask [B, P].
+    """Start token, if the model has one, and real tokens of each row; the mask [B, P].
 
     Raises:
       ValueError: the model is not causal; a row is empty; tokens or mask are no [B, P]
@@ -91,9 +92,7 @@ def rows(
             'of a next token: use a causal one.'
         )
     if config.head != 'lm':
-        raise ValueError(
-            f"the model has head={config.head!r}, not 'lm': it predicts no tokens."
-        )
+        raise ValueError(f"model.head={config.head!r} predicts no tokens: take 'lm'.")
     try:
         tokens = np.asarray(tokens)
     except ValueError as error:  # rows of different lengths
@@ -120,16 +119,9 @@ def rows(
             'model has no start token (model.start_token=-1).'
         )
     model_config.check_tokens(config, np.concatenate(real))
+    if config.start_token >= 0:
+        real = [np.append(config.start_token, row) for row in real]
     return real, mask
-
-
-def with_start(
-    config: model_config.ModelConfig, rows: list[np.ndarray]
-) -> list[np.ndarray]:
-    """Rows with the model's start token in front, if it has one."""
-    if config.start_token < 0:
-        return rows
-    return [np.append(config.start_token, row) for row in rows]
 
 
 def _rounded_up(config: model_config.ModelConfig, length: int) -> int:

@@ -17,6 +17,7 @@ from reformer_jax import attention
 from reformer_jax import model as model_lib
 from reformer_jax.generation import caches
 from reformer_jax.generation import lsh_caches
+from reformer_jax.generation import prompts as prompts_lib
 from reformer_jax.model import config as model_config
 from reformer_jax.model import layers
 from reformer_jax.stack import reversible
@@ -63,21 +64,15 @@ def prefill(
       ValueError: the model is not causal, or the capacity is less than P or more than
         the model has.
     """
-    lengths_B = jnp.asarray(lengths_B)
-    streams, state = read(model, tokens_BP, lengths_B, capacity=capacity)
-    last = [
-        jnp.take_along_axis(y_BPD, (lengths_B - 1)[:, None, None], axis=1)
-        for y_BPD in streams
-    ]
+    prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity)
+    streams, state = read(model, prompts)
+    last_B11 = state.lengths_B[:, None, None] - 1
+    last = [jnp.take_along_axis(y_BPD, last_B11, axis=1) for y_BPD in streams]
     return model.logits((last[0], last[1]))[:, 0], state
 
 
 def read(
-    model: model_lib.Reformer,
-    tokens_BP: jax.Array,
-    lengths_B: jax.Array,
-    *,
-    capacity: int,
+    model: model_lib.Reformer, prompts: prompts_lib.Prompts
 ) -> tuple[reversible.Streams, State]:
     """The last streams [B, P, D] of prompts, and the state; otherwise as prefill."""
     config = model.config
@@ -87,17 +82,18 @@ def read(
             'token by token.'
         )
     most = model_config.padded_length(config, config.length)
-    if not tokens_BP.shape[1] <= capacity <= most:
+    longest = prompts.tokens_BP.shape[1]
+    if not longest <= prompts.capacity <= most:
         raise ValueError(
-            f'capacity={capacity} must be at least the {tokens_BP.shape[1]} tokens of '
-            f'the prompts and at most the {most} of the model.'
+            f'capacity={prompts.capacity} must be at least the {longest} tokens of the '
+            f'prompts and at most the {most} of the model.'
         )
     rotations = model_lib.hash_rotations(model)
     streams, saved = model.streams_and_saved(
-        tokens_BP,
-        functools.partial(_Prompt, capacity=capacity),
+        prompts.tokens_BP,
+        functools.partial(_Prompt, capacity=prompts.capacity),
         rotations,
-        lengths_B,
+        prompts.lengths_B,
     )
     # Stacked over repeats and over one group of all heads.
     layer_caches = [
@@ -105,7 +101,7 @@ def read(
         for repeat in range(config.repeats)
         for of_layer in saved
     ]
-    return streams, State(lengths_B, layer_caches, rotations)
+    return streams, State(prompts.lengths_B, layer_caches, rotations)
 
 
 def decode_step(
@@ -135,8 +131,13 @@ def decode_step(
             target, source = streams
             if reversible.is_attention(branch):
                 heads = branch.project(source, _ALL_HEADS)
-                given = of_layer[place], heads, state.lengths_B, state.rotations[number]
-                out_B1HK, of_layer[place] = _step(branch.kind, *given)
+                given = of_layer[place], heads, state.lengths_B
+                match kind := _computed(branch.kind):
+                    case attention.LSH():
+                        stepped = lsh_caches.step(kind, *given, state.rotations[number])
+                    case _:
+                        stepped = caches.step(kind, *given)
+                out_B1HK, of_layer[place] = stepped
                 added = branch.combine(out_B1HK, key, _ALL_HEADS)
             else:
                 added = branch(source, key)
@@ -168,29 +169,18 @@ class _Prompt:
         return self.branch.project(x_BPD, group)
 
     def attend(self, heads, inputs: reversible.Inputs, *, train):
-        kind, lengths_B, capacity = self.branch.kind, inputs.shared, self.capacity
-        match kind:
+        lengths_B = inputs.shared
+        match kind := _computed(self.branch.kind):
             case attention.Local():
                 return caches.local_prompt(kind, heads, lengths_B)
-            case attention.LSH(exact=False):
-                return lsh_caches.lsh_prompt(
-                    kind, heads, lengths_B, inputs.extra, capacity
-                )
-            case attention.LSH():
-                kind = kind.full
-        return caches.full_prompt(kind, heads, capacity)
+            case attention.Full():
+                return caches.full_prompt(kind, heads, self.capacity)
+        return lsh_caches.prompt(kind, heads, lengths_B, inputs.extra, self.capacity)
 
     def combine(self, out_BPHK, key, group, *, train):
         return self.branch.combine(out_BPHK, key, group, train=train)
 
 
-def _step(kind: attention.Kind, cache, heads, positions_B, rotations):
-    """Attention output [B, 1, H, K] of the tokens at `positions_B`, and the cache."""
-    match kind:
-        case attention.Local():
-            return caches.local_step(kind, cache, heads, positions_B)
-        case attention.LSH(exact=False):
-            return lsh_caches.lsh_step(kind, cache, heads, positions_B, rotations)
-        case attention.LSH():
-            kind = kind.full
-    return caches.full_step(kind, cache, heads, positions_B)
+def _computed(kind: attention.Kind) -> attention.Kind:
+    """Exact LSH as the full attention that it is."""
+    return kind.full if isinstance(kind, attention.LSH) and kind.exact else kind

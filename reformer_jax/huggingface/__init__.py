@@ -8,8 +8,9 @@ convert.py makes run folders of them, and them of run folders.
 """
 
 import contextlib
-import functools
+import itertools
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -73,13 +74,10 @@ def load(
     abstract, structure = jax.tree.flatten(tensors_lib.abstract_model(config))
     leaves: list[Any] = []
     with _reader(file) as (shapes, read):
-        _check(wanted, shapes, file)
-        by_leaf: dict[int, list[tensors_lib.Tensor]] = {}
-        for tensor in wanted:
-            by_leaf.setdefault(tensor.leaf, []).append(tensor)
-        for number, leaf in enumerate(abstract):
-            parameter = np.empty(leaf.shape, np.float32)
-            for tensor in by_leaf[number]:
+        _check({tensor.name: tensor.shape for tensor in wanted}, shapes, file)
+        for number, of_leaf in itertools.groupby(wanted, operator.attrgetter('leaf')):
+            parameter = np.empty(abstract[number].shape, np.float32)
+            for tensor in of_leaf:
                 tensors_lib.to_parameter(tensor, read(tensor.name), parameter)
             leaves.append(jnp.asarray(parameter))
     return config, jax.tree.unflatten(structure, leaves)
@@ -194,6 +192,11 @@ def _weights(folder: pathlib.Path, pytorch: bool) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _reader(file: pathlib.Path) -> Iterator[Reader]:
+    def read(name: str) -> np.ndarray:
+        # The file is mapped: opened once for all, its pages would count as ours.
+        with safetensors.safe_open(file, framework='numpy') as opened:
+            return opened.get_tensor(name)
+
     try:
         if file.name == PYTORCH:
             yield _read_pytorch(file)
@@ -201,17 +204,11 @@ def _reader(file: pathlib.Path) -> Iterator[Reader]:
         with safetensors.safe_open(file, framework='numpy') as opened:
             names = opened.keys()
             shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}
-        yield shapes, functools.partial(_read_tensor, file)
+        yield shapes, read
     except safetensors.SafetensorError as error:
         raise ValueError(
             f'{file} is truncated or damaged ({error}): copy it again.'
         ) from error
-
-
-def _read_tensor(file: pathlib.Path, name: str) -> np.ndarray:
-    # The file is mapped: opened once for all, its pages would count as ours.
-    with safetensors.safe_open(file, framework='numpy') as opened:
-        return opened.get_tensor(name)
 
 
 def _read_pytorch(file: pathlib.Path) -> Reader:
@@ -231,22 +228,18 @@ def _read_pytorch(file: pathlib.Path) -> Reader:
 
 
 def _check(
-    wanted: list[tensors_lib.Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
     file: pathlib.Path,
 ) -> None:
     """Raises a ValueError unless the file has the model's tensors and no others."""
-    expected = {tensor.name: tuple(tensor.shape) for tensor in wanted}
-    problems = [f'{name} is missing' for name in expected if name not in shapes]
+    unknown = [n for n in found if n not in expected and not tensors_lib.is_ignored(n)]
+    problems = [f'{name} is missing' for name in expected if name not in found]
+    problems += [f'{name} is unknown' for name in unknown]
     problems += [
-        f'{name} is unknown'
-        for name in shapes
-        if name not in expected and not tensors_lib.is_ignored(name)
-    ]
-    problems += [
-        f'{name} has shape {list(shapes[name])} instead of {list(shape)}'
+        f'{name} has shape {list(found[name])} instead of {list(shape)}'
         for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
+        if found.get(name, shape) != shape
     ]
     if problems:
         more = [f'and {len(problems) - _LISTED} more'] * (len(problems) > _LISTED)

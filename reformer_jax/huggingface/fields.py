@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reformer_jax.attention import hashing
+import numpy as np
+
 from reformer_jax.model import config as model_config
 
 MODEL_TYPE = 'reformer'
@@ -40,6 +41,7 @@ _SAME: dict[str, tuple[str, Any]] = {
     'feed_forward_size': ('d_ff', 512),
     'num_attention_heads': ('heads', 12),
     'attention_head_size': ('head_size', 64),
+    'max_position_embeddings': ('length', 4096),
     'is_decoder': ('causal', False),
     'local_attn_chunk_length': ('local_chunk_length', 64),
     'local_num_chunks_before': ('local_chunks_before', 1),
@@ -55,28 +57,29 @@ _SAME: dict[str, tuple[str, Any]] = {
     'chunk_size_feed_forward': ('feed_forward_chunk_length', 0),
     'chunk_size_lm_head': ('loss_chunk_length', 0),
 }
-_DEFAULTS = {theirs: default for theirs, (_, default) in _SAME.items()} | {
+# Of ours, which config.json has no field for: kept under this key.
+_OWN = 'reformer_jax'
+
+_DEFAULTS: dict[str, Any] = {
+    theirs: default for theirs, (_, default) in _SAME.items()
+} | {
+    'architectures': None,
     'attn_layers': ('local', 'lsh') * 3,
     'axial_pos_embds': True,
     'axial_pos_shape': (64, 64),
     'axial_pos_embds_dim': (64, 192),
     'hidden_act': 'relu',
-    'max_position_embeddings': 4096,
+    'id2label': None,
     'num_buckets': None,
+    'num_labels': 2,
+    _OWN: {},
 }
-
-# Of ours, which config.json has no field for: kept under this key.
-_OWN = 'reformer_jax'
 
 
 def to_model_config(
     fields: Mapping[str, Any], source: str = 'config.json'
 ) -> model_config.ModelConfig:
-    """The model that a config.json describes.
-
-    Args:
-      fields: the content of the file.
-      source: its name, for errors.
+    """The model that a config.json describes; errors name it as `source`.
 
     Raises:
       ValueError: it is of another model, or has a value that this code cannot do.
@@ -93,35 +96,35 @@ def to_model_config(
 
 
 def _to_model_config(fields, source: str) -> model_config.ModelConfig:
-    found = {name: fields.get(name, default) for name, default in _DEFAULTS.items()}
-    kinds = _attention_kinds(fields, found['attn_layers'], source)
-    head = _choice('architectures', _architecture(fields, source), _HEADS, source)
-    activation = _choice('hidden_act', found['hidden_act'], _ACTIVATIONS, source)
-    ours = {name: found[theirs] for theirs, (name, _) in _SAME.items()}
+    fields = _DEFAULTS | dict(fields)
+    kinds = _attention_kinds(fields, source)
+    architectures = ', '.join(fields['architectures'] or ())
+    head = _choice('architectures', architectures, _HEADS, source)
+    activation = _choice('hidden_act', fields['hidden_act'], _ACTIVATIONS, source)
+    ours = {name: fields[theirs] for theirs, (name, _) in _SAME.items()}
     ours |= {
         'layers': len(kinds),
         'pattern': _shortest_pattern(kinds),
-        'buckets': () if found['num_buckets'] is None else found['num_buckets'],
+        'buckets': () if fields['num_buckets'] is None else fields['num_buckets'],
         'rule': 'trax',
         'dense_length': 0,
         'activation': activation,
         'head': head,
         'start_token': -1,
-        'length': found['max_position_embeddings'],
         'positions': 'learned',
     }
-    if found['axial_pos_embds']:
-        shape = tuple(found['axial_pos_shape'])
+    if fields['axial_pos_embds']:
+        shape = tuple(fields['axial_pos_shape'])
         ours |= {
             'positions': 'axial',
             'axial_shape': shape,
-            'axial_sizes': tuple(found['axial_pos_embds_dim']),
+            'axial_sizes': tuple(fields['axial_pos_embds_dim']),
             'length': min(ours['length'], math.prod(shape)),
         }
     if head == 'classification':
-        ours['classes'] = _classes(fields)
+        ours['classes'] = len(fields['id2label'] or ()) or fields['num_labels']
     try:
-        return model_config.ModelConfig(**(ours | dict(fields.get(_OWN, {}))))
+        return model_config.ModelConfig(**(ours | fields[_OWN]))
     except (TypeError, ValueError) as error:
         raise ValueError(f'{source} describes an impossible model: {error}') from error
 
@@ -143,16 +146,15 @@ def from_model_config(
     _check_exists_there(config)
     if like is not None and _describes(like, config):
         return dict(like)
-    buckets = hashing.bucket_factors(config.lsh.buckets)
+    buckets = np.ravel(config.lsh.buckets).tolist()
     theirs: dict[str, Any] = {
         'architectures': [_key_of(_HEADS, config.head)],
         'model_type': MODEL_TYPE,
         **{theirs: getattr(config, ours) for theirs, (ours, _) in _SAME.items()},
         'attn_layers': list(config.pattern) * config.repeats,
         'num_hidden_layers': config.layers,
-        'num_buckets': list(buckets) if len(buckets) > 1 else buckets[0],
+        'num_buckets': buckets if len(buckets) > 1 else buckets[0],
         'hidden_act': _key_of(_ACTIVATIONS, config.activation),
-        'max_position_embeddings': config.length,
         'axial_pos_embds': config.positions == 'axial',
         'tie_word_embeddings': False,
         'pad_token_id': 0,
@@ -191,18 +193,17 @@ def _describes(fields: Mapping[str, Any], config: model_config.ModelConfig) -> b
         return False
 
 
-def _architecture(fields: Mapping[str, Any], source: str) -> str:
-    named = fields.get('architectures') or []
-    if len(named) != 1:
+def _choice(name: str, value: str, choices: Mapping[str, str], source: str) -> str:
+    if value not in choices:
         raise ValueError(
-            f'{source} names {len(named)} architectures: it needs one, '
-            f'"architectures": ["..."] with one of {", ".join(_HEADS)}.'
+            f'{source} has {name} {value!r}: it needs one of {", ".join(choices)}.'
         )
-    return named[0]
+    return choices[value]
 
 
-def _attention_kinds(fields, kinds, source: str) -> list[str]:
+def _attention_kinds(fields: Mapping[str, Any], source: str) -> list[str]:
     """The attention of each layer; like transformers, the first num_hidden_layers."""
+    kinds = fields['attn_layers']
     count = fields.get('num_hidden_layers', len(kinds))
     if not 1 <= count <= len(kinds) or not set(kinds) <= {'local', 'lsh'}:
         raise ValueError(
@@ -218,20 +219,6 @@ def _shortest_pattern(kinds: list[str]) -> tuple[str, ...]:
         for size in range(1, len(kinds) + 1)
         if kinds[:size] * (len(kinds) // size) == kinds
     )
-
-
-def _classes(fields: Mapping[str, Any]) -> int:
-    if fields.get('id2label'):
-        return len(fields['id2label'])
-    return fields.get('num_labels', 2)
-
-
-def _choice(name: str, value: Any, choices: Mapping[str, str], source: str) -> str:
-    if value not in choices:
-        raise ValueError(
-            f'{source} has {name} {value!r}, which is none of {", ".join(choices)}.'
-        )
-    return choices[value]
 
 
 def _key_of(choices: Mapping[str, str], value: str) -> str:

@@ -99,24 +99,22 @@ def tensors(config: model_config.ModelConfig) -> Iterator[Tensor]:
     prefix = '' if config.head == 'none' else 'reformer.'
     for number, (path, leaf) in enumerate(leaves):
         name = sharding.leaf_name(path)
-        if name.startswith('layers.'):
-            _, place, rest = name.split('.', 2)
-            inputs = _inputs(rest)
+        inputs = _inputs(name)
+        part, _, place = name.partition('.')
+        if part == 'layers':
+            place, _, rest = place.partition('.')
             shape = _shape(leaf.shape[1:], inputs)
             for repeat in range(config.repeats):
                 layer = repeat * len(config.pattern) + int(place)
                 theirs = f'{prefix}encoder.layers.{layer}.{_OF_LAYER[rest]}'
                 yield Tensor(theirs, shape, number, repeat, inputs)
-        elif name.startswith('position_tables.'):
-            axis = int(name.split('.')[1])
-            theirs, shape = _positions(config, axis, leaf.shape)
-            yield Tensor(prefix + theirs, shape, number, None, 0)
-        elif name.startswith('head.'):
-            inputs = _inputs(name)
-            theirs = _OF_HEAD[config.head][name]
-            yield Tensor(theirs, _shape(leaf.shape, inputs), number, None, inputs)
+        elif part == 'position_tables':
+            theirs, shape = _positions(config, int(place), leaf.shape)
+            yield Tensor(prefix + theirs, shape, number, None, inputs)
         else:
-            yield Tensor(prefix + _OF_ENCODER[name], leaf.shape, number, None, 0)
+            of_head = _OF_HEAD.get(config.head, {})
+            theirs = of_head.get(name) or prefix + _OF_ENCODER[name]
+            yield Tensor(theirs, _shape(leaf.shape, inputs), number, None, inputs)
 
 
 def is_ignored(name: str) -> bool:
@@ -136,9 +134,9 @@ def to_file(tensor: Tensor, parameter: Any) -> np.ndarray:
     if tensor.repeat is not None:
         parameter = parameter[tensor.repeat]
     array = np.asarray(parameter, np.float32)
-    if not tensor.inputs:
-        return np.ascontiguousarray(array.reshape(tensor.shape))
-    return np.ascontiguousarray(array.reshape(tensor.shape[::-1]).T)
+    if tensor.inputs:
+        array = array.reshape(tensor.shape[::-1]).T
+    return np.ascontiguousarray(array.reshape(tensor.shape))
 
 
 def _inputs(name: str) -> int:

@@ -1,7 +1,7 @@
 """Cached LSH attention of the reformer and trax rules against its definition.
 
 A new token gets what the parallel attention gives the last token of the sequence up to
-it. (The strict rule is compared with the whole model in incremental_test.py.)
+it. (The strict rule is compared with the whole model in steps_test.py.)
 """
 
 import functools
@@ -39,14 +39,12 @@ def _step_by_step(kind, qk, v, rotations):
     """Outputs [T, B, H, K] of the tokens after the prompts."""
     width = 12
     heads = qk[:, :width], v[:, :width]
-    _, cache = lsh_caches.lsh_prompt(
-        kind, heads, jnp.asarray(_PROMPTS), rotations, _LENGTH
-    )
+    _, cache = lsh_caches.prompt(kind, heads, jnp.asarray(_PROMPTS), rotations, _LENGTH)
 
     def step(cache, t):
         positions = jnp.asarray(_PROMPTS) + t
         new = [x[jnp.arange(3), positions][:, None] for x in (qk, v)]
-        out, cache = lsh_caches.lsh_step(kind, cache, new, positions, rotations)
+        out, cache = lsh_caches.step(kind, cache, new, positions, rotations)
         return cache, out[:, 0]
 
     return jax.lax.scan(step, cache, jnp.arange(_LENGTH - _PROMPTS.max()))[1]

@@ -99,7 +99,7 @@ def test_longest_that_fits(start, steps):
         ([[1, -1]], None, {}, r'token -1 is outside \[0, 11\)'),
         ([[1] * 33], None, {}, 'a prompt of 34 tokens with its start token'),
         ([[1]], None, {'causal': False}, 'bidirectional'),
-        ([[1]], None, {'head': 'none'}, "head='none', not 'lm'"),
+        ([[1]], None, {'head': 'none'}, "head='none' predicts no tokens"),
     ],
 )
 def test_refused(tokens, mask, changes, message):

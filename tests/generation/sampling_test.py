@@ -9,7 +9,7 @@ from reformer_jax.generation import decoding
 
 
 def _sampling(**changes):
-    return decoding.drawing_of(decoding.Sampling(**changes), vocab_size=5)
+    return decoding.sampling_of(5, **changes)
 
 
 _P = np.array([0.1, 0.4, 0.25, 0.2, 0.05])

@@ -1,6 +1,6 @@
 """Samples as text."""
 
-import itertools
+import time
 
 import numpy as np
 import pytest
@@ -8,15 +8,32 @@ import pytest
 from reformer_jax.generation import show
 
 
-def _write(capsys, prompt, rows, *, cuts, stop=None):
+def _write(capsys, prompt, rows, *, cuts, stop=None, wait=lambda: None):
     tokens = np.array(rows)
-    parts = np.split(tokens, cuts, axis=1)
+
+    def parts():
+        for part in np.split(tokens, cuts, axis=1):
+            wait()
+            yield part
 
     def decode(row):
         return bytes(row.tolist())
 
-    show.write(prompt, parts, decode, stop=stop, steps=tokens.shape[1])
+    text = show.TextPrompt(prompt, np.frombuffer(prompt, np.uint8), stop, decode)
+    show.write(text, parts(), steps=tokens.shape[1])
     return capsys.readouterr()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A function that lets seconds pass."""
+    now = [0.0]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
 
 
 def test_characters_that_parts_cut_in_two(capsys):
@@ -44,19 +61,20 @@ def test_samples_end_at_the_stop_token(capsys):
         assert out == '> ab\n\n=== sample 2 ===\n> defgh\n\n=== sample 3 ===\n> \n'
 
 
-def test_speed_counts_all_samples_after_the_second_part(capsys, monkeypatch):
-    seconds = iter([0.0, *(1.0, 1.0), *(5.0, 5.0), *(7.0, 9.0), 9.0])
-    monkeypatch.setattr(show.time, 'monotonic', lambda: next(seconds, 9.0))
-    _, err = _write(capsys, b'', [list(b'abcdefgh'), list(b'abcdefgh')], cuts=[1, 4])
+def test_speed_counts_all_samples_after_the_second_part(capsys, clock):
+    rows = [list(b'abcdefgh'), list(b'abcdefgh')]
+    _, err = _write(capsys, b'', rows, cuts=[1, 4], wait=lambda: clock(4))
     assert err.endswith('8 of 8 tokens, 2.0 tokens/s\n')
 
 
 @pytest.mark.parametrize('terminal', [False, True])
-def test_progress_does_not_cut_the_text_on_a_terminal(capsys, monkeypatch, terminal):
-    seconds = itertools.count(step=20.0)
-    monkeypatch.setattr(show.time, 'monotonic', lambda: next(seconds))
+def test_progress_does_not_cut_the_text_on_a_terminal(
+    capsys, monkeypatch, clock, terminal
+):
     monkeypatch.setattr(show.sys.stdout, 'isatty', lambda: terminal, raising=False)
     rows = [list(b'ab.....'), list(b'abcdefg')]
-    _, err = _write(capsys, b'', rows, cuts=[1, 2, 3, 4, 5], stop=ord('.'))
-    # After each of six parts and at the end, but not after the first two of the text.
-    assert err.count('of 7 tokens') == (5 if terminal else 7)
+    cuts, stop = [1, 2, 3, 4, 5], ord('.')
+    _, err = _write(capsys, b'', rows, cuts=cuts, stop=stop, wait=lambda: clock(20))
+    # After each of six parts and at the end, but not after the three of the text.
+    assert err.count('of 7 tokens') == (4 if terminal else 7)
+    assert 'sampling: 5 of 7 tokens in ' in err

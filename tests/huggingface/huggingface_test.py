@@ -174,8 +174,8 @@ _BIAS = 'lm_head.bias'
     [
         ({'model_type': 'bert'}, "config.json is of a model of type 'bert', not of a"),
         ({'architectures': ['ReformerForTokens']}, "architectures 'ReformerForTokens'"),
-        ({'architectures': None}, 'names 0 architectures'),
-        ({'hidden_act': 'mish'}, "hidden_act 'mish', which is none of relu"),
+        ({'architectures': None}, "architectures '': it needs one of Reformer"),
+        ({'hidden_act': 'mish'}, "hidden_act 'mish': it needs one of relu"),
         ({'attn_layers': ['local', 'full'] * 2}, 'attn_layers=.*full'),
         ({'num_hidden_layers': 9}, 'num_hidden_layers=9'),
         ({'num_hidden_layers': None}, 'config.json has a value of a wrong type'),
