@@ -1,10 +1,10 @@
-"""Cached LSH attention: the strict rule exactly, the other two as they allow.
+"""Cached LSH attention: the strict rule exactly, the others as they allow.
 
 Strict: a token sees the last C tokens of its bucket in each round, which the cache
-keeps; the cost of a step does not depend on the length. With the reformer and trax
-rules a later token moves the chunks of earlier ones, so that no cache gives the outputs
-of the whole sequence. There a new token sees the chunk that the tokens up to itself put
-it in (as in transformers' cached decoding), and earlier tokens keep what they saw.
+keeps; the cost of a step does not depend on the length. With the other rules a later
+token moves the chunks of earlier ones, so that no cache gives the outputs of the whole
+sequence. There a new token sees the chunk that the tokens up to itself put it in (as in
+transformers' cached decoding), and earlier tokens keep what they saw.
 
 Functions and shape letters are those of caches.py.
 """
