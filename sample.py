@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     distributed.begin(argv)
     first = jax.process_index() == 0
     if not first:  # makes the same
-        sys.stdout = sys.stderr = open(os.devnull, 'w')
+        sys.stdout = open(os.devnull, 'w')
     run = start.open(_CONFIG.value, _WORKDIR.value)
     settings: dict[str, Any] = {
         'key': jax.random.key(_SEED.value),
@@ -87,6 +87,10 @@ def _prompt() -> bytes:
         return _PROMPT.value.encode('utf-8', 'surrogateescape')
     if _PROMPT_FILE.value is not None:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
+    if jax.process_count() > 1:
+        raise app.UsageError(
+            'several processes do not share a stdin: give --prompt or --prompt_file'
+        )
     if sys.stdin.isatty():
         print('type the text to continue, then Ctrl-D:', file=sys.stderr)
     return sys.stdin.buffer.read()

@@ -296,9 +296,8 @@ def check_data(sweep: Sweep) -> None:
 def result(point: Point) -> dict[str, Any] | None:
     """What a run came to; None if it is not complete, as long as its config now is."""
     found, config = run_folder.load_result(point.folder), point.train.config
-    if found and all(found[name] == config[name] for name in ('steps', 'minutes')):
-        return found
-    return None
+    lengths = {'steps': config['steps'], 'minutes': config.get('minutes', 0.0)}
+    return found if found and lengths.items() <= found.items() else None
 
 
 def missing(point: Point) -> list[Command]:

@@ -70,7 +70,7 @@ def train(
     started = time.monotonic()
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
-    traced = _steps_to_trace(profile)
+    traced = _steps_to_trace(profile, run.config.steps)
     parameters: dict[str, jax.Array] = {}
     if run.config.init_from and not checkpoint.exists(workdir):
         parameters = start.load_parameters(run.config, run.mesh)
@@ -99,7 +99,7 @@ def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, A
         state, _ = checkpointer.restore(run.state, training.iterator)
     first_step = int(state.step)
     traced, steps = training.traced, run.config.steps
-    if traced and not first_step < traced[0] <= traced[-1] <= steps:
+    if traced and first_step >= traced[0]:
         raise ValueError(
             f'--profile={traced[0]}:{traced[-1]}: this run does steps {first_step + 1} '
             f'to {steps}: trace some of these.'
@@ -176,14 +176,14 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     return state
 
 
-def _steps_to_trace(profile: str) -> range:
+def _steps_to_trace(profile: str, last: int) -> range:
     """The steps that 'FIRST:LAST' names; none for ''."""
     match = re.fullmatch(r'([1-9]\d*):(\d+)', profile)
     steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
-    if profile and not steps:
+    if profile and not (steps and steps[-1] <= last):
         raise ValueError(
             f'--profile={profile}: give the first and the last step to trace, counted '
-            'from 1, as in --profile=11:15.'
+            f'from 1 to {last:,}, as in --profile=11:15.'
         )
     return steps
 

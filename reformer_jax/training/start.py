@@ -157,8 +157,8 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         fields['model'] |= taken
     if dataset.head.endswith('classification'):
         fields['model']['classes'] = fields['model'].get('classes') or dataset.classes
-    if own:
-        fields['model'] |= _still_exact(own['model'], fields['model'])
+    if own or source:
+        fields['model'] |= _still_exact((own or given)['model'], fields['model'])
     return fields
 
 
@@ -166,11 +166,13 @@ def _still_exact(
     trained: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """For other rounds than those trained with, what these made exact by themselves."""
-    rounds, automatic = trained['rounds'], model_config.AUTOMATIC
-    other = model.get('rounds', rounds) != rounds
-    if other and model.get('dense_length', automatic) == automatic:
-        return {'dense_length': model_config.ModelConfig(**trained).exact_length}
-    return {}
+    known = {**model_config.defaults(), **model}
+    automatic = known['dense_length'] == model_config.AUTOMATIC
+    if not automatic or known['rule'] == 'strict':  # which is never exact
+        return {}
+    was = model_config.ModelConfig(**trained)
+    same = was.rounds == known['rounds']
+    return {} if same else {'dense_length': was.exact_length}
 
 
 def _say_what_is_replaced(

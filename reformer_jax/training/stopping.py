@@ -29,6 +29,7 @@ class Stop:
         self._several = jax.process_count() > 1
         self._calls = 0
         self._out_of_time = False
+        self._agreed = False  # the processes have: JAX says so once
         self.by_signal = False
 
     def __enter__(self) -> Self:
@@ -54,14 +55,17 @@ class Stop:
     def now(self) -> bool:
         """Whether to stop; every process asks equally often."""
         over = self._end is not None and time.monotonic() >= self._end
-        if self.by_signal or not self._several:
+        if not self._several:
             return over or self.by_signal
+        if self._agreed:
+            return True
         if over and not self._out_of_time and jax.process_index() == 0:
             self._out_of_time = True
             os.kill(os.getpid(), signal.SIGTERM)
         self._calls += 1
         if not multihost_utils.reached_preemption_sync_point(self._calls):
             return False
+        self._agreed = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one, as above
         in_time = not self._out_of_time
         self.by_signal = bool(multihost_utils.broadcast_one_to_all(np.array(in_time)))

@@ -412,6 +412,8 @@ def test_rounds_at_evaluation_do_not_decide_what_is_exact(text_file, tmp_path):
     evaluated = start.open(config, str(tmp_path))
     assert evaluated.config.model.rounds == 8
     assert not evaluated.config.model.lsh.exact and not trained.config.model.lsh.exact
+    config.model.rule = 'strict'  # which knows no exact length
+    assert start.open(config, str(tmp_path)).config.model.dense_length == -1
 
 
 def test_token_ids_out_of_range_are_an_error(tmp_path):

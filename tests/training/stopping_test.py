@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+from jax.experimental import multihost_utils
 
 from reformer_jax.training import stopping
 
@@ -41,3 +42,22 @@ def test_no_limit():
     stop = stopping.Stop(time.monotonic() - 1e9, 0)
     assert not stop.now()
     assert stop.seconds_left(5.0) == 5.0 and stop.seconds_left(None) is None
+
+
+@pytest.mark.parametrize('minutes', [0, 1])
+def test_several_processes_stop_for_good(monkeypatch, minutes):
+    """JAX says once that they are to; an evaluation may be what asks then."""
+    told = iter([False, True])
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils,
+        'reached_preemption_sync_point',
+        lambda call: next(told, False),
+    )
+    monkeypatch.setattr(multihost_utils, 'broadcast_one_to_all', lambda x: x)
+    monkeypatch.setattr(os, 'kill', lambda process, number: None)
+    before = signal.getsignal(signal.SIGTERM)
+    stop = stopping.Stop(time.monotonic() - 61, minutes)
+    assert [stop.now() for _ in range(4)] == [False, True, True, True]
+    assert stop.by_signal == stop.interrupted() == (minutes == 0)
+    signal.signal(signal.SIGTERM, before)
