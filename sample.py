@@ -88,9 +88,7 @@ def _prompt() -> bytes:
     if _PROMPT_FILE.value is not None:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
     if jax.process_count() > 1:
-        raise app.UsageError(
-            'several processes do not share a stdin: give --prompt or --prompt_file'
-        )
+        raise app.UsageError('several processes: give --prompt or --prompt_file')
     if sys.stdin.isatty():
         print('type the text to continue, then Ctrl-D:', file=sys.stderr)
     return sys.stdin.buffer.read()
