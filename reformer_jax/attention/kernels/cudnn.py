@@ -66,7 +66,7 @@ def _is_installed() -> bool:
     )
     try:
         jax.eval_shape(exact, x_BLHK, x_BLHK, x_BLHK)
-    except (RuntimeError, NotImplementedError):  # none, or too old for the device
+    except (RuntimeError, NotImplementedError):  # none or too old: XLA's path instead
         return False
     return True
 
