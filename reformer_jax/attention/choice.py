@@ -1,10 +1,10 @@
 """How a call of attention is computed, decided here alone.
 
 LSH attention: exactly, by the XLA path, or by a kernel for the device at hand. Exact
-attention: by cuDNN or by the XLA path.
+attention: by cuDNN or in blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,14 +79,12 @@ def attend(implementation: str) -> Callable[..., jax.Array]:
     return _ATTEND[implementation]
 
 
-def of_full(kind: kinds.Full, arrays, mask: Any, key: Any) -> str:
-    """'cudnn' or 'xla' for exact attention to queries, keys and values."""
+def of_full(kind: kinds.Full, arrays: Sequence[jax.Array], key: Any) -> str:
+    """'cudnn' or 'blocks' for exact attention to queries, keys and values."""
     alike = len({x.dtype for x in arrays}) == 1
-    plain = alike and mask is None and not (kind.dropout and key is not None)
-    takes = plain and cudnn.takes(
-        arrays[0], causal=kind.causal, shared_qk=kind.shared_qk
-    )
-    return 'cudnn' if takes else 'xla'
+    without_dropout = not (kind.dropout and key is not None)
+    takes = alike and without_dropout and cudnn.takes(kind, arrays[0])
+    return 'cudnn' if takes and not _is_partitioned() else 'blocks'
 
 
 def _takes(name: str, dtype: Any, head_size: int, chunk_length: int) -> bool:

@@ -1,62 +1,84 @@
-"""Exact attention: by cuDNN, or blocked over queries; memory linear in the length."""
+"""Exact attention: by cuDNN where it has what is asked for, else in blocks by XLA."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import blocks
 from reformer_jax.attention import choice
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
 from reformer_jax.attention.kernels import cudnn
 
-# Fewer queries than this at once would make thin matrix products.
-_LEAST_QUERIES = 128
-
 
 def full_attention(
     kind: kinds.Full,
-    q_BLHK: jax.Array,
-    k_BLHK: jax.Array,
-    v_BLHK: jax.Array,
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
     *,
     mask: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Exact attention, [B, L, H, K] in the dtype of v.
+    """Exact attention, [B, T, H, K] in the dtype of v, in memory linear in T and S.
 
-    Logits are scaled by 1 / sqrt(K), unless queries and keys are shared.
+    Logits are scaled by 1 / sqrt(K), unless queries and keys are shared. A query that
+    sees no key gets zeros, or its own value where they are shared.
+
+    Args:
+      kind: settings.
+      q_BTHK: queries.
+      k_BSHK: keys; as many as queries if causal or shared.
+      v_BSHK: values.
+      mask: [B, S], True for a key that is no padding.
+      key: random key of dropout.
+
+    Raises:
+      ValueError: the shapes do not go together.
     """
-    batch, length, heads, head_size = q_BLHK.shape
-    shared_qk, causal = kind.shared_qk, kind.causal
-    if shared_qk:
-        k_BLHK = numerics.unit_keys(k_BLHK).astype(q_BLHK.dtype)
-    if choice.of_full(kind, (q_BLHK, k_BLHK, v_BLHK), mask, key) == 'cudnn':
-        return cudnn.attend(q_BLHK, k_BLHK, v_BLHK, causal=causal, shared_qk=shared_qk)
-    if not shared_qk:
-        q_BLHK = q_BLHK * head_size**-0.5
-    queries = max(
-        _LEAST_QUERIES, numerics.logits_per_step() // (batch * heads * length)
+    _check(kind, q_BTHK, k_BSHK, v_BSHK, mask)
+    if not kind.dropout:
+        key = None
+    if kind.shared_qk:
+        k_BSHK = numerics.unit_keys(k_BSHK).astype(q_BTHK.dtype)
+
+    def in_blocks(q_BTHK, k_BSHK, v_BSHK):
+        if not kind.shared_qk:
+            q_BTHK = q_BTHK * q_BTHK.shape[-1] ** -0.5
+        return blocks.attend(kind, q_BTHK, k_BSHK, v_BSHK, mask, key)
+
+    qkv = q_BTHK, k_BSHK, v_BSHK
+    if choice.of_full(kind, qkv, key) != 'cudnn':
+        return in_blocks(*qkv)
+    by_cudnn = functools.partial(cudnn.attend, kind)
+    if mask is None:
+        return by_cudnn(*qkv)
+    lengths_B = mask.sum(1, dtype=jnp.int32)
+    behind = jnp.arange(mask.shape[1]) < lengths_B[:, None]
+    # Its masks are slow and quadratic in memory; a length behind which padding stands
+    # is neither.
+    is_length = jnp.all((mask == behind) & (lengths_B > 0)[:, None])
+    return lax.cond(
+        is_length,
+        functools.partial(by_cudnn, lengths_B=lengths_B),
+        in_blocks,
+        *qkv,
     )
-    block = numerics.divisor_at_most(length, queries)
-    positions_L = jnp.arange(length)
 
-    @jax.checkpoint
-    def attend(inputs):
-        index, q_BCHK = inputs
-        queries_C1 = index * block + jnp.arange(block)[:, None]
-        logits_BHCL = numerics.contract('bchk,blhk->bhcl', q_BCHK, k_BLHK)
-        self_CL = queries_C1 == positions_L if shared_qk else None
-        allowed = queries_C1 >= positions_L if causal else jnp.ones((1, 1), bool)
-        if self_CL is not None:
-            allowed &= ~self_CL
-        if mask is not None:
-            allowed = allowed & mask[:, None, None, :]
-        p_BHCL = numerics.softmax(logits_BHCL, allowed, self_CL)
-        if kind.dropout and key is not None:
-            block_key = jax.random.fold_in(key, index)
-            p_BHCL *= numerics.dropout_mask(block_key, kind.dropout, (block, length))
-        return jnp.einsum('bhcl,blhk->bchk', p_BHCL.astype(v_BLHK.dtype), v_BLHK)
 
-    blocks = q_BLHK.reshape(batch, length // block, block, heads, head_size)
-    out = lax.map(attend, (jnp.arange(length // block), jnp.moveaxis(blocks, 1, 0)))
-    return jnp.moveaxis(out, 0, 1).reshape(v_BLHK.shape)
+def _check(kind: kinds.Full, q, k, v, mask) -> None:
+    same_length = q.shape[1] == k.shape[1] or not (kind.causal or kind.shared_qk)
+    without_length = {x.shape[:1] + x.shape[2:] for x in (q, k, v)}
+    if k.shape != v.shape or len(without_length) > 1 or not same_length:
+        raise ValueError(
+            f'queries, keys and values have shapes {q.shape}, {k.shape} and {v.shape}: '
+            'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], with T = S if '
+            'attention is causal or queries and keys are shared.'
+        )
+    if mask is not None and mask.shape != k.shape[:2]:
+        raise ValueError(
+            f'the mask has shape {mask.shape}, but there are keys of shape {k.shape}: '
+            f'it must be [B, S] = {k.shape[:2]}.'
+        )

@@ -21,6 +21,10 @@ EPSILON = 1e-6
 _LOGITS_PER_STEP_ON_CPU = 2**17
 _LOGITS_PER_STEP = 2**26
 
+# On a CPU jax 0.10 takes one core for a batch of products, and several for a product
+# only if it is large.
+BATCHED_PRODUCTS_ON_ALL_CORES = jax.__version_info__ >= (0, 11)
+
 
 def unit_keys(qk: jax.Array) -> jax.Array:
     """Keys of shared-QK attention, in float32: qk / ||qk||, safe at zero."""

@@ -16,6 +16,7 @@ from jax import lax
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
+from reformer_jax.attention import rows as rows_lib
 
 # Spacing of float32 around -1e5, which is a token's logit of itself in trax and
 # Hugging Face: what the trax rule rounds the log-sum-exp of lonely tokens to.
@@ -42,7 +43,7 @@ class Plan:
         in a round; None if keys are counted as often as they are met (trax).
       band_in_round: whether the band also limits the keys within a window.
       chunks_per_step: chunks attended at once; divides the number of chunks.
-      rows_per_step: batch elements and heads attended at once; divide B and H.
+      rows: attended at once.
       order_free: the same bits wherever in its window a key stands (the strict rule,
         where later tokens move it).
     """
@@ -55,7 +56,7 @@ class Plan:
     band: tuple[int, int] | None
     band_in_round: bool
     chunks_per_step: int
-    rows_per_step: tuple[int, int]
+    rows: rows_lib.Rows
     order_free: bool
 
     @property
@@ -109,7 +110,6 @@ def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...]) -> Plan:
         length // chunk_length, numerics.logits_per_step() // chunk_logits
     )
     rows = max(1, numerics.logits_per_step() // (group * chunk_logits))
-    heads_per_step = numerics.divisor_at_most(heads, rows)
     return Plan(
         chunk_length=chunk_length,
         chunks_before=before,
@@ -119,7 +119,7 @@ def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...]) -> Plan:
         band=band,
         band_in_round=rule in ('strict', 'bucket'),
         chunks_per_step=group,
-        rows_per_step=(numerics.divisor_at_most(batch, rows // heads), heads_per_step),
+        rows=rows_lib.at_most(rows, batch, heads),
         order_free=rule == 'strict',
     )
 

@@ -25,6 +25,7 @@ from jax import lax
 
 from reformer_jax.attention import hashing
 from reformer_jax.attention import numerics
+from reformer_jax.attention import rows as rows_lib
 from reformer_jax.attention import windows
 
 # A CPU's matrix product adds the terms of so many columns at a time in order.
@@ -66,10 +67,11 @@ def _attend_forward(plan, qk_BLHK, v_BLHK, *sorting_and_dropout):
     def forward_rows(out_BLHK, index):
         rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
         out_NLK, lse_NL, alone_NL = jax.vmap(forward_row)(rows)
-        return _put(plan, index, out_BLHK, out_NLK), (lse_NL, alone_NL)
+        out_BLHK = rows_lib.put(plan.rows, index, out_BLHK, out_NLK)
+        return out_BLHK, (lse_NL, alone_NL)
 
-    indices = jnp.arange(_row_steps(plan, v_BLHK))
-    out_BLHK, softmax = lax.scan(forward_rows, jnp.zeros_like(v_BLHK), indices)
+    steps = rows_lib.steps(plan.rows, v_BLHK)
+    out_BLHK, softmax = lax.scan(forward_rows, jnp.zeros_like(v_BLHK), steps)
     return out_BLHK, (qk_BLHK, v_BLHK, *sorting_and_dropout, out_BLHK, softmax)
 
 
@@ -86,11 +88,13 @@ def _attend_backward(plan, saved, dout_BLHK):
     def backward_rows(gradients, inputs):
         index, (lse_NL, alone_NL) = inputs
         rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
-        dout_NLK, out_NLK = (_take(plan, index, x) for x in (dout_BLHK, out_BLHK))
+        take = functools.partial(rows_lib.take, plan.rows, index)
+        dout_NLK, out_NLK = take(dout_BLHK), take(out_BLHK)
         new = jax.vmap(backward_row)(rows, dout_NLK, out_NLK, lse_NL, alone_NL)
-        return jax.tree.map(functools.partial(_put, plan, index), gradients, new), None
+        put = functools.partial(rows_lib.put, plan.rows, index)
+        return jax.tree.map(put, gradients, new), None
 
-    inputs = jnp.arange(_row_steps(plan, v_BLHK)), softmax
+    inputs = rows_lib.steps(plan.rows, v_BLHK), softmax
     nothing = jnp.zeros_like(qk_BLHK), jnp.zeros_like(v_BLHK)
     (dqk_BLHK, dv_BLHK), _ = lax.scan(backward_rows, nothing, inputs)
     return dqk_BLHK, dv_BLHK, None, None, None, None
@@ -102,60 +106,25 @@ attend.defvjp(_attend_forward, _attend_backward)
 # --- Rows -------------------------------------------------------------------------
 
 
-def _row_steps(plan: windows.Plan, x_BLHK: jax.Array) -> int:
-    batch, _, heads, _ = x_BLHK.shape
-    return (batch // plan.rows_per_step[0]) * (heads // plan.rows_per_step[1])
-
-
-def _corner(
-    plan: windows.Plan, index: jax.Array, heads: int
-) -> tuple[jax.Array, jax.Array]:
-    """First batch element and first head of a step over rows."""
-    batch_size, head_count = plan.rows_per_step
-    b, h = jnp.divmod(index, heads // head_count)
-    return b * batch_size, h * head_count
-
-
-def _take(plan: windows.Plan, index: jax.Array, x_BLHK: jax.Array) -> jax.Array:
-    """The rows of a step, [N, L, K]."""
-    length, heads, head_size = x_BLHK.shape[1:]
-    b, h = _corner(plan, index, heads)
-    batch_size, head_count = plan.rows_per_step
-    sizes = batch_size, length, head_count, head_size
-    x_bLhK = lax.dynamic_slice(x_BLHK, (b, 0, h, 0), sizes)
-    return numerics.rows(x_bLhK)
-
-
-def _put(plan: windows.Plan, index: jax.Array, x_BLHK: jax.Array, rows_NLK: jax.Array):
-    """x with the rows of a step replaced."""
-    length, heads, head_size = x_BLHK.shape[1:]
-    b, h = _corner(plan, index, heads)
-    rows_bhLK = rows_NLK.reshape(*plan.rows_per_step, length, head_size)
-    rows_bLhK = jnp.moveaxis(rows_bhLK, 1, 2).astype(x_BLHK.dtype)
-    return lax.dynamic_update_slice(x_BLHK, rows_bLhK, (b, 0, h, 0))
-
-
 def _rows(plan, index, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL) -> windows.Row:
     """The rows of a step, each array with a leading axis N."""
-    batch_size, head_count = plan.rows_per_step
     heads, rounds, length = order_BHRL.shape[1:]
-    b, h = _corner(plan, index, heads)
+    b, h = rows_lib.corner(plan.rows, index, heads)
 
     def take(x_BHRL):
-        sizes = batch_size, head_count, rounds, length
+        sizes = *plan.rows, rounds, length
         x_bhRL = lax.dynamic_slice(x_BHRL, (b, h, 0, 0), sizes)
         return x_bhRL.reshape(-1, rounds, length)
 
     order_NRL = take(order_BHRL)
-    q_NLK = _take(plan, index, qk_BLHK)
+    q_NLK = rows_lib.take(plan.rows, index, qk_BLHK)
     real_NL = None
     if real_BL is not None:
-        real_bL = lax.dynamic_slice_in_dim(real_BL, b, batch_size)
-        real_NL = jnp.repeat(real_bL, head_count, axis=0)
+        real_NL = rows_lib.take_mask(plan.rows, index, real_BL, heads)
     return windows.Row(
         q_LK=q_NLK,
         k_LK=numerics.unit_keys(q_NLK).astype(q_NLK.dtype),
-        v_LK=_take(plan, index, v_BLHK),
+        v_LK=rows_lib.take(plan.rows, index, v_BLHK),
         order_REC=jax.vmap(functools.partial(windows.with_look_around, plan))(
             order_NRL
         ),

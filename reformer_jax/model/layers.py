@@ -88,14 +88,11 @@ class SelfAttention(nnx.Module):
                 functools.partial(_hash_and_attend, kind), specs, (_BLHK, _IDS)
             )
             return hash_and_attend(*heads, mask, rotations, inputs.saved, dropout_key)
+        if isinstance(kind, attention.LSH):
+            kind = kind.full
+        qkv = heads[0], heads[-2], heads[-1]  # queries are the keys where shared
         with jax.named_scope('attend'):
-            if isinstance(kind, attention.Local):
-                return _attend_locally(kind, heads, mask, dropout_key), None
-            kind = kind.full if isinstance(kind, attention.LSH) else kind
-            qkv = heads[0], heads[-2], heads[-1]  # queries are the keys where shared
-            return attention.full_attention(
-                kind, *qkv, mask=mask, key=dropout_key
-            ), None
+            return _attend(kind, qkv, mask, dropout_key), None
 
     def combine(
         self,
@@ -126,12 +123,15 @@ def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
     return attention.lsh_attention(kind, qk, v, ids, mask=mask, key=key), ids
 
 
-def _attend_locally(kind: attention.Local, heads, mask, key) -> jax.Array:
-    def attend(q, k, v, mask, key):
-        return attention.local_attention(kind, q, k, v, mask=mask, key=key)
+def _attend(kind: attention.Full | attention.Local, qkv, mask, key) -> jax.Array:
+    local = isinstance(kind, attention.Local)
+    function = attention.local_attention if local else attention.full_attention
 
-    specs = (_BLHK, _BLHK, _BLHK, P(_BATCH), P())
-    return sharding.over_batch_and_heads(attend, specs, _BLHK)(*heads, mask, key)
+    def attend(q, k, v, mask, key):
+        return function(kind, q, k, v, mask=mask, key=key)
+
+    specs = _BLHK, _BLHK, _BLHK, P(_BATCH), P()
+    return sharding.over_batch_and_heads(attend, specs, _BLHK)(*qkv, mask, key)
 
 
 def hash_rotations(

@@ -15,9 +15,9 @@ def xla_in_its_place(monkeypatch):
     """Calls of cudnn.attend, which are given to XLA."""
     calls = []
 
-    def attend(q, k, v, **options):
-        calls.append(options)
-        return real(q, k, v, **options, implementation='xla')
+    def attend(kind, q, k, v, **options):
+        calls.append((kind, *options))
+        return real(kind, q, k, v, **options, implementation='xla')
 
     real = cudnn.attend
     monkeypatch.setattr(cudnn, 'attend', attend)
@@ -34,9 +34,10 @@ def test_same_attention(xla_in_its_place, monkeypatch, shared_qk, causal):
     q, k, v, direction = oracles.inputs(24, count=3, head_size=16)
     k = q if shared_qk else k
     monkeypatch.setattr(cudnn, '_DTYPES', (jnp.float32,))
-    full = oracles.full(attention.Full(causal, shared_qk))
+    kind = attention.Full(causal, shared_qk)
+    full = oracles.full(kind)
     out, gradients = oracles.value_and_gradients(full, (q, k, v), direction)
-    assert xla_in_its_place == [{'causal': causal, 'shared_qk': shared_qk}]
+    assert xla_in_its_place == [(kind,)]
     monkeypatch.setattr(cudnn, '_DTYPES', ())
     wanted, wanted_gradients = oracles.value_and_gradients(full, (q, k, v), direction)
     assert len(xla_in_its_place) == 1
@@ -65,7 +66,6 @@ def _attend(*, dtype='bfloat16', v_dtype='', head_size=64, settings=(), **given)
         {'v_dtype': 'float32'},
         {'head_size': 160},
         {'head_size': 36},
-        {'mask': np.ones((1, 16), bool)},
         {'key': jax.random.key(0), 'settings': {'dropout': 0.5}},
         {'settings': {'causal': False, 'shared_qk': True}},
     ],
@@ -83,5 +83,5 @@ def test_dropout_without_a_key_is_none(xla_in_its_place):
 
 def test_without_a_gpu_it_is_not_asked_for():
     x = jnp.ones((1, 16, 1, 64), jnp.bfloat16)
-    assert not cudnn.takes(x, causal=True, shared_qk=False)
+    assert not cudnn.takes(attention.Full(), x)
     assert not cudnn._is_installed()

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 from reformer_jax import attention
 from reformer_jax.attention import choice
+from reformer_jax.attention import rows
 from reformer_jax.attention import windows
 from reformer_jax.attention.kernels import groups
 from reformer_jax.attention.kernels import tiles
@@ -320,7 +321,7 @@ def test_only_pairs_that_can_meet_are_compared():
         band=(1, 4),
         band_in_round=True,
         chunks_per_step=1,
-        rows_per_step=(1, 1),
+        rows=rows.Rows(1, 1),
         order_free=True,
     )
     codes = positions + jnp.arange(4)[:, None] * 4

@@ -11,6 +11,7 @@ import pytest
 from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
+from reformer_jax.attention import rows
 from reformer_jax.attention import windows
 
 # ---------------------------------------------------------------- LSH: the rules
@@ -184,7 +185,7 @@ def test_rounding_of_a_token_that_meets_itself_twice():
         band=None,
         band_in_round=False,
         chunks_per_step=1,
-        rows_per_step=(1, 1),
+        rows=rows.Rows(1, 1),
         order_free=False,
     )
     ranks = jnp.asarray(np.argsort(order, axis=1), jnp.int32)
