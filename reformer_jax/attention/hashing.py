@@ -20,7 +20,7 @@ Buckets = int | tuple[int, ...]
 # Rotated vectors are made in blocks of so many floats over the length: for a whole
 # sequence of 65,536 tokens and 2,048 buckets they would take 2 GiB. An accelerator
 # wants as much parallel work as its memory allows.
-_BLOCK_FLOATS_ON_CPU = 2**21
+_BLOCK_FLOATS_ON_CPU = 2**18
 _BLOCK_FLOATS = 2**26
 
 # Up to here one rotation is cheaper than two factors.
@@ -82,41 +82,54 @@ def hash_vectors(
             f'rotations of width {width} do not fit buckets={buckets}, which need '
             f'{sum(factors) // 2}: draw them with the same buckets.'
         )
-    vectors_LBHK = jnp.moveaxis(lax.stop_gradient(vectors_BLHK), 1, 0)
+    vectors_BLHK = lax.stop_gradient(vectors_BLHK)
     rotations_HKRS = lax.stop_gradient(rotations_HKRS).astype(jnp.float32)
 
-    def hash_position(vectors_BHK: jax.Array) -> jax.Array:
-        rotated_BHRS = jnp.einsum(
-            'bhk,hkrs->bhrs',
-            vectors_BHK.astype(jnp.float32),
+    def hash_block(vectors_BLHK: jax.Array) -> jax.Array:
+        # Heads first: so it is one product for each, on rows that lie together.
+        rotated_BHRSL = jnp.einsum(
+            'bhlk,hkrs->bhrsl',
+            jnp.moveaxis(vectors_BLHK, 1, 2).astype(jnp.float32),
             rotations_HKRS,
             precision=lax.Precision.HIGHEST,
         )
-        bucket_BHR = jnp.zeros(rotated_BHRS.shape[:-1], jnp.int32)
+        buckets_BHRL = 0
         start, weight = 0, 1
         for factor in factors:
-            part = rotated_BHRS[..., start : start + factor // 2]
-            bucket_BHR += weight * _signed_argmax(part)
+            part_BHRSL = rotated_BHRSL[..., start : start + factor // 2, :]
+            buckets_BHRL += weight * _signed_argmax(part_BHRSL, axis=-2)
             start, weight = start + factor // 2, weight * factor
-        return bucket_BHR
+        return buckets_BHRL
 
-    batch, _, heads, _ = vectors_BLHK.shape
+    batch, length, heads, _ = vectors_BLHK.shape
     position_floats = batch * heads * math.prod(rotations_HKRS.shape[2:])
     on_cpu = jax.default_backend() == 'cpu'
     most_floats = _BLOCK_FLOATS_ON_CPU if on_cpu else _BLOCK_FLOATS
-    block = max(1, most_floats // position_floats)
-    buckets_LBHR = lax.map(hash_position, vectors_LBHK, batch_size=block)
-    return jnp.moveaxis(buckets_LBHR, 0, -1)
+    blocks = -(-length // max(1, most_floats // position_floats))
+    if blocks <= 1:
+        return hash_block(vectors_BLHK)
+    block = -(-length // blocks)
+    missing = (0, 0), (0, blocks * block - length), (0, 0), (0, 0)
+    vectors_BLHK = jnp.pad(vectors_BLHK, missing)
+    vectors_BALHK = vectors_BLHK.reshape(batch, blocks, block, *vectors_BLHK.shape[2:])
+    buckets_ABHRL = lax.map(hash_block, jnp.moveaxis(vectors_BALHK, 1, 0))
+    buckets_BHRAL = jnp.moveaxis(buckets_ABHRL, 0, -2)
+    return buckets_BHRAL.reshape(*buckets_BHRAL.shape[:3], -1)[..., :length]
 
 
-def _signed_argmax(x: jax.Array) -> jax.Array:
-    """argmax over the last axis of [x, -x], without building it."""
-    highest, lowest = x.max(-1), x.min(-1)
-    return jnp.where(
-        highest >= -lowest,
-        x.argmax(-1).astype(jnp.int32),
-        x.argmin(-1).astype(jnp.int32) + x.shape[-1],
-    )
+def _signed_argmax(x: jax.Array, *, axis: int) -> jax.Array:
+    """argmax over an axis of [x, -x], without building it.
+
+    By reductions to one number, which XLA makes vector instructions of, and not of
+    argmax's pairs.
+    """
+    size = x.shape[axis]
+    highest, lowest = x.max(axis), x.min(axis)
+    is_positive = highest >= -lowest
+    found = x == jnp.expand_dims(jnp.where(is_positive, highest, lowest), axis)
+    places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim + axis)
+    first = jnp.where(found, places, size - 1).min(axis)  # a NaN is found nowhere
+    return first + jnp.where(is_positive, 0, size)
 
 
 def sort_order(buckets: jax.Array, *, num_buckets: int) -> jax.Array:

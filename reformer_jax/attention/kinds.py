@@ -73,6 +73,11 @@ class Local:
         """What a layer makes of its input, in the order of the arguments."""
         return _SEPARATE
 
+    @property
+    def window(self) -> int:
+        """Keys that a query sees."""
+        return self.chunk_length * (self.chunks_before + 1 + self.chunks_after)
+
 
 @dataclasses.dataclass(frozen=True)
 class LSH:

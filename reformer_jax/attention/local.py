@@ -1,14 +1,23 @@
-"""Local attention: within a chunk and its neighbours."""
+"""Local attention: within a chunk and its neighbours, as one custom_vjp.
 
+As in xla.py a few rows are taken at a time, and of them groups of chunks; the backward
+pass recomputes the probabilities from the log-sum-exp. Shape letters are explained
+there and in the package.
+"""
+
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import chunks
 from reformer_jax.attention import full
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
+from reformer_jax.attention import rows as rows_lib
 from reformer_jax.attention import windows
 
 
@@ -26,91 +35,167 @@ def local_attention(
     A sequence of at most one chunk gets full attention. Logits are scaled by
     1 / sqrt(K).
     """
-    batch, length, heads, head_size = q_BLHK.shape
+    batch, length, heads, _ = q_BLHK.shape
     kinds.check_shapes(q_BLHK, k_BLHK, v_BLHK)
     kinds.check_length(kind, length)
     if length <= kind.chunk_length:
         exact = kinds.Full(kind.causal, dropout=kind.dropout)
         return full.full_attention(exact, q_BLHK, k_BLHK, v_BLHK, mask=mask, key=key)
-    chunk_length, causal, circular = kind.chunk_length, kind.causal, kind.circular
-    chunks_before, chunks_after = kind.chunks_before, kind.chunks_after
-    window = chunk_length * (chunks_before + 1 + chunks_after)
-    chunks = length // chunk_length
+    size, logits = kind.chunk_length, kind.chunk_length * kind.window
     group = numerics.divisor_at_most(
-        chunks, numerics.logits_per_step() // (chunk_length * window)
+        length // size, numerics.logits_per_step() // logits
     )
-    dropout_CW = numerics.attention_dropout(key, kind.dropout, (chunk_length, window))
-    at_once = max(1, numerics.logits_per_step() // (group * chunk_length * window))
-    steps_per_row = chunks // group
+    count = max(1, numerics.logits_per_step() // (group * logits))
+    plan = _Plan(kind, group, rows_lib.at_most(count, batch, heads))
+    dropout_CW = numerics.attention_dropout(key, kind.dropout, (size, kind.window))
+    mask = None if mask is None else jnp.asarray(mask)
+    return _attend(plan, q_BLHK, k_BLHK, v_BLHK, mask, dropout_CW)
 
-    @jax.checkpoint
-    def attend(inputs):
-        index, q_GCK, k_ECK, v_ECK = inputs
-        row, step = jnp.divmod(index, steps_per_row)
-        first = (step * group - chunks_before) * chunk_length
-        positions_EC = first + jnp.arange(k_ECK[..., 0].size).reshape(-1, chunk_length)
-        if circular and not causal:
-            positions_EC %= length
-        real_L = None if mask is None else jnp.asarray(mask)[row // heads]
-        allowed_GCW = _allowed_in_windows(
-            positions_EC, real_L, length, group, chunks_before, causal
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The static half of a call: so many chunks of so many rows at once."""
+
+    kind: kinds.Local
+    chunks_per_step: int
+    rows: rows_lib.Rows
+
+    @property
+    def around(self) -> int:
+        """Chunks that a chunk sees beside itself."""
+        return self.kind.chunks_before + self.kind.chunks_after
+
+
+class _Row(NamedTuple):
+    """One (batch, head): queries, keys and values, and which keys are no padding."""
+
+    q_LK: jax.Array
+    k_LK: jax.Array
+    v_LK: jax.Array
+    real_L: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: _Plan, q_BLHK, k_BLHK, v_BLHK, real_BL, dropout_CW):
+    return _attend_forward(plan, q_BLHK, k_BLHK, v_BLHK, real_BL, dropout_CW)[0]
+
+
+def _attend_forward(plan: _Plan, q_BLHK, k_BLHK, v_BLHK, real_BL, dropout_CW):
+    inputs = q_BLHK, k_BLHK, v_BLHK, real_BL
+    forward_row = functools.partial(_forward_row, plan, dropout_CW)
+
+    def forward_rows(out_BLHK, index):
+        out_NLK, lse_NL = jax.vmap(forward_row)(_rows(plan, index, *inputs))
+        return rows_lib.put(plan.rows, index, out_BLHK, out_NLK), lse_NL
+
+    steps = rows_lib.steps(plan.rows, v_BLHK)
+    out_BLHK, lse_ANL = lax.scan(forward_rows, jnp.zeros_like(v_BLHK), steps)
+    return out_BLHK, (*inputs, dropout_CW, out_BLHK, lse_ANL)
+
+
+def _attend_backward(plan: _Plan, saved, dout_BLHK):
+    *inputs, dropout_CW, out_BLHK, lse_ANL = saved
+    backward_row = functools.partial(_backward_row, plan, dropout_CW)
+
+    def backward_rows(gradients, step):
+        index, lse_NL = step
+        take = functools.partial(rows_lib.take, plan.rows, index)
+        rows = _rows(plan, index, *inputs)
+        new = jax.vmap(backward_row)(rows, take(dout_BLHK), take(out_BLHK), lse_NL)
+        put = functools.partial(rows_lib.put, plan.rows, index)
+        return jax.tree.map(put, gradients, new), None
+
+    steps = rows_lib.steps(plan.rows, out_BLHK), lse_ANL
+    nothing = tuple(jnp.zeros_like(x) for x in inputs[:3])
+    gradients, _ = lax.scan(backward_rows, nothing, steps)
+    return *gradients, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _rows(plan: _Plan, index, q_BLHK, k_BLHK, v_BLHK, real_BL) -> _Row:
+    """The rows of a step, each array with a leading axis N."""
+    if real_BL is None:
+        real_BL = jnp.ones(q_BLHK.shape[:2], bool)
+    take = functools.partial(rows_lib.take, plan.rows, index)
+    real_NL = rows_lib.take_mask(plan.rows, index, real_BL, q_BLHK.shape[2])
+    return _Row(take(q_BLHK), take(k_BLHK), take(v_BLHK), real_NL)
+
+
+def _forward_row(plan: _Plan, dropout_CW, row: _Row):
+    """Output [L, K] and log-sum-exp [L], infinite where a query sees only padding."""
+
+    def forward_step(first):
+        qkv, allowed = _step(plan, row, first, keys_first=False)
+        out_GCK, lse_GC, alone_GC = chunks.forward(qkv, allowed, dropout_CW)
+        out_GCK = jnp.where(alone_GC[..., None], 0.0, out_GCK)
+        return out_GCK.astype(row.v_LK.dtype), jnp.where(alone_GC, jnp.inf, lse_GC)
+
+    out, lse = lax.map(forward_step, _firsts(plan, row))
+    return out.reshape(row.v_LK.shape), lse.reshape(-1)
+
+
+def _backward_row(plan: _Plan, dropout_CW, row: _Row, dout_LK, out_LK, lse_L):
+    """Gradients of queries, keys and values, [L, K] in float32."""
+    delta_L = (dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32)).sum(-1)
+
+    def backward_step(key_gradients, first):
+        qkv, allowed = _step(plan, row, first, keys_first=True)
+        upstream = tuple(_queries(plan, x, first) for x in (dout_LK, lse_L, delta_L))
+        dq_GCK, *new = chunks.backward(qkv, allowed, dropout_CW, upstream)
+        add = functools.partial(chunks.add_windows, first=first)
+        return tuple(map(add, key_gradients, new)), dq_GCK
+
+    length, head_size = row.v_LK.shape
+    size, before = plan.kind.chunk_length, plan.kind.chunks_before
+    count = length // size
+    nothing = (jnp.zeros((count + plan.around, size, head_size)),) * 2
+    key_gradients, dq = lax.scan(backward_step, nothing, _firsts(plan, row))
+    if plan.around:  # beyond an end are the chunks of the other
+        wanted = jnp.arange(-before, count + plan.around - before) % count
+        beyond = jnp.array([*range(before), *range(before + count, wanted.size)])
+        key_gradients = tuple(
+            x_ECK[before : before + count].at[wanted[beyond]].add(x_ECK[beyond])
+            for x_ECK in key_gradients
         )
-        return _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW)
-
-    in_steps = functools.partial(_in_steps, chunk_length, group, circular)
-    inputs = (
-        jnp.arange(batch * heads * steps_per_row),
-        in_steps(q_BLHK, 0, 0),
-        in_steps(k_BLHK, chunks_before, chunks_after),
-        in_steps(v_BLHK, chunks_before, chunks_after),
-    )
-    out = lax.map(attend, inputs, batch_size=at_once if at_once > 1 else None)
-    return _unrows(out.reshape(-1, length, head_size), heads)
+    dq_LK = dq.reshape(length, head_size) * head_size**-0.5
+    return dq_LK, *(x_MCK.reshape(length, head_size) for x_MCK in key_gradients)
 
 
-def _allowed_in_windows(positions_EC, real_L, length, chunks, before, causal):
-    """Which keys of its window a query may see, [G, C or 1, W]: no padding, no ends."""
-    real_EC = (positions_EC >= 0) & (positions_EC < length)
-    if real_L is not None:
-        real_EC &= real_L[jnp.clip(positions_EC, 0, length - 1)]
-    allowed_GCW = windows.windows(real_EC, chunks)[:, None, :]
-    if causal:
-        queries_GC = positions_EC[before : before + chunks]
-        keys_GW = windows.windows(positions_EC, chunks)
-        allowed_GCW &= queries_GC[:, :, None] >= keys_GW[:, None, :]
-    return allowed_GCW
+def _firsts(plan: _Plan, row: _Row) -> jax.Array:
+    """The first chunk of each step."""
+    count = row.real_L.shape[0] // plan.kind.chunk_length
+    return jnp.arange(0, count, plan.chunks_per_step)
 
 
-def _in_steps(chunk_length, group, circular, x_BLHK, before, after):
-    """[B, L, H, K] -> [N * M / group, before + group + after, C, K].
+def _queries(plan: _Plan, x_LX: jax.Array, first) -> jax.Array:
+    """The chunks of a step, [G, C, ...]."""
+    size, group = plan.kind.chunk_length, plan.chunks_per_step
+    x = lax.dynamic_slice_in_dim(x_LX, first * size, group * size)
+    return x.reshape(group, size, *x_LX.shape[1:])
 
-    Beyond the ends are zeros or, if circular, the chunks at the other end.
+
+def _step(plan: _Plan, row: _Row, first, *, keys_first: bool):
+    """Queries [G, C, K], keys and values [G, W, K], and which may be seen.
+
+    The last is [G, C, W], or [G, W, C] with keys_first.
     """
-    x_NLK = numerics.rows(x_BLHK)
-    x_NMCK = x_NLK.reshape(x_NLK.shape[0], -1, chunk_length, x_NLK.shape[-1])
-    chunks = x_NMCK.shape[1]
-    missing = [(0, 0), (before, after), (0, 0), (0, 0)]
-    x_NMCK = jnp.pad(x_NMCK, missing, mode='wrap' if circular else 'constant')
-    groups = x_NMCK[:, :chunks].reshape(-1, chunks // group, group, *x_NMCK.shape[2:])
-    lasts = [
-        x_NMCK[:, group + e :: group][:, : chunks // group, None]
-        for e in range(before + after)
-    ]
-    around = jnp.concatenate([groups, *lasts], axis=2)
-    return around.reshape(-1, *around.shape[2:])
+    kind, group, size = plan.kind, plan.chunks_per_step, plan.kind.chunk_length
+    count = row.real_L.shape[0] // size
+    wanted_E = first - kind.chunks_before + jnp.arange(group + plan.around)
 
+    def around(x_LX):  # beyond an end are the chunks of the other
+        return windows.at(x_LX.reshape(count, size, *x_LX.shape[1:]), wanted_E % count)
 
-def _attend_windows(q_GCK, k_ECK, v_ECK, allowed_GCW, dropout_CW):
-    chunks, _, head_size = q_GCK.shape
-    logits_GCW = numerics.contract(
-        'gck,gwk->gcw', q_GCK * head_size**-0.5, windows.windows(k_ECK, chunks)
-    )
-    p_GCW = numerics.softmax(logits_GCW, allowed_GCW, None)
-    if dropout_CW is not None:
-        p_GCW *= dropout_CW
-    values_GWK = windows.windows(v_ECK, chunks)
-    return jnp.einsum('gcw,gwk->gck', p_GCW.astype(v_ECK.dtype), values_GWK)
-
-
-def _unrows(x_NLK: jax.Array, heads: int) -> jax.Array:
-    return jnp.moveaxis(x_NLK.reshape(-1, heads, *x_NLK.shape[1:]), 1, 2)
+    k_ECK, v_ECK, real_EC = (around(x) for x in (row.k_LK, row.v_LK, row.real_L))
+    if kind.causal or not kind.circular:
+        real_EC &= ((wanted_E >= 0) & (wanted_E < count))[:, None]
+    k_GWK, v_GWK, real_GW = (windows.windows(x, group) for x in (k_ECK, v_ECK, real_EC))
+    own_C = kind.chunks_before * size + jnp.arange(size)
+    query, key = windows.pairs(own_C, jnp.arange(kind.window), keys_first)
+    allowed = real_GW[..., :, None] if keys_first else real_GW[..., None, :]
+    if kind.causal:
+        allowed &= key <= query
+    q_GCK = _queries(plan, row.q_LK, first) * row.q_LK.shape[-1] ** -0.5
+    return (q_GCK, k_GWK, v_GWK), allowed

@@ -23,13 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import chunks
 from reformer_jax.attention import hashing
 from reformer_jax.attention import numerics
 from reformer_jax.attention import rows as rows_lib
 from reformer_jax.attention import windows
-
-# A CPU's matrix product adds the terms of so many columns at a time in order.
-_COLUMNS = 32
 
 
 class _Upstream(NamedTuple):
@@ -169,53 +167,16 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
 def _forward_step(plan: windows.Plan, row: windows.Row, dropout_CW, hash_round, first):
     """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
     step = windows.step(plan, row, hash_round, first, keys_first=False)
-    k_GWK, v_GWK = (
-        windows.at(row.k_LK, step.keys_GW),
-        windows.at(row.v_LK, step.keys_GW),
+    q_GCK = windows.at(row.q_LK, step.queries_GC)
+    k_GWK, v_GWK = (windows.at(x, step.keys_GW) for x in (row.k_LK, row.v_LK))
+    out_GCK, lse_GC, alone_GC = chunks.forward(
+        (q_GCK, k_GWK, v_GWK), step.allowed, dropout_CW, order_free=plan.order_free
     )
-    logits_GCW = numerics.contract(
-        'gck,gwk->gcw', windows.at(row.q_LK, step.queries_GC), k_GWK
-    )
-    logits_GCW = jnp.where(step.allowed, logits_GCW, numerics.MASKED)
-    highest_GC = logits_GCW.max(-1)
-    alone_GC = highest_GC < numerics.MASKED / 2
-    highest_GC = jnp.where(alone_GC, 0.0, highest_GC)
-    p_GCW = jnp.exp(logits_GCW - highest_GC[..., None])
-    sum_GC = _order_free_sum(p_GCW) if plan.order_free else p_GCW.sum(-1)
-    sum_GC = jnp.where(alone_GC, 1.0, sum_GC)
     own_GCK = v_GWK[:, plan.own].astype(jnp.float32)
     if dropout_CW is not None:
-        p_GCW *= dropout_CW
         own_GCK *= windows.own_dropout(plan, dropout_CW)[:, None]
-    out_GCK = _weighted_values(plan, p_GCW.astype(v_GWK.dtype), v_GWK)
-    out_GCK = jnp.where(alone_GC[..., None], own_GCK, out_GCK / sum_GC[..., None])
-    return out_GCK, highest_GC + jnp.log(sum_GC), alone_GC
-
-
-def _order_free_sum(p_GCW: jax.Array) -> jax.Array:
-    """Sums over W of numbers in [0, 1] that do not depend on the order of addition.
-
-    Each number is split in two parts on grids so coarse that float32 adds W of them
-    without rounding; at most W**2 / 2**50 of it is left out (reproducible summation,
-    Demmel and Nguyen 2013).
-    """
-    width_bits = (p_GCW.shape[-1] - 1).bit_length()
-    coarse = 2.0 ** (24 - width_bits)
-    fine = coarse * 2.0 ** (25 - width_bits)
-    high_GCW = jnp.round(p_GCW * coarse)
-    low_GCW = jnp.round((p_GCW - high_GCW / coarse) * fine)
-    return high_GCW.sum(-1) / coarse + low_GCW.sum(-1) / fine
-
-
-def _weighted_values(plan: windows.Plan, p_GCW: jax.Array, v_GWK: jax.Array):
-    """Sum over the window of p * v, [G, C, K] in float32."""
-    head_size = v_GWK.shape[-1]
-    if plan.order_free:
-        # The columns left over it would add in several interleaved sums; in order, the
-        # zeros of hidden keys leave no trace. (So measured up to W = 512; of wider
-        # windows and on accelerators the last bit may depend on a key's place.)
-        v_GWK = jnp.pad(v_GWK, ((0, 0), (0, 0), (0, -head_size % _COLUMNS)))
-    return numerics.contract('gcw,gwk->gck', p_GCW, v_GWK)[..., :head_size]
+    out_GCK = jnp.where(alone_GC[..., None], own_GCK, out_GCK)
+    return out_GCK, lse_GC, alone_GC
 
 
 def _merge(old, new):
@@ -239,7 +200,7 @@ def _backward_row(
 ):
     """Gradients of queries, unit keys and values, [L, K] in float32."""
     length, head_size = row.v_LK.shape
-    before, chunks = plan.chunks_before, length // plan.chunk_length
+    before, count = plan.chunks_before, length // plan.chunk_length
     around = before + plan.chunks_after
 
     def backward_round(gradients, hash_round):
@@ -250,12 +211,12 @@ def _backward_row(
             new = _backward_step(plan, row, dropout_CW, upstream, step)
             dq_GCK, dk_GWK, dv_GWK, own_GCK = new
             dk_ECK, dv_ECK = key_gradients
-            dk_ECK = _add_windows(plan, dk_ECK, dk_GWK, first)
-            dv_ECK = _add_windows(plan, dv_ECK, dv_GWK, first)
-            dv_ECK = _add_chunks(dv_ECK, own_GCK, first + before)
+            dk_ECK = chunks.add_windows(dk_ECK, dk_GWK, first)
+            dv_ECK = chunks.add_windows(dv_ECK, dv_GWK, first)
+            dv_ECK = chunks.add(dv_ECK, own_GCK, first + before)
             return (dk_ECK, dv_ECK), dq_GCK
 
-        nothing = jnp.zeros((chunks + around, plan.chunk_length, head_size))
+        nothing = jnp.zeros((count + around, plan.chunk_length, head_size))
         key_gradients, dq_SGCK = lax.scan(
             backward_step, (nothing, nothing), windows.first_chunks(plan, length)
         )
@@ -284,53 +245,20 @@ def _backward_step(
     """Gradients of queries, and of the keys and values in their windows.
 
     The last, [G, C, K], is of the values of queries that have only themselves.
-
-    Logits are [G, W, C] here, and their gradient is transposed once for the queries: so
-    all five products have the forms that XLA runs on several cores. The barriers keep
-    the mask from being computed again within the exponential, and the transposition
-    from being folded into the product.
     """
     q_GCK = windows.at(row.q_LK, step.queries_GC)
-    k_GWK = windows.at(row.k_LK, step.keys_GW)
-    v_GWK = windows.at(row.v_LK, step.keys_GW)
+    k_GWK, v_GWK = (windows.at(x, step.keys_GW) for x in (row.k_LK, row.v_LK))
     dout_GCK, lse_GC, alone_GC, delta_GC = (
         windows.at(x, step.queries_GC) for x in upstream
     )
-    logits_GWC = numerics.contract('gwk,gck->gwc', k_GWK, q_GCK)
-    logits_GWC = lax.optimization_barrier(
-        jnp.where(step.allowed, logits_GWC, numerics.MASKED)
+    gradients = chunks.backward(
+        (q_GCK, k_GWK, v_GWK), step.allowed, dropout_CW, (dout_GCK, lse_GC, delta_GC)
     )
-    p_GWC = jnp.exp(logits_GWC - lse_GC[:, None])
-    dp_GWC = numerics.contract('gwk,gck->gwc', v_GWK, dout_GCK)
-    dropped_GWC = p_GWC
     # Where a query has only itself its probability of itself is constant.
     own_GC = jnp.where(alone_GC, jnp.exp(-lse_GC), 0.0)
     if dropout_CW is not None:
-        dp_GWC *= dropout_CW.T
-        dropped_GWC = p_GWC * dropout_CW.T
         own_GC *= windows.own_dropout(plan, dropout_CW)
-    ds_GWC = (p_GWC * (dp_GWC - delta_GC[:, None])).astype(q_GCK.dtype)
-    ds_GCW = lax.optimization_barrier(jnp.swapaxes(ds_GWC, 1, 2))
-    dq_GCK = numerics.contract('gcw,gwk->gck', ds_GCW, k_GWK)
-    dk_GWK = numerics.contract('gwc,gck->gwk', ds_GWC, q_GCK)
-    dv_GWK = numerics.contract(
-        'gwc,gck->gwk', dropped_GWC.astype(dout_GCK.dtype), dout_GCK
-    )
-    return dq_GCK, dk_GWK, dv_GWK, own_GC[..., None] * dout_GCK
-
-
-def _add_windows(plan: windows.Plan, x_ECK, windows_GWK, first):
-    """Adds the chunks of each window to where they stand in the sorted order."""
-    for place in range(plan.window_chunks):
-        start = place * plan.chunk_length
-        chunks_GCK = windows_GWK[:, start : start + plan.chunk_length]
-        x_ECK = _add_chunks(x_ECK, chunks_GCK, first + place)
-    return x_ECK
-
-
-def _add_chunks(x_ECK, chunks_GCK, first):
-    there = lax.dynamic_slice_in_dim(x_ECK, first, chunks_GCK.shape[0])
-    return lax.dynamic_update_slice_in_dim(x_ECK, there + chunks_GCK, first, axis=0)
+    return *gradients, own_GC[..., None] * dout_GCK
 
 
 def _add_ends(
