@@ -65,7 +65,7 @@ def lsh(
 def opponents(implementation: str) -> dict[str, Callable]:
     """Exact and local attention as functions of q, k and v."""
     exact = functools.partial(
-        cudnn.attend, causal=True, shared_qk=False, implementation=implementation
+        cudnn.attend, attention.Full(), implementation=implementation
     )
     local = functools.partial(
         jax.nn.dot_product_attention,

@@ -95,9 +95,7 @@ def measure(length: int, implementation: str, opponent: str) -> None:
     met = keys_met(np.asarray(buckets), _CHUNK_LENGTH)
     reference = functools.partial(shared_qk, met_BHLL=met)
     of_lsh = errors(lsh, reference, (qk, v), dout)
-    attend = functools.partial(
-        cudnn.attend, causal=True, shared_qk=False, implementation=opponent
-    )
+    attend = functools.partial(cudnn.attend, attention.Full(), implementation=opponent)
     of_exact = errors(attend, exact, (qk, k, v), dout)
     of_exact_alike = of_exact[0], max(of_exact[1:3]), of_exact[3]
     for name, error, other in zip(

@@ -40,13 +40,19 @@ def mask(length, batch=2):
     return mask
 
 
-def value_and_gradients(function, inputs, direction):
+def with_gradients(function):
+    """Compiled: the output for inputs, and their gradients in a direction of it."""
+
     @jit
     def both(inputs, direction):
         out, vjp = jax.vjp(function, *inputs)
         return out, vjp(direction)
 
-    return both(tuple(inputs), direction)
+    return both
+
+
+def value_and_gradients(function, inputs, direction):
+    return with_gradients(function)(tuple(inputs), direction)
 
 
 def assert_near(actual, wanted, tolerance=1e-5):
@@ -147,9 +153,9 @@ def dense_shared_qk(qk, v, seen, itself, dropout=1.0):
     return jnp.einsum('bhqs,bshk->bqhk', p, v)
 
 
-def dense(q, k, v, allowed, scale):
+def dense(q, k, v, allowed, scale, dropout=1.0):
     logits = jnp.einsum('bqhk,bshk->bhqs', q, k) * scale
-    p = jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1)
+    p = jax.nn.softmax(jnp.where(allowed, logits, -1e30), axis=-1) * dropout
     return jnp.einsum('bhqs,bshk->bqhk', p, v)
 
 

@@ -3,6 +3,7 @@
 Run as a script, this file is the child process that has 8 (virtual) devices.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -20,7 +21,9 @@ from jax.sharding import PartitionSpec as P
 from reformer_jax import attention
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
+from reformer_jax.attention import blocks
 from reformer_jax.generation import decoding
+from reformer_jax.model import layers
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
 from reformer_jax.training import step as step_lib
@@ -55,6 +58,9 @@ _CONFIG = model_lib.ModelConfig(
     attention_dropout=0.1,
     grid_bits=0,
 )
+_EXACT_CONFIG = dataclasses.replace(
+    _CONFIG, pattern=('full', 'lsh'), dense_length=_LENGTH
+)
 _OPTIMIZER = optimizer_lib.OptimizerConfig()
 
 
@@ -62,14 +68,14 @@ _OPTIMIZER = optimizer_lib.OptimizerConfig()
 
 
 @functools.cache
-def _initial_state():
+def _initial_state(config=_CONFIG):
     optimizer = optimizer_lib.build(_OPTIMIZER, 10)
-    return jax.jit(functools.partial(state_lib.init_state, _CONFIG, optimizer, 0))()
+    return jax.jit(functools.partial(state_lib.init_state, config, optimizer, 0))()
 
 
-def _train_step(mesh):
+def _train_step(mesh, config):
     """State before and after a training step, its sums and its compiled program."""
-    state = _initial_state()
+    state = _initial_state(config)
     with jax.set_mesh(mesh):
         shardings = sharding.parameter_specs(state, mesh)
         state = jax.device_put(state, shardings)
@@ -130,20 +136,21 @@ def _sequence_gathers(program):
     return [shape for shape in shapes if _LENGTH in shape and shape[-1] in features]
 
 
-def _compare_with_one_device():
+def _compare_with_one_device(config, meshes):
     one = jax.make_mesh(
         (1, 1, 1),
         sharding.AXES,
         devices=jax.devices()[:1],
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
-    _, expected, expected_sums, _ = _train_step(one)
-    for shape in _MESHES:
+    _, expected, expected_sums, _ = _train_step(one, config)
+    for shape in meshes:
         mesh = sharding.make_mesh(shape)
         assert mesh.size == 8
-        before, after, sums, program = _train_step(mesh)
-        _check_placement(before, mesh)
-        _check_placement(after, mesh)
+        before, after, sums, program = _train_step(mesh, config)
+        if config == _CONFIG:
+            _check_placement(before, mesh)
+            _check_placement(after, mesh)
         for name, value in expected_sums.items():
             np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
         # Adam's first moment is a tenth of the gradient.
@@ -154,7 +161,7 @@ def _compare_with_one_device():
             error = np.linalg.norm(a - b) / np.linalg.norm(b)
             assert error < 1e-5, (shape, sharding.leaf_name(path), error)
         assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
-        print('as on one device:', shape, flush=True)
+        print('as on one device:', config.pattern, shape, flush=True)
 
 
 def _check_decoding():
@@ -201,6 +208,31 @@ def _check_kernels():
         print('attends alike on 8 devices:', implementation, flush=True)
 
 
+def _check_exact_attention():
+    """Blocks, with a mask and dropout, as a layer calls them."""
+    rng = np.random.default_rng(0)
+    *qkv, direction = rng.normal(size=(4, 8, _LENGTH, 4, 8)).astype(np.float32)
+    mask = np.arange(_LENGTH) < rng.integers(0, _LENGTH, (8, 1))
+    key = jax.random.key(2)
+    blocks._most = lambda length: (7, 2)
+
+    def gradients(kind, mask, direction, *qkv):
+        attend = functools.partial(layers._attend, kind, mask=mask, key=key)
+        out, pullback = jax.vjp(lambda *qkv: attend(qkv), *qkv)
+        return out, *pullback(direction)
+
+    mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
+    for shared_qk in (False, True):
+        kind = attention.Full(shared_qk=shared_qk, dropout=0.2)
+        run = functools.partial(gradients, kind)
+        expected = jax.jit(run)(mask, direction, *qkv)
+        with jax.set_mesh(mesh):
+            ours = jax.jit(run)(mask, direction, *qkv)
+        for x, wanted in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5)
+        print('attends alike on 8 devices:', kind, flush=True)
+
+
 # --- In the test process ----------------------------------------------------------
 
 
@@ -222,9 +254,9 @@ def test_eight_devices_are_one():
         timeout=300,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device:') == len(_MESHES)
+    assert child.stdout.count('as on one device:') == len(_MESHES) + 1
     assert 'decodes as on one device' in child.stdout
-    assert child.stdout.count('attends alike on 8 devices:') == 2
+    assert child.stdout.count('attends alike on 8 devices:') == 4
 
 
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
@@ -333,6 +365,8 @@ def test_leaf_names():
 
 
 if __name__ == '__main__':
-    _compare_with_one_device()
+    _compare_with_one_device(_CONFIG, _MESHES)
+    _compare_with_one_device(_EXACT_CONFIG, _MESHES[-1:])
     _check_decoding()
     _check_kernels()
+    _check_exact_attention()

@@ -193,15 +193,15 @@ def _forward_rows(plan: Plan, row: _Row) -> tuple[jax.Array, jax.Array]:
             jnp.zeros((count, plan.queries)),
             jnp.zeros((count, head_size, plan.queries)),
         )
+        first: jax.Array | int = 0
+        end = used
         if plan.kind.causal:
             pairs = jnp.minimum(i, used) // wide
             whole = functools.partial(add, crosses=False, keys=wide * plan.keys)
             so_far = lax.fori_loop(0, pairs, whole, so_far)
-            crossed = wide * pairs, jnp.minimum(i + 1, used)
-        else:
-            crossed = 0, used
+            first, end = wide * pairs, jnp.minimum(i + 1, used)
         crossing = functools.partial(add, crosses=True)
-        highest_NI, total_NI, out_NKI = lax.fori_loop(*crossed, crossing, so_far)
+        highest_NI, total_NI, out_NKI = lax.fori_loop(first, end, crossing, so_far)
         out_NIK = jnp.swapaxes(out_NKI / total_NI[:, None], 1, 2)
         alone_NI = highest_NI < numerics.MASKED / 2
         lse_NI = jnp.where(alone_NI, jnp.inf, highest_NI + jnp.log(total_NI))
@@ -349,6 +349,7 @@ def _hide(plan: Plan, row: _Row, logits_NJI, block, *, crosses: bool):
 
 def _dropout(plan: Plan, row: _Row, i, j) -> jax.Array:
     """Factors of the probabilities of a block, [J, I], the same for all rows."""
+    assert row.key is not None
     block = i * (row.k_NSK.shape[1] // plan.keys) + j
     return numerics.dropout_mask(
         jax.random.fold_in(row.key, block), plan.kind.dropout, (plan.keys, plan.queries)

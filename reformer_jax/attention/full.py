@@ -69,9 +69,10 @@ def full_attention(
 
 
 def _check(kind: kinds.Full, q, k, v, mask) -> None:
-    same_length = q.shape[1] == k.shape[1] or not (kind.causal or kind.shared_qk)
-    without_length = {x.shape[:1] + x.shape[2:] for x in (q, k, v)}
-    if k.shape != v.shape or len(without_length) > 1 or not same_length:
+    any_length = not (kind.causal or kind.shared_qk)
+    same_length = q.shape[1:2] == k.shape[1:2] or any_length
+    alike = len({(x.ndim, x.shape[:1], x.shape[2:]) for x in (q, k, v)}) == 1
+    if q.ndim != 4 or k.shape != v.shape or not (alike and same_length):
         raise ValueError(
             f'queries, keys and values have shapes {q.shape}, {k.shape} and {v.shape}: '
             'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], with T = S if '

@@ -19,11 +19,6 @@ class Rows(NamedTuple):
     batch: int
     heads: int
 
-    @property
-    def count(self) -> int:
-        """Rows taken at once, N."""
-        return self.batch * self.heads
-
 
 def at_most(count: int, batch: int, heads: int) -> Rows:
     """As many rows as divide the batch and the heads evenly, but no more than count."""

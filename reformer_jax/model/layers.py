@@ -124,11 +124,10 @@ def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
 
 
 def _attend(kind: attention.Full | attention.Local, qkv, mask, key) -> jax.Array:
-    local = isinstance(kind, attention.Local)
-    function = attention.local_attention if local else attention.full_attention
-
     def attend(q, k, v, mask, key):
-        return function(kind, q, k, v, mask=mask, key=key)
+        if isinstance(kind, attention.Local):
+            return attention.local_attention(kind, q, k, v, mask=mask, key=key)
+        return attention.full_attention(kind, q, k, v, mask=mask, key=key)
 
     specs = _BLHK, _BLHK, _BLHK, P(_BATCH), P()
     return sharding.over_batch_and_heads(attend, specs, _BLHK)(*qkv, mask, key)

@@ -1,4 +1,4 @@
-"""Attention of all kinds: padding, causality, local and full, dtypes, errors."""
+"""Attention of all kinds: padding, causality, local, dtypes, errors."""
 
 import functools
 
@@ -132,7 +132,7 @@ def test_strict_depends_on_the_past_alone():
     np.testing.assert_allclose(whole[:, :20], cut, rtol=1e-5, atol=1e-5)
 
 
-# ---------------------------------------------------------------- local and full
+# ---------------------------------------------------------------- local
 
 
 @pytest.mark.slow
@@ -165,42 +165,6 @@ def test_local_is_dense_within_a_band(
     local = oracles.local(kind, mask if masked else None)
     dense = functools.partial(oracles.dense, allowed=allowed, scale=6**-0.5)
     out, gradients = oracles.value_and_gradients(local, inputs, direction)
-    wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
-    np.testing.assert_allclose(out[mask], wanted[mask], rtol=1e-5, atol=1e-5)
-    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
-        oracles.assert_near(gradient, wanted_gradient)
-
-
-@pytest.mark.parametrize(
-    'shared causal masked length steps'.split(),
-    [
-        (False, True, False, 24, 'huge'),
-        (False, False, True, 260, 'tiny'),
-        (False, True, True, 260, 'tiny'),
-        (True, True, True, 24, 'huge'),
-        (True, False, True, 260, 'tiny'),
-        (True, True, False, 260, 'tiny'),
-    ],
-)
-def test_full_is_dense(logits_per_step, shared, causal, masked, length, steps):
-    logits_per_step(oracles.STEPS[steps])
-    q, k, v, direction = oracles.inputs(length, count=3, batch=2, head_size=6)
-    mask = oracles.mask(length) if masked else np.ones((2, length), bool)
-    direction *= mask[:, :, None, None]
-    allowed = np.ones((length, length), int)
-    allowed = np.tril(allowed) if causal else allowed
-    allowed = allowed * mask[:, None, None, :]
-    kind, given = attention.Full(causal, shared), mask if masked else None
-    if shared:
-        inputs, attend = (q, v), oracles.shared(kind, given)
-        seen = np.broadcast_to(
-            allowed * ~np.eye(length, dtype=bool), (2, 2, length, length)
-        )
-        dense = functools.partial(oracles.dense_shared_qk, seen=seen, itself=1.0)
-    else:
-        inputs, attend = (q, k, v), oracles.full(kind, given)
-        dense = functools.partial(oracles.dense, allowed=allowed > 0, scale=6**-0.5)
-    out, gradients = oracles.value_and_gradients(attend, inputs, direction)
     wanted, wanted_gradients = oracles.value_and_gradients(dense, inputs, direction)
     np.testing.assert_allclose(out[mask], wanted[mask], rtol=1e-5, atol=1e-5)
     for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):

@@ -46,6 +46,61 @@ def test_same_attention(xla_in_its_place, monkeypatch, shared_qk, causal):
         oracles.assert_near(x, wanted_x)
 
 
+_LENGTHS = np.arange(24) < np.array([[24], [1], [13]])
+_HOLE, _EMPTY, _BEFORE = (_LENGTHS.copy() for _ in range(3))
+_HOLE[0, 7] = False
+_EMPTY[1] = False
+_BEFORE[2] = _LENGTHS[2, ::-1]
+
+
+@pytest.mark.parametrize(
+    ('shared_qk', 'causal'),
+    [(True, True), (False, False), pytest.param(False, True, marks=pytest.mark.slow)],
+)
+def test_masks(xla_in_its_place, monkeypatch, shared_qk, causal):
+    """The same attention, by cuDNN or not, which the mask decides as it runs."""
+    *qkv, direction = oracles.inputs(24, count=3, head_size=16, batch=3)
+    qkv[1] = qkv[0] if shared_qk else qkv[1]
+    kind = attention.Full(causal, shared_qk)
+
+    def both():
+        @oracles.jit
+        def both(mask, direction, *qkv):
+            out, pullback = jax.vjp(oracles.full(kind, mask), *qkv)
+            return out, pullback(direction)
+
+        return lambda mask: both(mask, direction, *qkv)
+
+    in_blocks = both()
+    wanted = [in_blocks(mask) for mask in (_LENGTHS, _HOLE, _EMPTY)]
+    assert not xla_in_its_place
+    monkeypatch.setattr(cudnn, '_DTYPES', (jnp.float32,))
+    by_either = both()
+    found = [by_either(mask) for mask in (_LENGTHS, _HOLE, _EMPTY)]
+    assert xla_in_its_place == [(kind, 'lengths_B')]
+    for x, wanted_x in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        oracles.assert_near(x, wanted_x)
+
+
+def test_only_lengths_go_to_cudnn(xla_in_its_place, monkeypatch):
+    x = jnp.ones((3, 24, 1, 64), jnp.bfloat16)
+
+    def attend(kind, q, k, v, *, lengths_B):
+        return jnp.zeros_like(v) - lengths_B[:, None, None, None]
+
+    monkeypatch.setattr(cudnn, 'attend', attend)
+
+    @oracles.jit
+    def full(mask):
+        return attention.full_attention(attention.Full(), x, x, x, mask=mask)
+
+    out = np.asarray(full(_LENGTHS), np.float32)
+    np.testing.assert_array_equal(out, np.broadcast_to(out[:, :1, :, :1], out.shape))
+    np.testing.assert_array_equal(out[:, 0, 0, 0], [-24, -1, -13])
+    for mask in (_HOLE, _EMPTY, _BEFORE):
+        assert np.all(full(mask) >= 0)
+
+
 def test_a_single_token_gets_its_own_value(xla_in_its_place):
     x = jnp.ones((1, 1, 2, 64), jnp.bfloat16)
     out = attention.full_attention(attention.Full(shared_qk=True), x, x, 3 * x)
