@@ -14,17 +14,16 @@ from reformer_jax.attention import numerics
 _COLUMNS = 32
 
 
-def forward(qkv, allowed_GCW, dropout_CW, *, order_free: bool = False):
+def weigh(logits_GCW, v_GWK, allowed_GCW, dropout_CW, *, order_free: bool = False):
     """Output [G, C, K] and log-sum-exp [G, C] in float32, and where no key was seen.
 
     Args:
-      qkv: queries, keys and values.
+      logits_GCW: products of queries and keys.
+      v_GWK: values.
       allowed_GCW: which keys a query may see.
       dropout_CW: factors of the probabilities, or None.
       order_free: whether the same keys in another order give the same bits.
     """
-    q_GCK, k_GWK, v_GWK = qkv
-    logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
     logits_GCW = jnp.where(allowed_GCW, logits_GCW, numerics.MASKED)
     highest_GC = logits_GCW.max(-1)
     alone_GC = highest_GC < numerics.MASKED / 2

@@ -93,7 +93,8 @@ def hash_vectors(
             rotations_HKRS,
             precision=lax.Precision.HIGHEST,
         )
-        buckets_BHRL = 0
+        shape_BHRSL = rotated_BHRSL.shape
+        buckets_BHRL = jnp.zeros((*shape_BHRSL[:3], shape_BHRSL[-1]), jnp.int32)
         start, weight = 0, 1
         for factor in factors:
             part_BHRSL = rotated_BHRSL[..., start : start + factor // 2, :]

@@ -127,8 +127,10 @@ def _forward_row(plan: _Plan, dropout_CW, row: _Row):
     """Output [L, K] and log-sum-exp [L], infinite where a query sees only padding."""
 
     def forward_step(first):
-        qkv, allowed = _step(plan, row, first, keys_first=False)
-        out_GCK, lse_GC, alone_GC = chunks.forward(qkv, allowed, dropout_CW)
+        (q_GCK, k_GWK, v_GWK), allowed = _step(plan, row, first, keys_first=False)
+        logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
+        weighed = chunks.weigh(logits_GCW, v_GWK, allowed, dropout_CW)
+        out_GCK, lse_GC, alone_GC = weighed
         out_GCK = jnp.where(alone_GC[..., None], 0.0, out_GCK)
         return out_GCK.astype(row.v_LK.dtype), jnp.where(alone_GC, jnp.inf, lse_GC)
 
@@ -155,9 +157,10 @@ def _backward_row(plan: _Plan, dropout_CW, row: _Row, dout_LK, out_LK, lse_L):
     if plan.around:  # beyond an end are the chunks of the other
         wanted = jnp.arange(-before, count + plan.around - before) % count
         beyond = jnp.array([*range(before), *range(before + count, wanted.size)])
-        key_gradients = tuple(
-            x_ECK[before : before + count].at[wanted[beyond]].add(x_ECK[beyond])
-            for x_ECK in key_gradients
+        dk_ECK, dv_ECK = key_gradients
+        key_gradients = (
+            dk_ECK[before : before + count].at[wanted[beyond]].add(dk_ECK[beyond]),
+            dv_ECK[before : before + count].at[wanted[beyond]].add(dv_ECK[beyond]),
         )
     dq_LK = dq.reshape(length, head_size) * head_size**-0.5
     return dq_LK, *(x_MCK.reshape(length, head_size) for x_MCK in key_gradients)

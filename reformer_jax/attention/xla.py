@@ -169,8 +169,9 @@ def _forward_step(plan: windows.Plan, row: windows.Row, dropout_CW, hash_round, 
     step = windows.step(plan, row, hash_round, first, keys_first=False)
     q_GCK = windows.at(row.q_LK, step.queries_GC)
     k_GWK, v_GWK = (windows.at(x, step.keys_GW) for x in (row.k_LK, row.v_LK))
-    out_GCK, lse_GC, alone_GC = chunks.forward(
-        (q_GCK, k_GWK, v_GWK), step.allowed, dropout_CW, order_free=plan.order_free
+    logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
+    out_GCK, lse_GC, alone_GC = chunks.weigh(
+        logits_GCW, v_GWK, step.allowed, dropout_CW, order_free=plan.order_free
     )
     own_GCK = v_GWK[:, plan.own].astype(jnp.float32)
     if dropout_CW is not None:
