@@ -75,13 +75,52 @@ def test_step_trains():
 def test_attention_passes_run():
     passes = attention.steps(128, (1,), 'float32')
     assert list(passes) == [
-        f'{name} {which}'
-        for name in ('full', 'lsh-1')
+        (name, which)
+        for name in ('full', 'full_shared', 'local', 'lsh-1')
         for which in ('forward', 'forward_backward')
     ]
     for run in passes.values():
         for array in jax.tree.leaves(run()):
             assert array.shape == (1, 128, 4, 64) and jnp.isfinite(array).all()
+
+
+def test_attention_is_compared_with_what_torch_computes(monkeypatch, capsys):
+    torch = pytest.importorskip('torch')
+    _, inputs, dout = attention.attentions(128, (), 'float32')['full']
+    arrays = (torch.tensor(np.asarray(x.swapaxes(1, 2))) for x in (*inputs, dout))
+    monkeypatch.setattr(torch, 'randn', lambda *_, **__: next(arrays))
+    theirs = attention.torch_steps(128, 'float32')['torch', 'forward_backward']()
+    ours = attention.steps(128, (), 'float32')['full', 'forward_backward']()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        wanted = b.detach().numpy().swapaxes(1, 2)
+        np.testing.assert_allclose(a, wanted, rtol=1e-3, atol=1e-4)
+    monkeypatch.undo()
+    attention.time_attention([64, 128], 'float32', runs=1, with_torch=True)
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ratios = [p for p in points if 'full_over_torch' in p]
+    assert [(p['length'], p['pass']) for p in ratios] == [
+        (length, which)
+        for length in (64, 128)
+        for which in ('forward', 'forward_backward')
+    ]
+    seconds = {p['attention']: p['seconds'] for p in points[-13:-5]}
+    assert list(seconds)[-1] == 'torch'
+    ratio = seconds['local'] / seconds['lsh-2']
+    np.testing.assert_allclose(points[-5]['local_over_lsh-2'], ratio, rtol=2e-3)
+    assert [p['rounds'] for p in points[-4:]] == [1, 2, 4, 8]
+
+
+def test_memory_of_exact_attention_is_told_in_its_arrays(capsys):
+    attention.main(['--memory', '128'])
+    full, shared = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    one = 128 * 4 * 64 * 4 / 2**20
+    for point, arguments, outputs in ((full, 4, 4), (shared, 3, 3)):
+        assert point['arguments_mib'] == arguments * one
+        # A tuple of outputs has pointers beside them.
+        assert point['outputs_mib'] == pytest.approx(outputs * one, rel=1e-3)
+        whole = (arguments + outputs) * one + point['temporaries_mib']
+        ratio = whole / ((arguments + outputs) * one)
+        assert point['of_arrays'] == pytest.approx(ratio, rel=2e-3)
 
 
 def test_decoding_takes_turns_and_prints_a_line_each(capsys):
