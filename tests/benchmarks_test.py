@@ -220,6 +220,16 @@ def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
         peers.check_installed()
 
 
+def test_only_some_are_compared(capsys):
+    peers.main(['64', '--only', 'ours_exact,ours', '--runs', '1', '--no-warm-up'])
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first['implementation'] == 'ours_exact' and first['times_first'] == 1
+    assert second['implementation'] == 'ours'
+    with pytest.raises(SystemExit):
+        peers.main(['64', '--only', 'theirs'])
+    assert "['theirs'] unknown: take ours, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('name', peers.PEERS)
 def test_peers_train_a_model_of_our_size(name):
     with warnings.catch_warnings():
