@@ -15,6 +15,7 @@ from benchmarks import attention
 from benchmarks import decoding
 from benchmarks import figure5
 from benchmarks import peers
+from benchmarks import roofline
 from benchmarks import small_lm
 from benchmarks import timing
 from benchmarks import training_step
@@ -121,6 +122,61 @@ def test_memory_of_exact_attention_is_told_in_its_arrays(capsys):
         whole = (arguments + outputs) * one + point['temporaries_mib']
         ratio = whole / ((arguments + outputs) * one)
         assert point['of_arrays'] == pytest.approx(ratio, rel=2e-3)
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def function(x, w):
+        def body(x, _):
+            unused = x @ x  # noqa: F841
+            return jax.checkpoint(lambda x: jnp.sin(x @ w))(x), None
+
+        x, _ = jax.lax.scan(body, x, length=3)
+        return jax.lax.fori_loop(0, 5, lambda i, x: jax.jit(jnp.matmul)(x, w), x)
+
+    x, w = jnp.ones((4, 4)), jnp.ones((4, 4))
+    [(product, count)] = roofline.products(function, x, w).items()
+    assert count == 3 + 5 and product.operations == 2 * 4 * 4 * 4
+    gradient = jax.grad(
+        lambda w: jax.lax.map(lambda x: x @ w, jnp.ones((7, 2, 4))).sum()
+    )
+    [(product, count)] = roofline.products(gradient, w).items()
+    assert count == 7 and product.operations == 2 * 2 * 4 * 4
+
+
+def test_products_that_run_who_knows_how_often_are_an_error():
+    def function(x, n):
+        return jax.lax.fori_loop(0, n, lambda i, x: x @ x, x)
+
+    with pytest.raises(ValueError, match="'while' has 1 matrix products.*scans"):
+        roofline.products(function, jnp.ones((2, 2)), 3)
+
+
+def test_batched_product_has_operations_of_each_of_the_batch():
+    def function(a, b):
+        return jnp.einsum('bchk,blhk->bhcl', a, b)
+
+    a, b = jnp.ones((2, 3, 4, 5)), jnp.ones((2, 7, 4, 5))
+    [product] = roofline.products(function, a, b)
+    assert product.operations == 2 * (2 * 4) * 3 * 7 * 5
+
+
+def test_repeated_products_are_not_taken_out_of_the_loop():
+    x = jnp.ones((256, 256))
+    [product] = roofline.products(jnp.matmul, x, x)
+    steps = {count: roofline.repeated(product, count) for count in (2, 100)}
+    seconds = timing.interleaved(steps, 5)
+    assert min(seconds[100]) > 10 * min(seconds[2])
+
+
+def test_roofline_of_a_small_step(capsys):
+    roofline.time_products(128, runs=2)
+    *points, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    seconds = [point['seconds'] for point in points]
+    assert seconds == sorted(seconds, reverse=True) and len(points) > 10
+    assert last['products_seconds'] == min(last['products_runs'])
+    # All 7 products of the feed-forward, forward once more in the backward pass.
+    feed_forward = [p['count'] for p in points if 1024 in p['left'] + p['right']]
+    assert sum(feed_forward) == 2 * (2 + 2 + 4)
 
 
 def test_decoding_takes_turns_and_prints_a_line_each(capsys):
