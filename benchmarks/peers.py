@@ -2,11 +2,13 @@
 
   python benchmarks/peers.py 4096 16384 65536 --runs 3   seconds, all in one process
   python benchmarks/peers.py --memory 16384              peak memory, a process each
+  python benchmarks/peers.py 4096 --only ours_exact,torch_exact
 
-Ours is `ours` (reversible) and `ours_residual` (all activations saved); the peers are
-`hugging_face` (transformers), `lucidrains` (reformer-pytorch) and `torch_exact` (exact
-causal attention). Seconds are the minimum of the runs, which take turns. The peers need
-pip install -e '.[peers]'.
+Ours is `ours` (reversible), `ours_residual` (all activations saved) and `ours_exact`
+(exact causal attention, all saved); the peers are `hugging_face` (transformers),
+`lucidrains` (reformer-pytorch) and `torch_exact` (as ours_exact). Seconds are the
+minimum of the runs, which take turns; `times_first` is how many of the first one's. The
+peers need pip install -e '.[peers]'.
 """
 
 import argparse
@@ -27,9 +29,14 @@ from benchmarks import timing
 # JAX and PyTorch are imported where they are used: the process of a peer, whose memory
 # is measured, must not have JAX in it, nor ours PyTorch.
 
-_OUR_STACKS = {'ours': 'reversible', 'ours_residual': 'residual'}
+# What our model's config changes.
+_OURS: dict[str, dict[str, Any]] = {
+    'ours': {'stack': 'reversible'},
+    'ours_residual': {'stack': 'residual'},
+    'ours_exact': {'stack': 'residual', 'pattern': ('full',)},
+}
 PEERS = ('hugging_face', 'lucidrains', 'torch_exact')
-IMPLEMENTATIONS = (*_OUR_STACKS, *PEERS)
+IMPLEMENTATIONS = (*_OURS, *PEERS)
 _PACKAGES = {
     'torch': 'torch',
     'transformers': 'transformers',
@@ -63,11 +70,10 @@ def build_step(
     name: str, length: int, buckets: int | tuple[int, ...]
 ) -> Callable[[], float]:
     """One of IMPLEMENTATIONS as a function that runs a step and returns its loss."""
-    if name in _OUR_STACKS:
+    if name in _OURS:
         from benchmarks import training_step
 
-        config = training_step.config(length, stack=_OUR_STACKS[name])
-        return training_step.step(config)[0]
+        return training_step.step(training_step.config(length, **_OURS[name]))[0]
     from benchmarks import torch_models
 
     model, loss = build_peer(name, length, buckets)
@@ -85,31 +91,31 @@ def build_peer(name: str, length: int, buckets: int | tuple[int, ...]) -> Any:
     return torch_models.exact(length)
 
 
-def time_steps(lengths: Sequence[int], runs: int, warm_up: bool) -> None:
-    """Seconds of a step of each implementation, and how many of ours that is."""
+def time_steps(
+    names: Sequence[str], lengths: Sequence[int], runs: int, warm_up: bool
+) -> None:
+    """Seconds of a step of each implementation, and how many of the first's."""
     for length in lengths:
-        steps = {
-            name: build_step(name, length, buckets(length)) for name in IMPLEMENTATIONS
-        }
+        steps = {name: build_step(name, length, buckets(length)) for name in names}
         seconds = timing.interleaved(steps, runs, warm_up=warm_up)
-        for name in IMPLEMENTATIONS:
+        for name in names:
             least = min(seconds[name])
             timing.print_point(
                 {
                     'implementation': name,
                     'length': length,
                     'seconds': least,
-                    'times_ours': least / min(seconds['ours']),
+                    'times_first': least / min(seconds[names[0]]),
                     'tokens_per_second': length / least,
                     'runs': seconds[name],
                 }
             )
 
 
-def measure_memory(length: int) -> None:
+def measure_memory(names: Sequence[str], length: int) -> None:
     """Peak resident memory of a few steps of each, alone in a fresh process."""
     spawn = multiprocessing.get_context('spawn')
-    for name in IMPLEMENTATIONS:
+    for name in names:
         # A new process inherits the peak of the one that starts it; this one has only
         # imported JAX by then, which is less than any of them needs.
         with futures.ProcessPoolExecutor(1, spawn) as process:
@@ -118,7 +124,7 @@ def measure_memory(length: int) -> None:
 
 
 def _memory(name: str, length: int, buckets: int | tuple[int, ...]) -> str:
-    if name in _OUR_STACKS:
+    if name in _OURS:
         # tensorboardX imports PyTorch wherever it is installed: 460 MiB not of ours.
         sys.modules['torch'] = None  # type: ignore[assignment]
     run_step = build_step(name, length, buckets)
@@ -144,15 +150,24 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         '--no-warm-up', action='store_true', help='at 65,536 tokens it takes minutes'
     )
+    parser.add_argument(
+        '--only', default=','.join(IMPLEMENTATIONS), help='names with commas between'
+    )
     options = parser.parse_args(arguments)
+    names = options.only.split(',')
+    if unknown := set(names) - set(IMPLEMENTATIONS):
+        parser.error(
+            f'--only: {sorted(unknown)} unknown: take {", ".join(IMPLEMENTATIONS)}'
+        )
     if bool(options.lengths) == bool(options.memory):
         parser.error('give lengths to time, or --memory with one length')
-    check_installed()
+    if set(names) & set(PEERS):
+        check_installed()
     os.environ['JAX_PLATFORMS'] = 'cpu'
     if options.memory:
-        measure_memory(options.memory)
+        measure_memory(names, options.memory)
     else:
-        time_steps(options.lengths, options.runs, not options.no_warm_up)
+        time_steps(names, options.lengths, options.runs, not options.no_warm_up)
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from benchmarks import attention
 from benchmarks import decoding
 from benchmarks import figure5
 from benchmarks import peers
+from benchmarks import roofline
 from benchmarks import small_lm
 from benchmarks import timing
 from benchmarks import training_step
@@ -75,13 +76,107 @@ def test_step_trains():
 def test_attention_passes_run():
     passes = attention.steps(128, (1,), 'float32')
     assert list(passes) == [
-        f'{name} {which}'
-        for name in ('full', 'lsh-1')
+        (name, which)
+        for name in ('full', 'full_shared', 'local', 'lsh-1')
         for which in ('forward', 'forward_backward')
     ]
     for run in passes.values():
         for array in jax.tree.leaves(run()):
             assert array.shape == (1, 128, 4, 64) and jnp.isfinite(array).all()
+
+
+def test_attention_is_compared_with_what_torch_computes(monkeypatch, capsys):
+    torch = pytest.importorskip('torch')
+    _, inputs, dout = attention.attentions(128, (), 'float32')['full']
+    arrays = (torch.tensor(np.asarray(x.swapaxes(1, 2))) for x in (*inputs, dout))
+    monkeypatch.setattr(torch, 'randn', lambda *_, **__: next(arrays))
+    theirs = attention.torch_steps(128, 'float32')['torch', 'forward_backward']()
+    ours = attention.steps(128, (), 'float32')['full', 'forward_backward']()
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        wanted = b.detach().numpy().swapaxes(1, 2)
+        np.testing.assert_allclose(a, wanted, rtol=1e-3, atol=1e-4)
+    monkeypatch.undo()
+    attention.time_attention([64, 128], 'float32', runs=1, with_torch=True)
+    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ratios = [p for p in points if 'full_over_torch' in p]
+    assert [(p['length'], p['pass']) for p in ratios] == [
+        (length, which)
+        for length in (64, 128)
+        for which in ('forward', 'forward_backward')
+    ]
+    seconds = {p['attention']: p['seconds'] for p in points[-13:-5]}
+    assert list(seconds)[-1] == 'torch'
+    ratio = seconds['local'] / seconds['lsh-2']
+    np.testing.assert_allclose(points[-5]['local_over_lsh-2'], ratio, rtol=2e-3)
+    assert [p['rounds'] for p in points[-4:]] == [1, 2, 4, 8]
+
+
+def test_memory_of_exact_attention_is_told_in_its_arrays(capsys):
+    attention.main(['--memory', '128'])
+    full, shared = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    one = 128 * 4 * 64 * 4 / 2**20
+    for point, arguments, outputs in ((full, 4, 4), (shared, 3, 3)):
+        assert point['arguments_mib'] == arguments * one
+        # A tuple of outputs has pointers beside them.
+        assert point['outputs_mib'] == pytest.approx(outputs * one, rel=1e-3)
+        whole = (arguments + outputs) * one + point['temporaries_mib']
+        ratio = whole / ((arguments + outputs) * one)
+        assert point['of_arrays'] == pytest.approx(ratio, rel=2e-3)
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def function(x, w):
+        def body(x, _):
+            unused = x @ x  # noqa: F841
+            return jax.checkpoint(lambda x: jnp.sin(x @ w))(x), None
+
+        x, _ = jax.lax.scan(body, x, length=3)
+        return jax.lax.fori_loop(0, 5, lambda i, x: jax.jit(jnp.matmul)(x, w), x)
+
+    x, w = jnp.ones((4, 4)), jnp.ones((4, 4))
+    [(product, count)] = roofline.products(function, x, w).items()
+    assert count == 3 + 5 and product.operations == 2 * 4 * 4 * 4
+    gradient = jax.grad(
+        lambda w: jax.lax.map(lambda x: x @ w, jnp.ones((7, 2, 4))).sum()
+    )
+    [(product, count)] = roofline.products(gradient, w).items()
+    assert count == 7 and product.operations == 2 * 2 * 4 * 4
+
+
+def test_products_that_run_who_knows_how_often_are_an_error():
+    def function(x, n):
+        return jax.lax.fori_loop(0, n, lambda i, x: x @ x, x)
+
+    with pytest.raises(ValueError, match="'while' has 1 matrix products.*scans"):
+        roofline.products(function, jnp.ones((2, 2)), 3)
+
+
+def test_batched_product_has_operations_of_each_of_the_batch():
+    def function(a, b):
+        return jnp.einsum('bchk,blhk->bhcl', a, b)
+
+    a, b = jnp.ones((2, 3, 4, 5)), jnp.ones((2, 7, 4, 5))
+    [product] = roofline.products(function, a, b)
+    assert product.operations == 2 * (2 * 4) * 3 * 7 * 5
+
+
+def test_repeated_products_are_not_taken_out_of_the_loop():
+    x = jnp.ones((256, 256))
+    [product] = roofline.products(jnp.matmul, x, x)
+    steps = {count: roofline.repeated(product, count) for count in (2, 100)}
+    seconds = timing.interleaved(steps, 5)
+    assert min(seconds[100]) > 10 * min(seconds[2])
+
+
+def test_roofline_of_a_small_step(capsys):
+    roofline.time_products(128, runs=2)
+    *points, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    seconds = [point['seconds'] for point in points]
+    assert seconds == sorted(seconds, reverse=True) and len(points) > 10
+    assert last['products_seconds'] == min(last['products_runs'])
+    # All 7 products of the feed-forward, forward once more in the backward pass.
+    feed_forward = [p['count'] for p in points if 1024 in p['left'] + p['right']]
+    assert sum(feed_forward) == 2 * (2 + 2 + 4)
 
 
 def test_decoding_takes_turns_and_prints_a_line_each(capsys):
@@ -179,6 +274,16 @@ def test_missing_peers_are_named_with_what_installs_them(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(SystemExit, match=r'torch, .*reformer-pytorch.*\[peers\]'):
         peers.check_installed()
+
+
+def test_only_some_are_compared(capsys):
+    peers.main(['64', '--only', 'ours_exact,ours', '--runs', '1', '--no-warm-up'])
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first['implementation'] == 'ours_exact' and first['times_first'] == 1
+    assert second['implementation'] == 'ours'
+    with pytest.raises(SystemExit):
+        peers.main(['64', '--only', 'theirs'])
+    assert "['theirs'] unknown: take ours, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', peers.PEERS)
