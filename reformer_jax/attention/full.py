@@ -72,11 +72,12 @@ def _check(kind: kinds.Full, q, k, v, mask) -> None:
     any_length = not (kind.causal or kind.shared_qk)
     same_length = q.shape[1:2] == k.shape[1:2] or any_length
     alike = len({(x.ndim, x.shape[:1], x.shape[2:]) for x in (q, k, v)}) == 1
-    if q.ndim != 4 or k.shape != v.shape or not (alike and same_length):
+    empty = q.size == 0 or k.size == 0
+    if q.ndim != 4 or empty or k.shape != v.shape or not (alike and same_length):
         raise ValueError(
             f'queries, keys and values have shapes {q.shape}, {k.shape} and {v.shape}: '
-            'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], with T = S if '
-            'attention is causal or queries and keys are shared.'
+            'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], not empty, with '
+            'T = S if attention is causal or queries and keys are shared.'
         )
     if mask is not None and mask.shape != k.shape[:2]:
         raise ValueError(
