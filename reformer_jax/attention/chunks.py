@@ -100,6 +100,8 @@ def _order_free_sum(p_GCW: jax.Array) -> jax.Array:
     fine = coarse * 2.0 ** (25 - width_bits)
     high_GCW = jnp.round(p_GCW * coarse)
     low_GCW = jnp.round((p_GCW - high_GCW / coarse) * fine)
+    # Within one reduction XLA's CPU rounds one number at a time.
+    low_GCW = lax.optimization_barrier(low_GCW)
     return high_GCW.sum(-1) / coarse + low_GCW.sum(-1) / fine
 
 
