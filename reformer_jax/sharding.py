@@ -26,7 +26,7 @@ _RULES = (
     (r'feed_forward\.(hidden)$', P('fsdp', 'model')),
     (r'feed_forward\.(output)$', P('model', 'fsdp')),
     (r'feed_forward\.hidden_bias$', P('model')),
-    (r'^embedding$', P('model', 'fsdp')),
+    (r'(^|\.)embedding$', P('model', 'fsdp')),
     (r'^head\.(tie_projection|hidden)$', P('fsdp', None)),
     (r'^head\.output$', P('fsdp', 'model')),
     (r'^head\.output_bias$', P('model')),

@@ -77,6 +77,15 @@ def filled_up(config: model_config.ModelConfig, rows: list[np.ndarray]) -> Promp
     return Prompts(tokens_BP, lengths_B, width)
 
 
+def check_has_no_encoder(config: model_config.ModelConfig) -> None:
+    """Raises a ValueError for a model that reads a source: none can be given yet."""
+    if config.encoder is not None:
+        raise ValueError(
+            'the model has an encoder (model.encoder), and generation takes no source '
+            'yet: compute logits with model(tokens, memory=model.read_source(source)).'
+        )
+
+
 def rows(
     config: model_config.ModelConfig, tokens: Any, mask: Any
 ) -> tuple[list[np.ndarray], np.ndarray]:
@@ -93,6 +102,7 @@ def rows(
         )
     if config.head != 'lm':
         raise ValueError(f"model.head={config.head!r} predicts no tokens: take 'lm'.")
+    check_has_no_encoder(config)
     try:
         tokens = np.asarray(tokens)
     except ValueError as error:  # rows of different lengths

@@ -88,6 +88,7 @@ def read(
             f'capacity={prompts.capacity} must be at least the {longest} tokens of the '
             f'prompts and at most the {most} of the model.'
         )
+    prompts_lib.check_has_no_encoder(config)
     rotations = model_lib.hash_rotations(model)
     streams, saved = model.streams_and_saved(
         prompts.tokens_BP,

@@ -5,6 +5,7 @@ from reformer_jax.model import layers
 from reformer_jax.model import padding
 from reformer_jax.model.config import ModelConfig
 from reformer_jax.model.config import defaults
+from reformer_jax.model.reformer import Memory
 from reformer_jax.model.reformer import Reformer
 from reformer_jax.model.reformer import build
 from reformer_jax.model.reformer import hash_rotations
@@ -12,6 +13,7 @@ from reformer_jax.model.reformer import parameter_count
 from reformer_jax.model.reformer import shift_right
 
 __all__ = (
+    'Memory',
     'ModelConfig',
     'Reformer',
     'build',

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,10 @@ AUTOMATIC = -1
 
 # Queries in a block of exact attention.
 _QUERIES = 128
+
+# What an encoder has to be; and what it does not take from the decoder beside it.
+_ENCODER = {'causal': False, 'head': 'none', 'start_token': -1, 'encoder': None}
+_DECODERS_OWN = (*_ENCODER, 'share_embedding', 'tie_output', 'classes', 'pooling')
 
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
@@ -98,6 +102,10 @@ class ModelConfig:
         projections to heads, 0 for all.
       loss_chunk_length: tokens at a time in logits and loss, 0 for all.
       dtype: of matrix operands; parameters and streams are float32.
+      encoder: a bidirectional Reformer whose hidden states each layer attends to,
+        between attention and feed-forward: the fields in which it differs from this
+        one, or its whole ModelConfig; None or {} for a model without.
+      share_embedding: whether the encoder uses this model's embedding of tokens.
     """
 
     vocab_size: int = _architecture()
@@ -142,8 +150,11 @@ class ModelConfig:
     feed_forward_chunk_length: int = 0
     loss_chunk_length: int = 0
     dtype: str = 'float32'
+    encoder: Any = _architecture(None)
+    share_embedding: bool = _architecture(True)
 
     def __post_init__(self):
+        object.__setattr__(self, 'encoder', _encoder(self))
         for name in ('pattern', 'buckets', 'axial_shape', 'axial_sizes'):
             value = getattr(self, name)
             several = value if isinstance(value, tuple | list) else (value,)
@@ -153,6 +164,7 @@ class ModelConfig:
         _check_attention(self)
         _check_positions(self)
         _check_head(self)
+        _check_encoder(self)
 
     @property
     def repeats(self) -> int:
@@ -181,7 +193,10 @@ class ModelConfig:
 
     def with_rounds(self, rounds: int) -> 'ModelConfig':
         """The same with other hash rounds, which do not decide what is exact."""
-        return dataclasses.replace(self, rounds=rounds, dense_length=self.exact_length)
+        encoder = self.encoder and self.encoder.with_rounds(rounds)
+        return dataclasses.replace(
+            self, rounds=rounds, dense_length=self.exact_length, encoder=encoder
+        )
 
     def kind(self, name: str) -> kinds.Kind:
         """The attention that a layer of the pattern stands for.
@@ -299,6 +314,62 @@ def position_table_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     if config.positions == 'learned':
         return [(config.length, config.d_model)]
     return []
+
+
+def _encoder(config: ModelConfig) -> ModelConfig | None:
+    """The encoder's config, made of the fields in which it differs."""
+    given = config.encoder
+    if not given or isinstance(given, ModelConfig):
+        return given or None
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f'model.encoder={given!r} is no mapping: give the fields in which the '
+            "encoder differs, such as {'layers': 6, 'length': 1024}, or {} for none."
+        )
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(
+            f'unknown config field model.encoder.{unknown[0]}: there are '
+            f'{", ".join(known)}.'
+        )
+    same = {n: getattr(config, n) for n in known if n not in _DECODERS_OWN}
+    try:
+        return ModelConfig(**(same | _ENCODER | dict(given)))
+    except ValueError as error:
+        raise ValueError(f'model.encoder: {error}') from error
+
+
+def _check_encoder(config: ModelConfig) -> None:
+    encoder = config.encoder
+    if encoder is None:
+        return
+    for name, needed in _ENCODER.items():
+        if getattr(encoder, name) != needed:
+            raise ValueError(
+                f'model.encoder.{name}={getattr(encoder, name)!r} must be {needed!r}: '
+                'an encoder reads the whole source and predicts nothing.'
+            )
+    for kind in ('lsh', 'local'):
+        name = f'{kind}_chunks_after'
+        if kind in encoder.pattern and not getattr(encoder, name):
+            raise ValueError(
+                f'model.encoder.{name}=0: no token would see the chunk after its own; '
+                'set it to 1.'
+            )
+    if not config.causal or config.head not in ('lm', 'none'):
+        raise ValueError(
+            f'model.encoder needs a decoder that predicts the next token, not causal='
+            f"{config.causal} with head={config.head!r}: use causal=True, head='lm'."
+        )
+    for name in ('vocab_size', 'd_model'):
+        ours, theirs = getattr(config, name), getattr(encoder, name)
+        if config.share_embedding and ours != theirs:
+            raise ValueError(
+                f'model.encoder.{name}={theirs} is not model.{name}={ours}, as a '
+                'shared embedding needs: set model.share_embedding=False, or make them '
+                'equal.'
+            )
 
 
 def _check_sizes(config: ModelConfig) -> None:

@@ -6,7 +6,8 @@ mask of channels per sequence, shared over the length.
 """
 
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,34 +30,70 @@ _IDS = P(_BATCH, 'model', None, None)
 _glorot = jax.nn.initializers.glorot_uniform
 
 
-class SelfAttention(nnx.Module):
-    """Norm, projections, attention of some kind, output projection."""
+class Masks(NamedTuple):
+    """What all attentions of a stack get: True for real tokens, None if all are."""
 
-    def __init__(self, kind: attention.Kind, config: ModelConfig, rngs: nnx.Rngs):
+    own_BL: jax.Array | None = None
+    memory_BS: jax.Array | None = None
+
+
+class _Heads(nnx.Module):
+    """Norm, projections to heads, and one from the heads' outputs."""
+
+    def __init__(self, widths: Mapping[str, int], config: ModelConfig, rngs: nnx.Rngs):
+        """Projections by name, of inputs so wide."""
         width = config.heads * config.head_size
-        self.kind = kind
         self.config = config
         self.norm = norm(config.d_model, config.norm_epsilon, rngs)
-        for name in kind.projections:
-            kernel = _glorot()(rngs.params(), (config.d_model, width))
-            shape = config.d_model, config.heads, config.head_size
+        for name, inputs in widths.items():
+            kernel = _glorot()(rngs.params(), (inputs, width))
+            shape = inputs, config.heads, config.head_size
             setattr(self, name, nnx.Param(kernel.reshape(shape)))
         kernel = _glorot()(rngs.params(), (width, config.d_model))
         shape = config.heads, config.head_size, config.d_model
         self.output = nnx.Param(kernel.reshape(shape))
 
+    def _projected(self, names, x_BLX, group: HeadGroup) -> tuple[jax.Array, ...]:
+        """[B, L, h, K] for each of the projections, of a group of heads."""
+        dtype = self.config.dtype
+        x_BLX = sharding.constrain(x_BLX.astype(dtype), P(_BATCH))
+        heads = []
+        for name in names:
+            kernel_XHK = group.of(getattr(self, name)[...], axis=1)
+            kernel_XHK = sharding.constrain(kernel_XHK, P(None, 'model'))
+            kernel_XHK = kernel_XHK.astype(dtype)
+            heads.append(jnp.einsum('bld,dhk->blhk', x_BLX, kernel_XHK))
+        return tuple(heads)
+
+    def combine(
+        self,
+        out_BLHK: jax.Array,
+        key: jax.Array,
+        group: HeadGroup,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """What a group of heads adds to the stream, [B, L, D]."""
+        with jax.named_scope('combine'):
+            kernel_HKD = group.of(self.output[...], axis=0)
+            kernel_HKD = sharding.constrain(kernel_HKD, P('model'))
+            kernel_HKD = kernel_HKD.astype(self.config.dtype)
+            out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
+            out_BLD = sharding.constrain(out_BLD, P(_BATCH))
+            return dropout(out_BLD, self.config.dropout if train else 0.0, key)
+
+
+class SelfAttention(_Heads):
+    """Norm, projections, attention of some kind, output projection."""
+
+    def __init__(self, kind: attention.Kind, config: ModelConfig, rngs: nnx.Rngs):
+        self.kind = kind
+        super().__init__(dict.fromkeys(kind.projections, config.d_model), config, rngs)
+
     def project(self, x_BLD: jax.Array, group: HeadGroup) -> tuple[jax.Array, ...]:
         """[B, L, h, K] for each of the kind's projections, of a group of heads."""
-        dtype = self.config.dtype
         with jax.named_scope('project'):
-            x_BLD = sharding.constrain(self.norm(x_BLD).astype(dtype), P(_BATCH))
-            heads = []
-            for name in self.kind.projections:
-                kernel_DHK = group.of(getattr(self, name)[...], axis=1)
-                kernel_DHK = sharding.constrain(kernel_DHK, P(None, 'model'))
-                kernel_DHK = kernel_DHK.astype(dtype)
-                heads.append(jnp.einsum('bld,dhk->blhk', x_BLD, kernel_DHK))
-            return tuple(heads)
+            return self._projected(self.kind.projections, self.norm(x_BLD), group)
 
     def attend(
         self,
@@ -70,10 +107,10 @@ class SelfAttention(nnx.Module):
         Args:
           heads: what `project` returned.
           inputs: `extra` are rotations [H, K, R, S] instead of random ones, `shared`
-            is the mask [B, L], `saved` are bucket ids to use instead of hashing.
+            are the Masks, `saved` are bucket ids to use instead of hashing.
           train: whether dropout is on.
         """
-        kind, mask, key = self.kind, inputs.shared, inputs.key
+        kind, mask, key = self.kind, inputs.shared.own_BL, inputs.key
         if isinstance(kind, attention.LSH):
             hash_key, key = jax.random.split(key)
         dropout_key = key if train else None
@@ -94,22 +131,41 @@ class SelfAttention(nnx.Module):
         with jax.named_scope('attend'):
             return _attend(kind, qkv, mask, dropout_key), None
 
-    def combine(
-        self,
-        out_BLHK: jax.Array,
-        key: jax.Array,
-        group: HeadGroup,
-        *,
-        train: bool = False,
-    ) -> jax.Array:
-        """What a group of heads adds to the stream, [B, L, D]."""
-        with jax.named_scope('combine'):
-            kernel_HKD = group.of(self.output[...], axis=0)
-            kernel_HKD = sharding.constrain(kernel_HKD, P('model'))
-            kernel_HKD = kernel_HKD.astype(self.config.dtype)
-            out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
-            out_BLD = sharding.constrain(out_BLD, P(_BATCH))
-            return dropout(out_BLD, self.config.dropout if train else 0.0, key)
+
+class CrossAttention(_Heads):
+    """Norm, exact attention to the encoder's hidden states, output projection.
+
+    LSH needs queries that are the keys. A target whose source is padding only gets
+    zeros.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        assert config.encoder is not None
+        self.kind = attention.Full(causal=False, dropout=config.attention_dropout)
+        width = config.encoder.output_width
+        widths = {'query': config.d_model, 'key': width, 'value': width}
+        super().__init__(widths, config, rngs)
+
+    def project(self, x_BTD: jax.Array, group: HeadGroup) -> jax.Array:
+        """Queries [B, T, h, K] of a group of heads."""
+        with jax.named_scope('project'):
+            return self._projected(('query',), self.norm(x_BTD), group)[0]
+
+    def remember(
+        self, memory_BSX: jax.Array, group: HeadGroup
+    ) -> tuple[jax.Array, ...]:
+        """Keys and values [B, S, h, K] of a group of heads."""
+        with jax.named_scope('remember'):
+            return self._projected(('key', 'value'), memory_BSX, group)
+
+    def attend(
+        self, heads: Any, inputs: reversible.Inputs, *, train: bool = False
+    ) -> tuple[jax.Array, None]:
+        """Attention output [B, T, h, K]; arguments as in SelfAttention."""
+        q_BTHK, (k_BSHK, v_BSHK) = heads
+        qkv, key = (q_BTHK, k_BSHK, v_BSHK), inputs.key if train else None
+        with jax.named_scope('attend'):
+            return _attend(self.kind, qkv, inputs.shared.memory_BS, key), None
 
 
 def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
@@ -196,16 +252,23 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: an attention and a feed-forward branch."""
+    """One layer: an attention and a feed-forward branch.
+
+    With an encoder, between the two, one that attends to its hidden states.
+    """
 
     def __init__(self, kind: attention.Kind, config: ModelConfig, rngs: nnx.Rngs):
         self.attention = SelfAttention(kind, config, rngs)
         self.feed_forward = FeedForward(config, rngs)
+        reads = config.encoder is not None
+        self.cross_attention = CrossAttention(config, rngs) if reads else None
 
     @property
     def branches(self) -> tuple[Any, ...]:
         """In the order in which the stack adds them."""
-        return self.attention, self.feed_forward
+        if self.cross_attention is None:
+            return self.attention, self.feed_forward
+        return self.attention, self.cross_attention, self.feed_forward
 
 
 def stack(kind: attention.Kind, config: ModelConfig, rngs: nnx.Rngs) -> Block:

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,28 @@ from reformer_jax.stack import reversible
 ModelConfig = model_config.ModelConfig
 
 
+class Memory(NamedTuple):
+    """What a decoder reads of its source.
+
+    Attributes:
+      states_BSX: hidden states of the encoder, float32.
+      mask_BS: True for real tokens, None if all are.
+    """
+
+    states_BSX: jax.Array
+    mask_BS: jax.Array | None = None
+
+
 class Reformer(nnx.Module):
     """A model with its head; a pytree whose leaves are its parameters."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, *, embeds: bool = True):
+        """embeds: whether it has an embedding of its own, and is not given one."""
         normal = jax.nn.initializers.normal
         self.config = config
-        self.embedding = nnx.Param(
-            normal(1.0)(rngs.params(), (config.vocab_size, config.d_model))
+        shape = config.vocab_size, config.d_model
+        self.embedding = (
+            nnx.Param(normal(1.0)(rngs.params(), shape)) if embeds else None
         )
         self.position_tables = nnx.List(
             nnx.Param(normal(1.0)(rngs.params(), shape))
@@ -40,6 +54,7 @@ class Reformer(nnx.Module):
         )
         self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs)
         self.head = heads.build(config, rngs)
+        self.encoder = _encoder(config, rngs)
 
     def __call__(
         self,
@@ -49,6 +64,7 @@ class Reformer(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
         hash_rotations: list[jax.Array | None] | None = None,
+        memory: Memory | None = None,
     ) -> jax.Array:
         """What the head makes of a batch of sequences, in float32.
 
@@ -68,11 +84,54 @@ class Reformer(nnx.Module):
             reversible stack's gradients exact (config.grid_bits).
           hash_rotations: for each layer its rotations [H, K, R, S], None for layers
             that do not hash.
+          memory: what read_source made of the sources, of a model with an encoder.
         """
         streams = self.streams(
-            tokens_BL, mask_BL, key=key, train=train, hash_rotations=hash_rotations
+            tokens_BL,
+            mask_BL,
+            key=key,
+            train=train,
+            hash_rotations=hash_rotations,
+            memory=memory,
         )
         return self.logits(streams, mask_BL, key=key, train=train)
+
+    def read_source(
+        self,
+        tokens_BS: jax.Array,
+        mask_BS: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+        hash_rotations: list[jax.Array | None] | None = None,
+        watch: jax.Array | None = None,
+    ) -> Memory:
+        """What the decoder's layers attend to; arguments as in `streams`.
+
+        Padding may stand anywhere, and has no influence. The encoder's randomness is
+        other than the decoder's of the same key.
+
+        Raises:
+          ValueError: the model has no encoder.
+        """
+        if self.encoder is None:
+            raise ValueError(
+                'the model has no encoder to read a source: build it with '
+                'model.encoder, the fields in which that differs.'
+            )
+        if key is not None:
+            key = jax.random.fold_in(key, 1)
+        table_VD = self._table if self.config.share_embedding else None
+        streams = self.encoder.streams(
+            tokens_BS,
+            mask_BS,
+            key=key,
+            train=train,
+            hash_rotations=hash_rotations,
+            watch=watch,
+            embedding_VD=table_VD,
+        )
+        return Memory(self.encoder._hidden(streams, None, False), mask_BS)
 
     def encode(
         self,
@@ -83,8 +142,12 @@ class Reformer(nnx.Module):
     ) -> jax.Array:
         """Hidden states [B, L, X] in float32: the embeddings of a text.
 
-        X is 2 * D where the streams are concatenated. Arguments as in a call.
+        X is 2 * D where the streams are concatenated. Arguments as in a call. Where
+        there is an encoder they are the encoder's.
         """
+        if self.encoder is not None:
+            memory = self.read_source(tokens_BL, mask_BL, hash_rotations=hash_rotations)
+            return memory.states_BSX
         streams = self.streams(tokens_BL, mask_BL, hash_rotations=hash_rotations)
         return self._hidden(streams, None, False)
 
@@ -97,13 +160,17 @@ class Reformer(nnx.Module):
         train: bool = False,
         hash_rotations: list[jax.Array | None] | None = None,
         watch: jax.Array | None = None,
+        memory: Memory | None = None,
+        embedding_VD: jax.Array | None = None,
     ) -> reversible.Streams:
         """The two streams [B, L, D] after the last layer; arguments as in a call.
 
-        The gradient of `watch` counts where a reversible stack missed its inputs.
+        The gradient of `watch` counts where a reversible stack missed its inputs. An
+        encoder without an embedding is given one.
         """
         config, length = self.config, tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
+        _check_memory(config, tokens_BL, memory)
         order = None
         if mask_BL is not None and config.rule != 'trax':
             order = padding.real_first(mask_BL)
@@ -114,16 +181,19 @@ class Reformer(nnx.Module):
         )
         rate = config.dropout if train else 0.0
         token_key, position_key, stack_key, *_ = _split(key)
-        x_BPD = self._embed(tokens_BP, rate, token_key, position_key)
+        table_VD = self._table if embedding_VD is None else embedding_VD
+        x_BPD = self._embed(table_VD, tokens_BP, rate, token_key, position_key)
         how = self._pass(train, config.heads // (config.heads_at_once or config.heads))
         branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
-        scanned = how, branches, (x_BPD, x_BPD), stack_key, rotations, mask_BP
+        states_BSX, memory_mask_BS = memory or (None, None)
+        masks = layers.Masks(mask_BP, memory_mask_BS)
+        scanned = how, branches, (x_BPD, x_BPD), stack_key, rotations, masks
         if config.stack == 'reversible':
-            y1, y2 = reversible.reversible_scan(*scanned, watch)
+            y1, y2 = reversible.reversible_scan(*scanned, watch, states_BSX)
         else:
             checkpoint = config.stack == 'checkpoint'
-            y1, y2 = reversible.residual_scan(*scanned, checkpoint=checkpoint)
+            y1, y2 = reversible.residual_scan(*scanned, checkpoint, states_BSX)
         y1, y2 = y1[:, :length], y2[:, :length]
         if order is not None:
             y1, y2 = (padding.take(y, order.inverse) for y in (y1, y2))
@@ -149,7 +219,7 @@ class Reformer(nnx.Module):
           The streams, and what the branches save (reversible.forward_scan).
         """
         key = jax.random.key(0)  # of dropout, which is off
-        x_BLD = self._embed(tokens_BL, 0.0, key, key)
+        x_BLD = self._embed(self._table, tokens_BL, 0.0, key, key)
         branches = tuple(
             tuple(
                 replace(branch) if reversible.is_attention(branch) else branch
@@ -173,7 +243,7 @@ class Reformer(nnx.Module):
 
     def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
         """Embeddings [B, D] of single tokens at their positions."""
-        x_BD = self.embedding[...][tokens_B]
+        x_BD = self._table[tokens_B]
         match self.config.positions:
             case 'axial':
                 tables = [table[...] for table in self.position_tables]
@@ -204,7 +274,7 @@ class Reformer(nnx.Module):
         config = self.config
         if config.head in ('lm', 'masked_lm'):
             x_BLX = self._hidden(streams, key, train)
-            return self.head(x_BLX, self.embedding[...])
+            return self.head(x_BLX, self._table)
         if config.head == 'classification':
             x_BX = self._pooled(streams, mask_BL, key, train)
             return self.head(x_BX, _split(key)[4], train=train)
@@ -214,6 +284,12 @@ class Reformer(nnx.Module):
                 'with another head.'
             )
         return self.head(self._hidden(streams, key, train))
+
+    @property
+    def _table(self) -> jax.Array:
+        """The embedding of tokens, [V, D]."""
+        assert self.embedding is not None
+        return self.embedding[...]
 
     def _pooled(self, streams, mask_BL, key, train) -> jax.Array:
         """What stands for each sequence, [B, X]."""
@@ -238,8 +314,10 @@ class Reformer(nnx.Module):
             x_BLX = layers.dropout(x_BLX, self.config.dropout, _split(key)[3])
         return x_BLX
 
-    def _embed(self, tokens_BL, dropout, token_key, position_key) -> jax.Array:
-        embedding_VD = sharding.constrain(self.embedding[...], P())
+    def _embed(
+        self, embedding_VD, tokens_BL, dropout, token_key, position_key
+    ) -> jax.Array:
+        embedding_VD = sharding.constrain(embedding_VD, P())
         x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
         x_BLD = layers.dropout(x_BLD, dropout, token_key)
         positions_1LD = self._positions(tokens_BL.shape[1])
@@ -272,6 +350,12 @@ class Reformer(nnx.Module):
             chunk_length=config.feed_forward_chunk_length,
             single=config.streams == 1,
         )
+
+
+def _encoder(config: ModelConfig, rngs: nnx.Rngs) -> Reformer | None:
+    if config.encoder is None:
+        return None
+    return Reformer(config.encoder, rngs, embeds=not config.share_embedding)
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:
@@ -332,4 +416,30 @@ def _check_call(config, length, key, train, hash_rotations):
         raise ValueError(
             f'hash_rotations has {len(hash_rotations)} entries for {config.layers} '
             'layers: give one per layer, None for those that do not hash.'
+        )
+
+
+def _check_memory(config: ModelConfig, tokens_BL, memory: Memory | None) -> None:
+    if (config.encoder is None) != (memory is None):
+        has, remedy = 'an encoder', 'pass memory=model.read_source(source, source_mask)'
+        if config.encoder is None:
+            has, remedy = 'no encoder', 'leave memory out, or build it with one'
+        raise ValueError(
+            f'the model has {has}, and the call {"no" if memory is None else "a"} '
+            f'memory: {remedy}.'
+        )
+    if memory is None:
+        return
+    assert config.encoder is not None
+    states, mask = memory
+    batch, width = tokens_BL.shape[0], config.encoder.output_width
+    if states.ndim != 3 or (states.shape[0], states.shape[2]) != (batch, width):
+        raise ValueError(
+            f'memory has states of shape {states.shape}: there must be '
+            f'[B, S, {width}] for the batch of {batch}.'
+        )
+    if mask is not None and mask.shape != states.shape[:2]:
+        raise ValueError(
+            f'memory has a mask of shape {mask.shape} for states of shape '
+            f'{states.shape}: it must be [B, S].'
         )

@@ -9,6 +9,10 @@ reversible_scan keeps only the last streams and what attention asks to save (the
 buckets, so that both passes attend alike); residual_scan computes the same values with
 saved activations, as its oracle and as the paper's non-reversible baseline.
 
+An attention may also read a memory that all layers share, such as the hidden states of
+an encoder. It is the same in both passes, and its gradient is one array, to which each
+layer adds in the backward pass.
+
 Attention comes in groups of heads, and all that acts on single positions in chunks of
 the sequence. The backward pass takes one at a time: its output is subtracted from one
 stream, its gradient added to the other's. Beside the two streams and their gradients
@@ -67,7 +71,9 @@ class Attention(Protocol):
     """A branch that mixes positions; a pytree of its parameters.
 
     It adds the sum over groups of heads of combine(attend(project(x))). Only attend
-    mixes positions, and it may not depend on parameters.
+    mixes positions, and it may not depend on parameters. One that reads the memory has
+    one more method, remember(memory, group), which like project acts on each of the
+    memory's positions alone; it adds combine(attend((project(x), remember(memory)))).
     """
 
     def project(self, x: jax.Array, group: HeadGroup) -> Any:
@@ -129,6 +135,7 @@ def reversible_scan(
     extra: Sequence[Any],
     shared: Any = None,
     watch: jax.Array | None = None,
+    memory: Any = None,
 ) -> Streams:
     """Runs the layers, repeated as often as their parameters are stacked.
 
@@ -144,11 +151,12 @@ def reversible_scan(
       watch: a float32 number without influence whose gradient counts the numbers in
         which the streams that the backward pass comes back to differ: for streams that
         start alike, 0 says that it found them again.
+      memory: pytree of [B, S, ...] that branches with a `remember` read.
 
     Returns:
       The last streams (y1, y2).
     """
-    return forward_scan(how, layers, streams, key, extra, shared)[0]
+    return forward_scan(how, layers, streams, key, extra, shared, memory)[0]
 
 
 def residual_scan(
@@ -159,6 +167,7 @@ def residual_scan(
     extra: Sequence[Any],
     shared: Any = None,
     checkpoint: bool = False,
+    memory: Any = None,
 ) -> Streams:
     """The same values as reversible_scan, by plain autodiff.
 
@@ -167,7 +176,9 @@ def residual_scan(
     """
 
     def repeat(streams, inputs):
-        return _repeat(how, key, shared, streams, inputs)[0], None
+        return _repeat(how, common, streams, inputs)[0], None
+
+    common = _Common(key, shared, memory)
 
     if checkpoint:
         repeat = jax.checkpoint(repeat)
@@ -181,13 +192,14 @@ def forward_scan(
     key: jax.Array,
     extra: Sequence[Any],
     shared: Any = None,
+    memory: Any = None,
 ) -> tuple[Streams, Any]:
     """The values of residual_scan, and what the attentions save.
 
     The second has an entry for each branch of each layer (None for those that act on
     positions alone), stacked over repeats and groups of heads.
     """
-    repeat = functools.partial(_repeat, how, key, shared)
+    repeat = functools.partial(_repeat, how, _Common(key, shared, memory))
     return lax.scan(repeat, _snap(streams, how.grid_bits), _inputs(layers, extra))
 
 
@@ -199,6 +211,11 @@ def half_step(streams: Streams, new: jax.Array, *, single: bool) -> Streams:
 def is_attention(branch: Any) -> bool:
     """Whether a branch mixes positions."""
     return hasattr(branch, 'attend')
+
+
+def reads_memory(branch: Any) -> bool:
+    """Whether an attention reads the memory of the stack."""
+    return hasattr(branch, 'remember')
 
 
 def branch_keys(
@@ -213,9 +230,18 @@ def branch_keys(
 # --- Forward ----------------------------------------------------------------------
 
 
-def _forward(how, layers, streams, key, extra, shared, watch):
-    streams, saved = forward_scan(how, layers, streams, key, extra, shared)
-    return streams, (_inputs(layers, extra), streams, key, shared, watch, saved)
+class _Common(NamedTuple):
+    """What all layers get."""
+
+    key: jax.Array
+    shared: Any
+    memory: Any
+
+
+def _forward(how, layers, streams, key, extra, shared, watch, memory):
+    streams, saved = forward_scan(how, layers, streams, key, extra, shared, memory)
+    common = _Common(key, shared, memory)
+    return streams, (_inputs(layers, extra), streams, common, watch, saved)
 
 
 def _inputs(layers, extra):
@@ -223,18 +249,19 @@ def _inputs(layers, extra):
     return layers, tuple(extra), jnp.arange(repeats)
 
 
-def _repeat(how: Pass, key, shared, streams, inputs):
+def _repeat(how: Pass, common: _Common, streams, inputs):
     """One repeat of the layers: the streams and what each attention saves."""
     layers, extra, index = inputs
     saved: list[tuple[Any, ...]] = []
     for place, branches in enumerate(layers):
-        keys = branch_keys(key, index * len(layers) + place, branches)
+        keys = branch_keys(common.key, index * len(layers) + place, branches)
         kept = [None] * len(branches)
         for number, branch in enumerate(branches):
             target, source = streams
             if is_attention(branch):
-                given = Inputs(keys[number], extra=extra[place], shared=shared)
-                new, kept[number] = _add_attention(how, branch, given, source, target)
+                given = Inputs(keys[number], extra=extra[place], shared=common.shared)
+                read = source, common.memory
+                new, kept[number] = _add_attention(how, branch, given, read, target)
             else:
                 new = target + _position_wise(how, branch, keys[number][0], source)
             streams = half_step(streams, new, single=how.single)
@@ -253,13 +280,21 @@ def _map(how: Pass, function, x):
     return _apart(out)
 
 
-def _add_attention(how: Pass, branch, inputs: Inputs, x, target):
+def _heads(how: Pass, branch, group: HeadGroup, x, memory):
+    """What attend gets of a group of heads."""
+    heads = _map(how, lambda x: branch.project(x, group), x)
+    if not reads_memory(branch):
+        return heads
+    return heads, _map(how, lambda memory: branch.remember(memory, group), memory)
+
+
+def _add_attention(how: Pass, branch, inputs: Inputs, x_and_memory, target):
     """target + attention(x), and what the groups of heads save, stacked."""
     attend_key, combine_key = inputs.key
 
     def add(target, which):
         group = HeadGroup(which, how.head_groups)
-        heads = _map(how, lambda x: branch.project(x, group), x)
+        heads = _heads(how, branch, group, *x_and_memory)
         here = inputs._replace(key=attend_key, group=group)
         out, saved = branch.attend(heads, here, train=how.train)
         out = _map(
@@ -274,55 +309,71 @@ def _add_attention(how: Pass, branch, inputs: Inputs, x, target):
 
 
 def _backward(how, residuals, gradients):
-    inputs, streams, key, shared, watch, saved = residuals
+    inputs, streams, common, watch, saved = residuals
 
     def repeat(carry, inputs_and_saved):
         (layers, extra, index), saved = inputs_and_saved
         gradient: list[Any] = []
         for place in reversed(range(len(layers))):
             branches = layers[place]
-            keys = branch_keys(key, index * len(layers) + place, branches)
+            keys = branch_keys(common.key, index * len(layers) + place, branches)
             of_layer: list[Any] = []
             for number in reversed(range(len(branches))):
                 branch, kept = branches[number], saved[place][number]
-                given = Inputs(keys[number], HeadGroup(), extra[place], shared, kept)
-                carry, of_branch = _undo(how, branch, given, *carry)
+                given = Inputs(
+                    keys[number], HeadGroup(), extra[place], common.shared, kept
+                )
+                carry, of_branch = _undo(how, branch, given, common.memory, *carry)
                 of_layer.insert(0, of_branch)
             gradient.insert(0, tuple(of_layer))
         return carry, tuple(gradient)
 
-    (streams, gradients), gradient = lax.scan(
-        repeat, (streams, gradients), (inputs, saved), reverse=True
+    dmemory = jax.tree.map(jnp.zeros_like, common.memory)
+    (streams, gradients, dmemory), gradient = lax.scan(
+        repeat, (streams, gradients, dmemory), (inputs, saved), reverse=True
     )
     if watch is not None:
         watch = jnp.sum(streams[0] != streams[1], dtype=watch.dtype)
-    return gradient, gradients, None, None, None, watch
+    return gradient, gradients, None, None, None, watch, dmemory
 
 
 reversible_scan.defvjp(_forward, _backward)
 
 
-def _undo(how: Pass, branch, inputs: Inputs, streams: Streams, gradients: Streams):
-    """The streams before a half-step and their gradients; and that of the branch."""
+def _undo(
+    how: Pass, branch, inputs: Inputs, memory, streams: Streams, gradients, dmemory
+):
+    """The streams before a half-step, their gradients and those of the memory; and the
+    branch's."""
     (source, new), (dsource, dnew) = streams, gradients
     if is_attention(branch):
-        undo = functools.partial(_undo_attention, how, branch, inputs)
+        undo = functools.partial(
+            _undo_attention, how, branch, inputs, (memory, dmemory)
+        )
+        target, dsource, gradient, dmemory = undo((source, dsource), (new, dnew))
     else:
         key = inputs.key[0]
-        undo = functools.partial(
-            _undo_chunks, how, lambda branch, x: branch(x, key, train=how.train), branch
+        target, dsource, gradient = _undo_chunks(
+            how,
+            lambda branch, x: branch(x, key, train=how.train),
+            branch,
+            (source, dsource),
+            (new, dnew),
         )
-    target, dsource, gradient = undo((source, dsource), (new, dnew))
-    return ((target, source), (dnew, dsource)), gradient
+    return ((target, source), (dnew, dsource), dmemory), gradient
 
 
-def _undo_attention(how: Pass, branch, inputs: Inputs, x_and_dx, y_and_dy):
-    """y - attention(x), dx with the gradient of x added, and the branch's gradient."""
+def _undo_attention(
+    how: Pass, branch, inputs: Inputs, memory_and_gradient, x_and_dx, y_and_dy
+):
+    """y - attention(x), dx plus the gradient of x, that of the branch, and that of the
+    memory with what it was."""
     (x, dx), (y, dy) = x_and_dx, y_and_dy
+    memory, dmemory = memory_and_gradient
     attend_key, combine_key = inputs.key
 
     def undo(carry, which_and_saved):
-        y, dx, gradient = carry
+        y, dx, gradient, dmemory = carry
         which, saved = which_and_saved
         group = HeadGroup(which, how.head_groups)
         here = inputs._replace(key=attend_key, group=group, saved=saved)
@@ -330,26 +381,34 @@ def _undo_attention(how: Pass, branch, inputs: Inputs, x_and_dx, y_and_dy):
         def project(branch, x):
             return branch.project(x, group)
 
+        def remember(branch, memory):
+            return branch.remember(memory, group)
+
         def attend(heads):
             return branch.attend(heads, here, train=how.train)[0]
 
         def combine(branch, out):
             return branch.combine(out, combine_key, group, train=how.train)
 
-        heads = _map(how, functools.partial(project, branch), x)
+        heads = _heads(how, branch, group, x, memory)
         out, pullback = jax.vjp(attend, heads)
         nothing = jax.tree.map(jnp.zeros_like, out)
         y, dout, of_combine = _undo_chunks(
             how, combine, branch, (out, nothing), (y, dy)
         )
         (dheads,) = pullback(dout)
+        parts = [gradient, of_combine]
+        if reads_memory(branch):
+            dheads, dremembered = dheads
+            _, dmemory, of_remember = _undo_chunks(
+                how, remember, branch, (memory, dmemory), (None, dremembered)
+            )
+            parts.append(of_remember)
         _, dx, of_project = _undo_chunks(how, project, branch, (x, dx), (None, dheads))
-        gradient = jax.tree.map(
-            lambda *parts: sum(parts), gradient, of_combine, of_project
-        )
-        return (y, dx, gradient), None
+        gradient = jax.tree.map(lambda *parts: sum(parts), *parts, of_project)
+        return (y, dx, gradient, dmemory), None
 
-    carry = y, dx, jax.tree.map(jnp.zeros_like, branch)
+    carry = y, dx, jax.tree.map(jnp.zeros_like, branch), dmemory
     return lax.scan(undo, carry, (jnp.arange(how.head_groups), inputs.saved))[0]
 
 

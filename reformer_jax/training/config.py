@@ -111,6 +111,11 @@ def check(run: RunConfig) -> None:
             f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
             f'with model.head={run.model.head!r}: change config.model.head or the data.'
         )
+    if run.model.encoder is not None:
+        raise ValueError(
+            f'dataset {run.data.dataset!r} has no sources for model.encoder to read: '
+            'leave config.model.encoder empty.'
+        )
     if needed.endswith('classification') and run.model.classes != classes:
         raise ValueError(
             f'the data have {classes} classes and the model model.classes='

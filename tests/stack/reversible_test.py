@@ -83,6 +83,35 @@ class _ToyAttention:
 
 
 @functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['into', 'back', 'key'],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class _ToyReader:
+    """Attention to the memory."""
+
+    into: jax.Array
+    back: jax.Array
+    key: jax.Array
+
+    def project(self, x, group):
+        return x @ self.into[group.which]
+
+    def remember(self, memory, group):
+        return jnp.sin(memory['a'] @ self.key[group.which]) + memory['b']
+
+    def attend(self, heads, inputs, *, train):
+        q, k = heads
+        out = jnp.einsum('bts,bsd->btd', jnp.tanh(jnp.einsum('btd,bsd->bts', q, k)), k)
+        key = jax.random.fold_in(inputs.key, inputs.group.which)
+        return _drop(out * inputs.shared, key), None
+
+    def combine(self, out, key, group, *, train):
+        return _drop(out @ self.back[group.which], jax.random.fold_in(key, group.which))
+
+
+@functools.partial(
     jax.tree_util.register_dataclass, data_fields=['into', 'back'], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +124,8 @@ class _ToyFeedForward:
 
 
 # Of the branches of the two layers of a repeat: as in the paper; or one of three
-# half-steps, after which the streams have changed places.
-_LAYERS = {'two': ('af', 'af'), 'three': ('aaf', 'af')}
+# half-steps, after which the streams have changed places; or with readers of a memory.
+_LAYERS = {'two': ('af', 'af'), 'three': ('aaf', 'af'), 'memory': ('arf', 'ra')}
 
 
 def _toy_stack(branches, repeats, size=8):
@@ -108,11 +137,10 @@ def _toy_stack(branches, repeats, size=8):
                 into, _normal((repeats, 2 * size, size), place + 20, 0.3)
             )
         shape = repeats, _HEAD_GROUPS, size, size
-        return _ToyAttention(
-            _normal(shape, seed, 0.3),
-            _normal(shape, seed + 5, 0.3),
-            (jnp.tanh, jnp.cos)[place],
-        )
+        into, back = _normal(shape, seed, 0.3), _normal(shape, seed + 5, 0.3)
+        if letter == 'r':
+            return _ToyReader(into, back, _normal(shape, seed + 7, 0.3))
+        return _ToyAttention(into, back, (jnp.tanh, jnp.cos)[place])
 
     layers = tuple(
         tuple(branch(letter, place, number) for number, letter in enumerate(letters))
@@ -126,13 +154,17 @@ def _toy_stack(branches, repeats, size=8):
 def _toy_gradients(stack, branches, chunk_length, grid_bits):
     layers, *others = _toy_stack(branches, repeats=6)
     how = reversible.Pass(True, grid_bits, _HEAD_GROUPS, chunk_length)
+    memory = None
+    if branches == 'memory':  # of another length, also in chunks with a rest
+        memory = {'a': _normal((2, 7, 8), 70), 'b': _normal((2, 7, 8), 71)}
 
-    def loss(layers, streams):
-        last = _SCANS[stack](how, layers, streams, *others[1:])
+    def loss(layers, streams, memory):
+        last = _SCANS[stack](how, layers, streams, *others[1:], memory=memory)
         weights = _normal(last[0].shape, 60), _normal(last[0].shape, 61)
         return sum(jnp.sum(y * w) for y, w in zip(last, weights, strict=True)), last
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(layers, others[0])
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    return gradient(layers, others[0], memory)
 
 
 # Without a grid the inverted streams differ from the forward ones by about 1e-6; the
@@ -141,7 +173,7 @@ def _toy_gradients(stack, branches, chunk_length, grid_bits):
 @pytest.mark.parametrize(
     ('branches', 'chunk_length', 'grid_bits'),
     # The length of 5 is one chunk, or two and a rest.
-    [('two', 2, 14), ('two', 0, 0), ('three', 2, 14)],
+    [('two', 2, 14), ('two', 0, 0), ('three', 2, 14), ('memory', 2, 14)],
 )
 def test_toy_stack(branches, chunk_length, grid_bits):
     settings = branches, chunk_length, grid_bits
