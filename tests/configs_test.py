@@ -17,6 +17,7 @@ _VARIANTS = {
     'enwik8': ['', 'small', 'tiny', 'million'],
     'imagenet64': ['', 'small', 'tiny'],
     'duplication': ['', 'tiny'],
+    'copy_reverse': ['', 'long'],
     'text': ['', 'tiny'],
     'masked_text': ['', 'tiny'],
     'novel': ['', 'tiny'],

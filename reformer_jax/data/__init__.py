@@ -1,8 +1,9 @@
 """Datasets: `open` makes one of config.data; see `Dataset` for what it gives.
 
 Language modelling reads raw text ('bytes', 'text', 'novel', 'enwik8'), a task made of
-numbers ('duplication') or images ('imagenet64'); the other datasets read labelled rows
-(see tasks.tables) and score predictions.
+numbers ('duplication') or images ('imagenet64'); an encoder-decoder words and sources
+('copy_reverse'). The other datasets read labelled rows (see tasks.tables) and score
+predictions.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reformer_jax.data import batching
+from reformer_jax.data import copy_reverse
 from reformer_jax.data import corpus
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
@@ -33,6 +35,7 @@ __all__ = (
 
 _DATASETS: dict[str, type[Dataset]] = {
     'bytes': text.Text,
+    'copy_reverse': copy_reverse.CopyReverse,
     'classification': classification.Classification,
     'duplication': duplication.Duplication,
     'enwik8': enwik8.Enwik8,

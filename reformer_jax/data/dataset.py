@@ -80,7 +80,8 @@ class Dataset(abc.ABC):
 
         Returns:
           Iterator over dicts of the arrays that `spec` describes, 'tokens' [B, L] and
-          'weights' ([B, L] or [B], 0 for what does not count) among them.
+          'weights' ([B, L] or [B], 0 for what does not count) among them. Data for an
+          encoder-decoder have 'source' [B, S] too.
 
         Raises:
           ValueError: for a split that there is not, data that are damaged or too few.

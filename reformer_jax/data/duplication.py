@@ -1,92 +1,42 @@
 """The duplication task of the paper (section 5): repeat a random word, 0 w 0 w."""
 
 import dataclasses
-import functools
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
-from reformer_jax.data import dataset
+from reformer_jax.data import random_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Duplication(dataset.Dataset):
-    """Sequences 0 w 0 w with w uniform over 1..symbols.
+class Duplication(random_words.RandomWords):
+    """Sequences 0 w 0 w with random words w.
 
-    Only the second w counts in the loss: the first cannot be predicted. Training
-    examples never end and never repeat; example i depends on (seed, i) alone.
-    Validation and test are fixed, whatever the seed, so that runs can be compared.
+    Only the second w counts in the loss: the first cannot be predicted.
 
     Attributes:
       half_length: length of w. An example has L = 2 * (half_length + 1) tokens, so the
         paper's 1024 tokens are half_length=511.
-      symbols: number of different symbols; the paper has 127.
-      eval_examples: number of examples in validation, and in test.
     """
 
     half_length: int
-    symbols: int
-    eval_examples: int
 
     def __post_init__(self):
         super().__post_init__()
-        batching.check_sizes(
-            half_length=self.half_length,
-            symbols=self.symbols,
-            eval_examples=self.eval_examples,
-        )
-        if self.symbols >= 2**31:
-            raise ValueError(
-                f'symbols={self.symbols!r}: tokens are int32, give less than 2**31'
-            )
-
-    @property
-    def vocab_size(self) -> int:
-        return self.symbols + 1  # and the marker 0
+        batching.check_sizes(half_length=self.half_length)
 
     @property
     def spec(self) -> batching.Spec:
         return batching.language_model_spec(self.batch_size, 2 * (self.half_length + 1))
 
-    def encode(self, text: bytes) -> np.ndarray:
-        words = text.decode('utf-8', 'replace').split()
-        for word in words:
-            if not (word.isascii() and word.isdigit() and int(word) <= self.symbols):
-                raise ValueError(
-                    f'{word!r} is no token of the duplication task: list numbers from '
-                    f'0, the marker, to {self.symbols}, separated by white space.'
-                )
-        return np.array([int(word) for word in words], np.int32)
+    @property
+    def _word_length(self) -> int:
+        return self.half_length
 
-    def decode(self, tokens: np.ndarray) -> bytes:
-        return batching.as_numbers(tokens)
-
-    def _iterate(self, split: str) -> grain.DatasetIterator:
-        train = split == 'train'
-        # Each split has its own spawn key, so that no seed meets an evaluation stream.
-        stream = np.random.SeedSequence(
-            self.seed if train else 0, spawn_key=(batching.SPLITS.index(split),)
-        )
-        key = stream.generate_state(2, np.uint64)
-        assemble = functools.partial(self._assemble, key)
-        return self._stream(assemble, None if train else self.eval_examples)
-
-    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> batching.Batch:
-        # Numbers of a batch follow each other and Philox counts in blocks of four
-        # 64-bit draws, so one generator gives every example its own blocks: 6 times
-        # faster than one generator each.
-        blocks = -(-self.half_length // 4)
-        philox = np.random.Philox(key=key, counter=int(numbers[0]) * blocks)
-        draws = philox.random_raw((len(numbers), 4 * blocks))[:, : self.half_length]
-        # Scaled, not rejected, so that an example takes as many draws as any other: the
-        # chances of two symbols differ by less than symbols / 2**32 of their value.
-        scaled = (draws >> np.uint64(32)) * np.uint64(self.symbols)
-        words = 1 + (scaled >> np.uint64(32))
-
+    def _batch(self, words: np.ndarray) -> batching.Batch:
         shape = (self.batch_size, 2, 1 + self.half_length)
         tokens, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        tokens[: len(numbers), :, 1:] = words[:, None]
-        weights[: len(numbers), 1, 1:] = 1
+        tokens[: len(words), :, 1:] = words[:, None]
+        weights[: len(words), 1, 1:] = 1
         rows = (self.batch_size, -1)
         return {'tokens': tokens.reshape(rows), 'weights': weights.reshape(rows)}

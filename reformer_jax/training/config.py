@@ -111,11 +111,17 @@ def check(run: RunConfig) -> None:
             f'dataset {run.data.dataset!r} is for a model with head={needed!r}, not '
             f'with model.head={run.model.head!r}: change config.model.head or the data.'
         )
-    if run.model.encoder is not None:
+    encoder, source = run.model.encoder, run.data.spec.get('source')
+    if (encoder is None) != (source is None):
+        has, remedy = 'sources', 'set config.model.encoder, or change the data'
+        if encoder is not None:
+            has, remedy = 'no sources', 'leave config.model.encoder empty'
         raise ValueError(
-            f'dataset {run.data.dataset!r} has no sources for model.encoder to read: '
-            'leave config.model.encoder empty.'
+            f'dataset {run.data.dataset!r} has {has}, and the model has '
+            f'{"no" if encoder is None else "an"} encoder: {remedy}.'
         )
+    if encoder is not None and source is not None:
+        model_config.check_length(encoder, source[0][1])
     if needed.endswith('classification') and run.model.classes != classes:
         raise ValueError(
             f'the data have {classes} classes and the model model.classes='

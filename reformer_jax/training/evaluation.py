@@ -49,8 +49,7 @@ def evaluate(
     results = {}
     with jax.set_mesh(run.mesh):
         model, at_step = run.restore_model(step)
-        length = run.batch['tokens'].shape[1]
-        told = model_config.describe_lsh(run.config.model, length)
+        told = run.lsh
         metrics.say(f'checkpoint of step {at_step}' + (f'; {told}' if told else ''))
         held_out = [s for s in run.config.data.splits if s != 'train']
         for split in splits or held_out:
@@ -114,6 +113,8 @@ def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
     """Raises a ValueError if a token id is outside of the model's vocabulary."""
     remedy = ': raise model.vocab_size or mend the data'
     model_config.check_tokens(run.config.model, batch['tokens'], remedy)
+    if run.config.model.encoder is not None:
+        model_config.check_tokens(run.config.model.encoder, batch['source'], remedy)
 
 
 @functools.cache

@@ -21,7 +21,6 @@ from jax.sharding import PartitionSpec as P
 
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
-from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
@@ -270,10 +269,9 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     batch_size, length = run.batch['tokens'].shape
     parameters = model_lib.parameter_count(run.state.model)
     devices = ', '.join(f'{axis} {size}' for axis, size in run.mesh.shape.items())
-    lsh = model_config.describe_lsh(run.config.model, length)
     beginning = f'resuming at step {step}' if step else 'starting'
     return (
         f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
-        + (f'; {lsh}' if lsh else '')
+        + (f'; {run.lsh}' if run.lsh else '')
     )

@@ -56,6 +56,18 @@ class Run:
         return state_lib.init_state(self.config.model, self.optimizer, self.config.seed)
 
     @property
+    def lsh(self) -> str:
+        """How LSH layers compute the data's sequences, in words; '' without such."""
+        sides = {'': ('tokens', self.config.model)}
+        if self.config.model.encoder is not None:
+            sides["the encoder's "] = 'source', self.config.model.encoder
+        told = {
+            whose: model_config.describe_lsh(config, self.batch[name].shape[1])
+            for whose, (name, config) in sides.items()
+        }
+        return '; '.join(whose + words for whose, words in told.items() if words)
+
+    @property
     def tokenizer(self) -> str | None:
         """The file of the data's tokenizer, if it has one."""
         name = getattr(self.config.data, 'tokenizer', run_folder.NO_TOKENIZER)
@@ -167,10 +179,24 @@ def _still_exact(
 ) -> dict[str, Any]:
     """For other rounds than those trained with, what these made exact by themselves."""
     known = {**model_config.defaults(), **model}
+    was = model_config.ModelConfig(**trained)
+    kept = _exact_length(known, was)
+    encoder = known['encoder']
+    if encoder and was.encoder is not None:
+        of_encoder = _exact_length({**known, **encoder}, was.encoder)
+        # Nor does it take over what its decoder was given.
+        if of_encoder or (kept and 'dense_length' not in encoder):
+            exact_length = {'dense_length': was.encoder.exact_length}
+            kept['encoder'] = {**encoder, **exact_length}
+    return kept
+
+
+def _exact_length(
+    known: Mapping[str, Any], was: model_config.ModelConfig
+) -> dict[str, Any]:
     automatic = known['dense_length'] == model_config.AUTOMATIC
     if not automatic or known['rule'] == 'strict':  # which is never exact
         return {}
-    was = model_config.ModelConfig(**trained)
     same = was.rounds == known['rounds']
     return {} if same else {'dense_length': was.exact_length}
 

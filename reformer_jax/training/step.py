@@ -6,7 +6,7 @@ vocabulary, C classes, U what is predicted: [B, L] or [B].
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,11 @@ def outcome(
     if head == 'lm':
         tokens_BL, targets_BL, weights_U = lm_batch(model.config, tokens_BL, weights_U)
         mask_BL = None
-    streams = model.streams(tokens_BL, mask_BL, key=key, train=train, watch=watch)
+    how: dict[str, Any] = {'key': key, 'train': train, 'watch': watch}
+    memory = None
+    if 'source' in batch:
+        memory = model.read_source(batch['source'], batch.get('source_mask'), **how)
+    streams = model.streams(tokens_BL, mask_BL, memory=memory, **how)
     largest = jnp.maximum(*(jnp.abs(y).max() for y in jax.lax.stop_gradient(streams)))
     with jax.named_scope('loss'):
         if targets_BL is not None:

@@ -245,6 +245,30 @@ def test_duplication_evaluates_on_fixed_examples_never_trained_on():
     assert seen['test'] == words('test', 7)
 
 
+def test_copy_reverse_has_sources_and_their_reverse():
+    fields = {'dataset': 'copy_reverse', 'word_length': 6, 'symbols': 9}
+    fields |= {'batch_size': 4, 'seed': 0, 'eval_examples': 10}
+    dataset = data.open(fields)
+    batches = {split: take(dataset.batches(split), 5) for split in dataset.splits}
+    for batch in itertools.chain.from_iterable(batches.values()):
+        assert {n: (x.shape, x.dtype) for n, x in batch.items()} == dataset.spec
+        np.testing.assert_array_equal(batch['tokens'], batch['source'][:, ::-1])
+        real = batch['source'].any(axis=1)
+        assert (batch['source'][real] > 0).all() and not batch['source'][~real].any()
+        np.testing.assert_array_equal(batch['weights'], np.repeat(real[:, None], 6, 1))
+    # Words are those of the duplication task.
+    words = duplication_config(half_length=6, seed=0)
+    [first] = take(data.open(words).batches('train'), 1)
+    source = batches['train'][0]['source']
+    np.testing.assert_array_equal(source, first['tokens'][:, 1:7])
+    assert [len(batches[split]) for split in dataset.splits] == [5, 3, 3]
+    assert dataset.vocab_size == 10
+    with pytest.raises(ValueError, match='word_length=0'):
+        data.open(fields | {'word_length': 0})
+    with pytest.raises(ValueError, match="'10' is no token of dataset 'copy_reverse'"):
+        dataset.encode(b'3 10')
+
+
 def test_vocabularies_hold_every_token(path):
     assert data.open(duplication_config()).vocab_size == 10
     assert data.open(bytes_config(path)).vocab_size == 258

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs import copy_reverse
 from configs import duplication
 from configs import imagenet64
 from configs import text
@@ -414,6 +415,51 @@ def test_rounds_at_evaluation_do_not_decide_what_is_exact(text_file, tmp_path):
     assert not evaluated.config.model.lsh.exact and not trained.config.model.lsh.exact
     config.model.rule = 'strict'  # which knows no exact length
     assert start.open(config, str(tmp_path)).config.model.dense_length == -1
+
+
+def _copy_reverse():
+    config = copy_reverse.get_config()
+    config.update({'steps': 6, 'checkpoint_every': 3, 'eval_every': 0, 'log_every': 1})
+    config.data.update({'word_length': 16, 'batch_size': 4, 'eval_examples': 6})
+    small = {'length': 16, 'd_model': 16, 'd_ff': 16, 'head_size': 8, 'rounds': 1}
+    config.model.update(small | {'layers': 1, 'lsh_chunk_length': 4})
+    return config
+
+
+@pytest.mark.slow
+def test_an_encoder_decoder_trains_resumes_and_is_evaluated(tmp_path, capsys):
+    whole = loop.train(_copy_reverse(), str(tmp_path / 'whole'))
+    config = _copy_reverse()
+    config.steps = 3
+    loop.train(config, str(tmp_path / 'parts'))
+    config.steps = 6
+    config.optimizer.learning_rate = 1e-3
+    assert loop.train(config, str(tmp_path / 'parts')) == whole
+    values = evaluation.evaluate(None, str(tmp_path / 'parts'), splits=('validation',))
+    assert values['validation']['loss'] == pytest.approx(whole['loss'], rel=1e-6)
+    assert "rule strict; the encoder's LSH: xla" in capsys.readouterr().out
+
+
+def test_rounds_at_evaluation_do_not_decide_what_is_exact_in_an_encoder(tmp_path):
+    config = _copy_reverse()
+    config.model.update({'rounds': 2, 'dense_length': -1, 'lsh_chunk_length': 2})
+    trained = start.open(config, str(tmp_path))
+    run_folder.open_workdir(tmp_path, trained.fields)
+    assert not trained.config.model.encoder.lsh.exact
+    for rule in ('strict', 'reformer'):
+        config.model.update({'rounds': 8, 'rule': rule})
+        assert start.open(config, 'none').config.model.encoder.lsh.exact
+        evaluated = start.open(config, str(tmp_path)).config.model
+        assert evaluated.encoder.rounds == 8 and not evaluated.encoder.lsh.exact
+
+
+@pytest.mark.parametrize('has_encoder', [False, True])
+def test_data_and_model_without_each_others_source(text_file, has_encoder):
+    config = _config(text_file) if has_encoder else _copy_reverse()
+    config.model.encoder = {'pattern': ('full',), 'layers': 1} if has_encoder else None
+    message = 'no sources, and the model has an' if has_encoder else 'sources.* has no'
+    with pytest.raises(ValueError, match=message):
+        start.open(config, 'none')
 
 
 def test_token_ids_out_of_range_are_an_error(tmp_path):

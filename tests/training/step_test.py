@@ -56,6 +56,25 @@ def test_masked_tokens():
     assert predictions is None
 
 
+@pytest.mark.slow
+def test_targets_of_a_source():
+    model = models.build(pattern=('full',), encoder={'layers': 1})
+    batch = {'source': _tokens(1), 'source_mask': _batch()['mask'], 'tokens': _tokens()}
+    batch['weights'] = np.random.default_rng(2).random((3, _LENGTH), np.float32)
+    total, _ = _sums(model, batch)
+
+    @jax.jit
+    def logits_of(model, batch):
+        memory = model.read_source(batch['source'], batch['source_mask'])
+        return model(
+            model_lib.shift_right(model.config, batch['tokens']), memory=memory
+        )
+
+    logp = _log_softmax(np.asarray(logits_of(model, batch), np.float64))
+    nll = -np.take_along_axis(logp, batch['tokens'][..., None], -1)[..., 0]
+    assert total['loss'] == pytest.approx((nll * batch['weights']).sum(), rel=1e-5)
+
+
 def test_next_tokens_with_and_without_a_start_token():
     tokens = _tokens()
     weights = np.ones((3, _LENGTH), np.float32)
