@@ -180,7 +180,8 @@ def test_roofline_of_a_small_step(capsys):
 
 
 def test_decoding_takes_turns_and_prints_a_line_each(monkeypatch, capsys):
-    monkeypatch.setattr(decoding, '_LAYERS', 2)
+    monkeypatch.setattr(decoding, '_LAYERS', 1)
+    monkeypatch.setattr(decoding, '_PATTERN', ('lsh',))
     decoding.measure([64, 128], runs=1, tokens=2, with_peers=False)
     points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(p['length'], p['implementation']) for p in points] == [

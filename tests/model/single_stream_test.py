@@ -9,6 +9,7 @@ import small_models as models
 
 from reformer_jax import huggingface
 from reformer_jax.generation import decoding
+from reformer_jax.model import layers
 from reformer_jax.stack import reversible
 
 _ONE = {'streams': 1, 'stack': 'residual', 'pattern': ('full', 'local')}
@@ -22,10 +23,11 @@ def _tokens():
 def _transformer(model, tokens_BL):
     """x + attention(norm(x)), then x + feed_forward(norm(x)), layer by layer."""
     key = jax.random.key(0)
-    x = model._embed(tokens_BL, 0.0, key, key)
+    x = model._embed(model.embedding[...], tokens_BL, 0.0, key, key)
+    inputs = reversible.Inputs(key, shared=layers.Masks())
     for layer in model.unstacked():
         heads = layer.attention.project(x, _ALL_HEADS)
-        out, _ = layer.attention.attend(heads, reversible.Inputs(key))
+        out, _ = layer.attention.attend(heads, inputs)
         x = x + layer.attention.combine(out, key, _ALL_HEADS)
         x = x + layer.feed_forward(x, key)
     return x
