@@ -47,6 +47,11 @@ def main(argv: list[str]) -> None:
     if not first:  # makes the same
         sys.stdout = open(os.devnull, 'w')
     run = start.open(_CONFIG.value, _WORKDIR.value)
+    if run.config.model.encoder is not None:
+        raise app.UsageError(
+            'the run is an encoder-decoder, and sampling takes no source yet: '
+            'train.py and eval.py do'
+        )
     settings: dict[str, Any] = {
         'key': jax.random.key(_SEED.value),
         'temperature': _TEMPERATURE.value,

@@ -245,7 +245,7 @@ def _check_exists_there(config: model_config.ModelConfig) -> None:
             not axial and config.positions != 'learned'
         ),
         f'streams={config.streams}': config.streams != 2,
-        'encoder': config.encoder is not None,
+        'encoder: an encoder-decoder': config.encoder is not None,
         f'combine={config.combine!r}': config.combine != 'concatenate',
         'tie_output=True': config.tie_output,
     }

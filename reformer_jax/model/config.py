@@ -104,7 +104,8 @@ class ModelConfig:
       dtype: of matrix operands; parameters and streams are float32.
       encoder: a bidirectional Reformer whose hidden states each layer attends to,
         between attention and feed-forward: the fields in which it differs from this
-        one, or its whole ModelConfig; None or {} for a model without.
+        one, or its whole ModelConfig; None or {} for a model without. It is completed
+        when this config is made: dataclasses.replace later changes the decoder alone.
       share_embedding: whether the encoder uses this model's embedding of tokens.
     """
 
@@ -263,12 +264,15 @@ def check_tokens(config: ModelConfig, tokens: np.ndarray, remedy: str = '') -> N
         )
 
 
-def check_length(config: ModelConfig, length: int) -> None:
-    """Raises a ValueError if sequences of this length do not fit the model."""
+def check_length(config: ModelConfig, length: int, where: str = 'model') -> None:
+    """Raises a ValueError if sequences of this length do not fit the model.
+
+    `where` in a config it stands.
+    """
     if length > config.length:
         raise ValueError(
             f'a sequence of {length} tokens is longer than the model, which has '
-            f'length={config.length}: shorten it or enlarge config.model.length.'
+            f'length={config.length}: shorten it or enlarge config.{where}.length.'
         )
 
 
@@ -333,6 +337,8 @@ def _encoder(config: ModelConfig) -> ModelConfig | None:
             f'unknown config field model.encoder.{unknown[0]}: there are '
             f'{", ".join(known)}.'
         )
+    if given.get('encoder'):
+        raise ValueError('model.encoder.encoder is not empty: an encoder has none.')
     same = {n: getattr(config, n) for n in known if n not in _DECODERS_OWN}
     try:
         return ModelConfig(**(same | _ENCODER | dict(given)))
@@ -350,6 +356,11 @@ def _check_encoder(config: ModelConfig) -> None:
                 f'model.encoder.{name}={getattr(encoder, name)!r} must be {needed!r}: '
                 'an encoder reads the whole source and predicts nothing.'
             )
+    if encoder.rule == 'trax':
+        raise ValueError(
+            "model.encoder.rule='trax': there padding takes up positions, so that a "
+            "source would depend on its batch; use 'reformer' or 'bucket'."
+        )
     for kind in ('lsh', 'local'):
         name = f'{kind}_chunks_after'
         if kind in encoder.pattern and not getattr(encoder, name):

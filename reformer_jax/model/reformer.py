@@ -21,6 +21,9 @@ from reformer_jax.stack import reversible
 
 ModelConfig = model_config.ModelConfig
 
+# What the encoder's key is folded with: behind those that _split makes of it.
+_ENCODER = 5
+
 
 class Memory(NamedTuple):
     """What a decoder reads of its source.
@@ -120,7 +123,7 @@ class Reformer(nnx.Module):
                 'model.encoder, the fields in which that differs.'
             )
         if key is not None:
-            key = jax.random.fold_in(key, 1)
+            key = jax.random.fold_in(key, _ENCODER)
         table_VD = self._table if self.config.share_embedding else None
         streams = self.encoder.streams(
             tokens_BS,
@@ -288,7 +291,11 @@ class Reformer(nnx.Module):
     @property
     def _table(self) -> jax.Array:
         """The embedding of tokens, [V, D]."""
-        assert self.embedding is not None
+        if self.embedding is None:
+            raise ValueError(
+                "this encoder has its decoder's embedding: call the decoder's encode "
+                'or read_source.'
+            )
         return self.embedding[...]
 
     def _pooled(self, streams, mask_BL, key, train) -> jax.Array:

@@ -47,6 +47,15 @@ SAVES_MEMORY = (
     'model.implementation',
     'model.loss_chunk_length',
     'model.stack',
+    *(
+        f'model.encoder.{name}'
+        for name in (
+            'feed_forward_chunk_length',
+            'heads_at_once',
+            'implementation',
+            'stack',
+        )
+    ),
 )
 
 ABSENT = '(absent)'

@@ -116,12 +116,21 @@ def check(run: RunConfig) -> None:
         has, remedy = 'sources', 'set config.model.encoder, or change the data'
         if encoder is not None:
             has, remedy = 'no sources', 'leave config.model.encoder empty'
+        if run.init_from:
+            remedy = (
+                f'it is that of {run.init_from}: start from another, or change the data'
+            )
         raise ValueError(
             f'dataset {run.data.dataset!r} has {has}, and the model has '
             f'{"no" if encoder is None else "an"} encoder: {remedy}.'
         )
     if encoder is not None and source is not None:
-        model_config.check_length(encoder, source[0][1])
+        model_config.check_length(encoder, source[0][1], 'model.encoder')
+        if vocab_size > encoder.vocab_size:
+            raise ValueError(
+                f'the data have token ids up to {vocab_size - 1}, but model.encoder.'
+                f'vocab_size={encoder.vocab_size}: set it to at least {vocab_size}.'
+            )
     if needed.endswith('classification') and run.model.classes != classes:
         raise ValueError(
             f'the data have {classes} classes and the model model.classes='
@@ -147,8 +156,9 @@ def check(run: RunConfig) -> None:
 def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises a ValueError if the devices do not divide batch and heads."""
     (batch_size, _), _ = run.data.spec['tokens']
-    sharding.check(
-        mesh,
-        batch_size=batch_size // run.accumulate,
-        heads=run.model.heads_at_once or run.model.heads,
-    )
+    for model in filter(None, (run.model, run.model.encoder)):
+        sharding.check(
+            mesh,
+            batch_size=batch_size // run.accumulate,
+            heads=model.heads_at_once or model.heads,
+        )

@@ -114,6 +114,7 @@ def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
     remedy = ': raise model.vocab_size or mend the data'
     model_config.check_tokens(run.config.model, batch['tokens'], remedy)
     if run.config.model.encoder is not None:
+        remedy = ': raise model.encoder.vocab_size or mend the data'
         model_config.check_tokens(run.config.model.encoder, batch['source'], remedy)
 
 

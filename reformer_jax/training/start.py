@@ -162,6 +162,8 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         names = model_config.architecture_fields() + (_OF_HEAD if same_head else ())
         taken = {name: given['model'][name] for name in names if name in given['model']}
         # One token more where the source's vocabulary is that of the data but the mask.
+        if taken.get('encoder'):
+            taken['encoder'] = _encoder(names, taken['encoder'], fields['model'])
         all_but_mask = dataset.vocab_size - 1
         if dataset.head == 'masked_lm' and taken['vocab_size'] == all_but_mask:
             taken['vocab_size'] += 1
@@ -201,10 +203,28 @@ def _exact_length(
     return {} if same else {'dense_length': was.exact_length}
 
 
+def _encoder(
+    names: tuple[str, ...], given: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The architecture of a source's encoder, all else as the config has it."""
+    own = model.get('encoder') or {}
+    kept = {name: value for name, value in own.items() if name not in names}
+    return kept | {name: given[name] for name in names if name in given}
+
+
+def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, those of the encoder as encoder.name."""
+    encoder = model.get('encoder') or {}
+    flat = {f'encoder.{name}': value for name, value in encoder.items()}
+    return {n: value for n, value in model.items() if n != 'encoder'} | flat
+
+
 def _say_what_is_replaced(
     model: dict[str, Any], taken: dict[str, Any], source: str
 ) -> None:
-    before, after = run_folder.as_json(model), run_folder.as_json(taken)
+    before, after = (
+        _flat(run_folder.as_json(fields)) for fields in (model, dict(taken))
+    )
     replaced = [
         f'{name}={value} (not {before[name]})'
         for name, value in after.items()

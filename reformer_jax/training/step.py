@@ -6,7 +6,7 @@ vocabulary, C classes, U what is predicted: [B, L] or [B].
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,8 @@ def train_step(
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
     gradient = optimizer_lib.without_frozen(frozen, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-    if state.model.config.stack == 'reversible' and state.model.config.grid_bits:
+    config = state.model.config
+    if any(_has_exact_inversion(c) for c in (config, config.encoder)):
         total['missed'] = missed
     total['grad_norm'] = optax.tree.norm(gradient)
     total['learning_rate'] = schedule(state.step)
@@ -132,11 +133,23 @@ def outcome(
     if head == 'lm':
         tokens_BL, targets_BL, weights_U = lm_batch(model.config, tokens_BL, weights_U)
         mask_BL = None
-    how: dict[str, Any] = {'key': key, 'train': train, 'watch': watch}
-    memory = None
+    memory, encoder = None, model.config.encoder
     if 'source' in batch:
-        memory = model.read_source(batch['source'], batch.get('source_mask'), **how)
-    streams = model.streams(tokens_BL, mask_BL, memory=memory, **how)
+        memory = model.read_source(
+            batch['source'],
+            batch.get('source_mask'),
+            key=key,
+            train=train,
+            watch=watch if _has_exact_inversion(encoder) else None,
+        )
+    streams = model.streams(
+        tokens_BL,
+        mask_BL,
+        key=key,
+        train=train,
+        watch=watch if _has_exact_inversion(model.config) else None,
+        memory=memory,
+    )
     largest = jnp.maximum(*(jnp.abs(y).max() for y in jax.lax.stop_gradient(streams)))
     with jax.named_scope('loss'):
         if targets_BL is not None:
@@ -157,6 +170,10 @@ def outcome(
                 found = _answers(logits, batch)
         losses_U, correct_U, predictions = found
         return Outcome(losses_U, correct_U, weights_U, predictions, largest)
+
+
+def _has_exact_inversion(config: model_config.ModelConfig | None) -> bool:
+    return config is not None and config.stack == 'reversible' and config.grid_bits > 0
 
 
 def lm_batch(

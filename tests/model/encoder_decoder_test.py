@@ -169,6 +169,8 @@ def test_memory_is_flat_in_both_depths():
     [
         ({'causal': True}, 'encoder.causal=True must be False'),
         ({'head': 'masked_lm'}, "encoder.head='masked_lm' must be 'none'"),
+        ({'pattern': ('full',), 'rule': 'trax'}, "encoder.rule='trax': there padding"),
+        ({'encoder': {'layers': 1}}, 'model.encoder.encoder is not empty'),
         ({'lenght': 9}, 'unknown config field model.encoder.lenght'),
         ({'layers': 3}, 'model.encoder: model.layers=3 is no multiple'),
         ({'layers': 2}, 'encoder.lsh_chunks_after=0: no token would see'),
@@ -212,6 +214,8 @@ def test_memory_and_model_that_do_not_go_together():
         reader(targets)
     with pytest.raises(ValueError, match='has no encoder, and the call a memory'):
         models.build()(targets, memory=memory)
+    with pytest.raises(ValueError, match="has its decoder's embedding"):
+        reader.encoder.encode(sources)
     with pytest.raises(ValueError, match='has no encoder to read a source'):
         models.build().read_source(sources)
     with pytest.raises(ValueError, match=r'states of shape \(3, 21, 8\).*batch of 2'):

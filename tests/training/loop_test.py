@@ -462,6 +462,48 @@ def test_data_and_model_without_each_others_source(text_file, has_encoder):
         start.open(config, 'none')
 
 
+@pytest.mark.parametrize(
+    ('encoder', 'message'),
+    [
+        ({'length': 8}, 'length=8: shorten it or enlarge config.model.encoder.length'),
+        ({'vocab_size': 100}, 'up to 127, but model.encoder.vocab_size=100: set it to'),
+    ],
+)
+def test_sources_that_do_not_fit_the_encoder(encoder, message):
+    config = _copy_reverse()
+    config.model.update({'share_embedding': False})
+    config.model.encoder = dict(config.model.encoder) | encoder
+    with pytest.raises(ValueError, match=message):
+        start.open(config, 'none')
+
+
+def test_heads_of_the_encoder_are_split_too():
+    config = _copy_reverse()
+    config.model.encoder = dict(config.model.encoder) | {'heads_at_once': 1}
+    run = start.open(config, 'none')
+    mesh = jax.sharding.AbstractMesh((1, 1, 2), ('data', 'fsdp', 'model'))
+    with pytest.raises(ValueError, match='1 heads do not split over 2'):
+        training_config.check_devices(run.config, mesh)
+
+
+def test_an_encoder_from_another_run_keeps_the_configs_other_fields(tmp_path, capsys):
+    source = _copy_reverse()
+    source.model.update({'rounds': 2, 'dense_length': 0})
+    source.model.encoder = dict(source.model.encoder) | {'d_ff': 24, 'dropout': 0.3}
+    run_folder.open_workdir(tmp_path, start.open(source, str(tmp_path)).fields)
+    config = _copy_reverse()
+    config.init_from = str(tmp_path)
+    config.model.update({'dropout': 0.1, 'rounds': 3})
+    encoder = start.open(config, 'none').config.model.encoder
+    assert (encoder.d_ff, encoder.dropout, encoder.rounds) == (24, 0.1, 3)
+    told = capsys.readouterr().out
+    assert 'encoder.' not in told  # nothing that the config says is replaced
+    config.model.encoder = dict(config.model.encoder) | {'d_ff': 8, 'dropout': 0.2}
+    encoder = start.open(config, 'none').config.model.encoder
+    assert (encoder.d_ff, encoder.dropout) == (24, 0.2)
+    assert 'encoder.d_ff=24 (not 8)' in capsys.readouterr().out
+
+
 def test_token_ids_out_of_range_are_an_error(tmp_path):
     config = duplication.get_config('tiny')
     config.model.vocab_size = 100
