@@ -48,10 +48,7 @@ def main(argv: list[str]) -> None:
         sys.stdout = open(os.devnull, 'w')
     run = start.open(_CONFIG.value, _WORKDIR.value)
     if run.config.model.encoder is not None:
-        raise app.UsageError(
-            'the run is an encoder-decoder, and sampling takes no source yet: '
-            'train.py and eval.py do'
-        )
+        raise app.UsageError('the run has an encoder: sampling takes no source yet')
     settings: dict[str, Any] = {
         'key': jax.random.key(_SEED.value),
         'temperature': _TEMPERATURE.value,
@@ -59,8 +56,7 @@ def main(argv: list[str]) -> None:
         'top_p': _TOP_P.value,
         'samples': _NUM_SAMPLES.value,
     }
-    dataset = run.config.data
-    truth = None
+    dataset, truth = run.config.data, None
     if isinstance(dataset, data.images.Images):
         _refuse('images', 'prompt', 'tokens', 'stop')
         show.check_new(_OUTPUT.value)

@@ -52,7 +52,7 @@ class RandomWords(dataset.Dataset):
         for word in words:
             if not (word.isascii() and word.isdigit() and int(word) <= self.symbols):
                 raise ValueError(
-                    f'{word!r} is no token of dataset {self.dataset!r}: list numbers '
+                    f'{word!r} is no token of the {self.dataset} task: list numbers '
                     f'from 0, the marker, to {self.symbols}, separated by white space.'
                 )
         return np.array([int(word) for word in words], np.int32)

@@ -265,7 +265,7 @@ def test_copy_reverse_has_sources_and_their_reverse():
     assert dataset.vocab_size == 10
     with pytest.raises(ValueError, match='word_length=0'):
         data.open(fields | {'word_length': 0})
-    with pytest.raises(ValueError, match="'10' is no token of dataset 'copy_reverse'"):
+    with pytest.raises(ValueError, match="'10' is no token of the copy_reverse task"):
         dataset.encode(b'3 10')
 
 
