@@ -4,9 +4,10 @@ The least task of an encoder-decoder, and one that lucidrains' ReformerEncDec di
 learn (its issue 90: loss 2.08 with 768 symbols). The decoder's LSH has the strict rule,
 so that its likelihoods are exact.
 
-  python train.py --config=configs/copy_reverse.py --workdir=...
-      64 symbols, minutes on 2 CPU cores
+  python train.py --config=configs/copy_reverse.py --workdir=...     64 symbols
   python train.py --config=configs/copy_reverse.py:long     768 symbols
+
+Not trained to the end yet: what it reaches, and in what time, is not known.
 """
 
 import ml_collections
