@@ -70,7 +70,7 @@ def compile_step(
     run = start.open(config, 'no run folder')
     with jax.set_mesh(run.mesh):
         before = time.perf_counter()
-        compiled = loop.compile_train_step(run)
+        compiled = loop.compile_train_step(run, run.batch)
         seconds = time.perf_counter() - before
     memory = compiled.memory_analysis()
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes

@@ -1,9 +1,9 @@
 """Datasets: `open` makes one of config.data; see `Dataset` for what it gives.
 
 Language modelling reads raw text ('bytes', 'text', 'novel', 'enwik8'), a task made of
-numbers ('duplication') or images ('imagenet64'); an encoder-decoder words and sources
-('copy_reverse'). The other datasets read labelled rows (see tasks.tables) and score
-predictions.
+numbers ('duplication') or images ('imagenet64'); an encoder-decoder pairs of texts
+('pairs') or of words ('copy_reverse'). The other datasets read labelled rows (see
+tasks.tables) and score predictions.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from reformer_jax.data import corpus
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
 from reformer_jax.data import images
+from reformer_jax.data import pairs
 from reformer_jax.data import text
 from reformer_jax.data import tokenizers
 from reformer_jax.data.dataset import Dataset
@@ -30,6 +31,7 @@ __all__ = (
     'defaults',
     'images',
     'open',
+    'pairs',
     'tokenizers',
 )
 
@@ -41,6 +43,7 @@ _DATASETS: dict[str, type[Dataset]] = {
     'enwik8': enwik8.Enwik8,
     'imagenet64': images.Images,
     'novel': text.Text,
+    'pairs': pairs.Pairs,
     'question_answering': question_answering.QuestionAnswering,
     'text': text.Text,
     'token_classification': token_classification.TokenClassification,

@@ -36,14 +36,14 @@ def take_split(
 
 
 def endless_order(
-    count: int, order: Callable[[np.random.Generator], np.ndarray], seed: int
+    count: int, order: Callable[[np.random.Generator], np.ndarray], *seeds: int
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns what stands at each place of a training stream that never ends.
 
     Args:
       count: examples in an epoch.
       order: gives the `count` examples of an epoch in a fresh order, int64 [count].
-      seed: in [0, 2**32).
+      *seeds: in [0, 2**32); other ones for another stream.
 
     Returns:
       Pure function from example numbers [n], from 0 without end, to examples [n].
@@ -51,7 +51,7 @@ def endless_order(
 
     @functools.lru_cache(maxsize=2)  # a batch may begin in one epoch, end in the next
     def epoch(number: int) -> np.ndarray:
-        return order(np.random.default_rng((seed, number)))
+        return order(np.random.default_rng((*seeds, number)))
 
     # Not grain's shuffle: it took 2.5 ms an example for a text of 13 windows.
     def look_up(numbers: np.ndarray) -> np.ndarray:

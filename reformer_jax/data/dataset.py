@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import grain
 import numpy as np
@@ -46,7 +46,18 @@ class Dataset(abc.ABC):
     @property
     @abc.abstractmethod
     def spec(self) -> batching.Spec:
-        """Name -> (shape, dtype) of every array of a batch."""
+        """Name -> (shape, dtype) of every array of a batch, of the longest sequences
+        where batches differ."""
+
+    @property
+    def specs(self) -> tuple[batching.Spec, ...]:
+        """The spec of every shape of batch, that of the longest sequences last."""
+        return (self.spec,)
+
+    @property
+    def told(self) -> str:
+        """What is to be known of the training data, in words; '' for nothing."""
+        return ''
 
     @property
     def head(self) -> str:
@@ -79,9 +90,9 @@ class Dataset(abc.ABC):
           split: 'train', 'validation' or 'test', one of `splits`.
 
         Returns:
-          Iterator over dicts of the arrays that `spec` describes, 'tokens' [B, L] and
-          'weights' ([B, L] or [B], 0 for what does not count) among them. Data for an
-          encoder-decoder have 'source' [B, S] too.
+          Iterator over dicts of the arrays that one of `specs` describes, 'tokens'
+          [B, L] and 'weights' ([B, L] or [B], 0 for what does not count) among them.
+          Data for an encoder-decoder have 'source' [B, S] too.
 
         Raises:
           ValueError: for a split that there is not, data that are damaged or too few.
@@ -117,6 +128,20 @@ class Dataset(abc.ABC):
         numbers = grain.MapDataset.range(sys.maxsize if count is None else count)
         batches = numbers.batch(self.batch_size, drop_remainder=count is None)
         return iter(batches.map(assemble).to_iter_dataset(_READ))
+
+    def _numbered(
+        self, assemble: Callable[[int], batching.Batch], batches: Sized | None = None
+    ) -> grain.DatasetIterator:
+        """As `_stream`, for data whose batches are not of equal shape.
+
+        Args:
+          assemble: pure function from the number of a batch to the batch.
+          batches: as many as there are; None for a stream that never ends.
+        """
+        numbers = grain.MapDataset.range(
+            sys.maxsize if batches is None else len(batches)
+        )
+        return iter(numbers.map(assemble).to_iter_dataset(_READ))
 
     def _epochs(
         self, split: str, count: int, assemble: Callable[[np.ndarray], batching.Batch]

@@ -15,6 +15,7 @@ from reformer_jax import progress
 
 MODEL_TYPES = ('unigram', 'bpe')
 BYTES = 'bytes'
+_TRAIN = 'train:'
 
 _FIRST_BYTE_ID = 2
 
@@ -22,6 +23,8 @@ _FIRST_BYTE_ID = 2
 _TRAINING_PIECE = 4000
 # The trainer keeps it for itself, and drops a whole text for one of them.
 _RESERVED = '\u2585'
+# Padding, unknown, end of sentence, and the 256 bytes, which a trained model has.
+_CONTROL_AND_BYTES = 259
 _UNKNOWN = ' \u2047 '  # what SentencePiece itself decodes an unknown piece to
 
 Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -141,6 +144,24 @@ def load(name: str) -> Bytes | SentencePiece:
     return SentencePiece(processor)
 
 
+def size_to_train(name: str) -> int:
+    """Tokens of the SentencePiece model that 'train:SIZE' says is to be made of the
+    data; 0 for the name of a tokenizer that there is.
+
+    Raises:
+      ValueError: for 'train:' with no such size.
+    """
+    if not name.startswith(_TRAIN):
+        return 0
+    size = name.removeprefix(_TRAIN)
+    if not (size.isascii() and size.isdigit() and int(size) > _CONTROL_AND_BYTES):
+        raise ValueError(
+            f'tokenizer={name!r}: give train: and a number of tokens above '
+            f'{_CONTROL_AND_BYTES}, such as train:8000'
+        )
+    return int(size)
+
+
 def train(
     texts: Iterable[str],
     path: str | os.PathLike[str],
@@ -194,7 +215,7 @@ def train(
     except RuntimeError as error:
         raise ValueError(
             f'vocab_size={vocab_size!r} does not fit the text: {error} (the bytes and '
-            'control pieces alone are 259)'
+            f'control pieces alone are {_CONTROL_AND_BYTES})'
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -250,7 +250,7 @@ def _extend(model, progress, keys_N, sampling, stop, steps):
 def _score(model, inputs, targets_BP):
     streams, _ = steps_lib.read(model, inputs)
     length = model.config.loss_chunk_length
-    nll_BP, _ = chunking.cross_entropy(
+    _, nll_BP, _ = chunking.cross_entropy(
         model.logits, streams, targets_BP, chunk_length=length
     )
     return -nll_BP

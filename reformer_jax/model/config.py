@@ -35,7 +35,14 @@ _QUERIES = 128
 
 # What an encoder has to be; and what it does not take from the decoder beside it.
 _ENCODER = {'causal': False, 'head': 'none', 'start_token': -1, 'encoder': None}
-_DECODERS_OWN = (*_ENCODER, 'share_embedding', 'tie_output', 'classes', 'pooling')
+_DECODERS_OWN = (
+    *_ENCODER,
+    'share_embedding',
+    'tie_output',
+    'classes',
+    'pooling',
+    'label_smoothing',
+)
 
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
@@ -84,6 +91,9 @@ class ModelConfig:
       streams: residual streams, 2, which can be reversible; or the Transformer's 1,
         as the paper's baseline, with stack 'residual' or 'checkpoint'. (What reads the
         last streams then gets the same twice: as many parameters.)
+      label_smoothing: share of a target's probability that training's loss spreads
+        evenly over the vocabulary; the loss that is reported has none. For the heads
+        'lm' and 'masked_lm'.
       grid_bits: in training streams are multiples of 2**-grid_bits, which makes the
         reversible stack exact (see reversible.py); 0 for plain float32.
       combine: the streams at the end, 'concatenate' or 'average'.
@@ -96,7 +106,8 @@ class ModelConfig:
         token or the 'mean' of all. A causal model needs 'last'.
       start_token: read before every sequence, so that its first token is predicted
         too; -1 for none, as in Hugging Face's models. For head 'lm'.
-      tie_output: whether the logits use the embedding; with concatenated streams
+      tie_output: whether the logits use the embedding, which the last norm's scale
+        makes as small at first as it has to be for that; with concatenated streams
         through a projection to d_model. For the heads 'lm' and 'masked_lm'.
       feed_forward_chunk_length: tokens at a time in feed-forward layers and in the
         projections to heads, 0 for all.
@@ -138,6 +149,7 @@ class ModelConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     local_attention_dropout: float = 0.0
+    label_smoothing: float = 0.0
     norm_epsilon: float = _architecture(1e-6)
     stack: str = 'reversible'
     streams: int = _architecture(2)
@@ -399,6 +411,11 @@ def _check_sizes(config: ModelConfig) -> None:
             )
     if not 0 <= config.dropout < 1:
         raise ValueError(f'model.dropout={config.dropout} is no rate in [0, 1).')
+    if not 0 <= config.label_smoothing < 1:
+        raise ValueError(
+            f'model.label_smoothing={config.label_smoothing} is no share in [0, 1): '
+            'use 0.1, or 0 for none.'
+        )
     if not config.pattern or config.layers % len(config.pattern):
         raise ValueError(
             f'model.layers={config.layers} is no multiple of the pattern '

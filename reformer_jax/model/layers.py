@@ -211,9 +211,17 @@ def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return x_BLD * (keep / (1 - rate)).astype(x_BLD.dtype)
 
 
-def norm(size: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm in float32."""
-    return nnx.LayerNorm(size, epsilon=epsilon, dtype=jnp.float32, rngs=rngs)
+def norm(
+    size: int, epsilon: float, rngs: nnx.Rngs, scale: float = 1.0
+) -> nnx.LayerNorm:
+    """Layer norm in float32; `scale` is what its scale starts with."""
+    return nnx.LayerNorm(
+        size,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        scale_init=jax.nn.initializers.constant(scale),
+        rngs=rngs,
+    )
 
 
 class FeedForward(nnx.Module):

@@ -55,7 +55,9 @@ class Reformer(nnx.Module):
         self.layers = nnx.List(
             layers.stack(config.kind(name), config, rngs) for name in config.pattern
         )
-        self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs)
+        # Else tied logits, of embeddings of deviation 1, would start with sqrt(D).
+        scale = config.d_model**-0.5 if config.tie_output else 1.0
+        self.norm = layers.norm(config.output_width, config.norm_epsilon, rngs, scale)
         self.head = heads.build(config, rngs)
         self.encoder = _encoder(config, rngs)
 

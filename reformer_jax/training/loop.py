@@ -135,10 +135,13 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
         if step not in validated:  # a signal came in between
             _validate(training, state.model, step)
     compiling = time.monotonic()
-    compiled_step = compile_train_step(run)
-    metrics.say(f'compiled the training step in {time.monotonic() - compiling:.0f} s')
+    steps = {_shapes(batch): compile_train_step(run, batch) for batch in run.batches}
+    shapes = f' for {len(steps)} shapes of batches' if len(steps) > 1 else ''
+    seconds = time.monotonic() - compiling
+    metrics.say(f'compiled the training step{shapes} in {seconds:.0f} s')
     throughput = metrics.Throughput()
     since_log: list[Sums] = []
+    tokens = 0
     with contextlib.ExitStack() as tracing:
         while step < config.steps and not stop.now():
             batch = next(training.iterator)
@@ -147,8 +150,9 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             if step in training.traced[:1]:
                 tracing.enter_context(jax.profiler.trace(training.folder / 'profile'))
             placed = sharding.place_batch(batch, run.mesh)
-            state, step_sums = compiled_step(state, placed, key)
+            state, step_sums = steps[_shapes(batch)](state, placed, key)
             since_log.append(step_sums)
+            tokens += _targets(batch)
             if step in training.traced[-1:]:
                 jax.block_until_ready(state)
                 tracing.close()
@@ -156,9 +160,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             if last or _is_due(step, config.log_every):
                 values = _train_values(step, since_log)
                 _warn_of_what_was_missed(run, values)
-                tokens = batch['tokens'].size * len(since_log)
                 values['tokens_per_second'] = throughput.read(tokens, len(since_log))
-                since_log = []
+                since_log, tokens = [], 0
                 writer.write(step, 'train', values)
                 left = stop.seconds_left(throughput.seconds_left(config.steps - step))
                 metrics.say(metrics.progress_line(step, config.steps, values, left))
@@ -213,8 +216,9 @@ def _validate(
     return values
 
 
-def compile_train_step(run: Run):
-    """The one jitted step, compiled: (state, batch, key) -> (state, sums)."""
+def compile_train_step(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]):
+    """The one jitted step, compiled for a shape of batch: (state, batch, key) ->
+    (state, sums)."""
     config = run.config
     step = functools.partial(
         step_lib.train_step,
@@ -226,8 +230,19 @@ def compile_train_step(run: Run):
     shardings = jax.tree.map(lambda x: x.sharding, run.state)
     everywhere = NamedSharding(run.mesh, P())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-    lowered = jitted.lower(run.state, run.batch, jax.random.key(0))
+    lowered = jitted.lower(run.state, batch, jax.random.key(0))
     return lowered.compile(compilation.options())
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(batch[name].shape for name in sorted(batch))
+
+
+def _targets(batch: Mapping[str, np.ndarray]) -> int:
+    """Tokens of a batch; where it has sources too, the targets' without padding."""
+    if 'source' in batch:
+        return int(np.count_nonzero(batch['weights']))
+    return batch['tokens'].size
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
@@ -241,6 +256,8 @@ def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
             f'{step}: the run stops before a checkpoint is written. Resume from the '
             'last one with a lower optimizer.learning_rate or optimizer.clip_norm=1.'
         )
+    if 'smoothed_loss' in total:
+        values['smoothed_loss'] = total['smoothed_loss'] / max(total['weight'], 1.0)
     for name in ('grad_norm', 'learning_rate'):
         values[name] = float(host[-1][name])
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
@@ -273,5 +290,5 @@ def _description(run: Run, workdir: Any, step: int) -> str:
     return (
         f'{beginning} in {workdir}: {parameters:,} parameters, {batch_size} x {length} '
         f'tokens a step, {run.mesh.size} {jax.devices()[0].device_kind} ({devices})'
-        + (f'; {run.lsh}' if run.lsh else '')
+        + ''.join(f'; {told}' for told in (run.lsh, run.config.data.told) if told)
     )

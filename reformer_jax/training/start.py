@@ -49,7 +49,13 @@ class Run:
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     state: state_lib.TrainState  # jax.ShapeDtypeStruct leaves with shardings
-    batch: dict[str, jax.ShapeDtypeStruct]
+    # Of every shape, that of the longest sequences last.
+    batches: tuple[dict[str, jax.ShapeDtypeStruct], ...]
+
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The batch of the longest sequences."""
+        return self.batches[-1]
 
     def init_state(self) -> state_lib.TrainState:
         """Fresh parameters and optimizer state; to be jitted."""
@@ -105,11 +111,14 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     state = state_lib.abstract(init, mesh)
     optimizer_lib.check_frozen(checked.optimizer, state.model)
     rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-        for name, (shape, dtype) in checked.data.spec.items()
-    }
-    run = Run(workdir, fields, checked, mesh, optimizer, state, batch)
+    batches = tuple(
+        {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+            for name, (shape, dtype) in spec.items()
+        }
+        for spec in checked.data.specs
+    )
+    run = Run(workdir, fields, checked, mesh, optimizer, state, batches)
     if run.tokenizer:
         run_folder.check_tokenizer(workdir, run.tokenizer)
     return run
@@ -150,8 +159,12 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     given: Mapping[str, Any] = {}
     if source:
         given = own if own.get('init_from') == source else _source_fields(source)
-    if fields['data'].get('tokenizer') == '':
+    tokenizer = fields['data'].get('tokenizer')
+    if tokenizer == '':
         fields['data']['tokenizer'] = _tokenizer(workdir, source, given)
+    elif tokenizer and data.tokenizers.size_to_train(tokenizer):
+        kept = run_folder.find_tokenizer(workdir)
+        fields['data']['tokenizer'] = kept or tokenizer
     same_head = given.get('model', {}).get('head') == fields['model'].get('head')
     if 'labels' in fields['data'] and not fields['data']['labels']:
         known = own or (given if same_head else {})

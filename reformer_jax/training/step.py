@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       losses_U: negative log-likelihood in nats, squared error in regression.
+      trained_U: what training minimizes: the losses, but for label smoothing.
       correct_U: whether the likeliest prediction is right; NaN in regression.
       weights_U: how much each counts.
       predictions: what Dataset.score takes, [B, ...]; None for language models.
@@ -37,6 +38,7 @@ class Outcome(NamedTuple):
     """
 
     losses_U: jax.Array
+    trained_U: jax.Array
     correct_U: jax.Array
     weights_U: jax.Array
     predictions: jax.Array | None
@@ -102,13 +104,16 @@ def _parts(batch: Batch, count: int) -> Batch:
 def sums(
     model: model_lib.Reformer, watch: jax.Array, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, Sums]:
-    """Of a training batch: weighted sum of the losses, and what means are made of.
+    """Of a training batch: weighted sum of what is minimized, what means are made of.
 
     The gradient of `watch` counts where a reversible stack missed its inputs.
     """
     result = outcome(model, batch, key=key, train=True, watch=watch)
+    trained = jnp.sum(result.trained_U * result.weights_U)
     total = _sums(result) | {'largest_stream': result.largest_stream}
-    return total['loss'], total
+    if model.config.label_smoothing:
+        total['smoothed_loss'] = trained
+    return trained, total
 
 
 def evaluate(model: model_lib.Reformer, batch: Batch) -> tuple[Sums, jax.Array | None]:
@@ -155,10 +160,14 @@ def outcome(
         if targets_BL is not None:
             logits_of = functools.partial(model.logits, key=key, train=train)
             size = model.config.loss_chunk_length
-            nll_BL, correct_BL = chunking.cross_entropy(
-                logits_of, streams, targets_BL, chunk_length=size
+            trained_BL, nll_BL, correct_BL = chunking.cross_entropy(
+                logits_of,
+                streams,
+                targets_BL,
+                chunk_length=size,
+                label_smoothing=model.config.label_smoothing,
             )
-            return Outcome(nll_BL, correct_BL, weights_U, None, largest)
+            return Outcome(nll_BL, trained_BL, correct_BL, weights_U, None, largest)
         logits = model.logits(streams, mask_BL, key=key, train=train)
         match head:
             case 'classification':
@@ -169,7 +178,7 @@ def outcome(
             case _:
                 found = _answers(logits, batch)
         losses_U, correct_U, predictions = found
-        return Outcome(losses_U, correct_U, weights_U, predictions, largest)
+        return Outcome(losses_U, losses_U, correct_U, weights_U, predictions, largest)
 
 
 def _has_exact_inversion(config: model_config.ModelConfig | None) -> bool:

@@ -28,21 +28,28 @@ def _naive(logits, targets):
 
 
 # 10 = 2 * 5 = 3 * 3 + 1 = 7 + 3.
-@pytest.mark.parametrize('chunk_length', [0, 5, 3, 7])
-def test_is_the_naive_one(chunk_length):
+@pytest.mark.parametrize(
+    ('chunk_length', 'label_smoothing'), [(0, 0.0), (5, 0.0), (3, 0.1), (7, 0.0)]
+)
+def test_is_the_naive_one(chunk_length, label_smoothing):
     hidden, kernel, targets = _arrays()
     weights = jnp.arange(1.0, _LENGTH + 1)
 
     def ours(hidden, kernel):
-        nll, correct = chunking.cross_entropy(
-            lambda x: x @ kernel, hidden, targets, chunk_length=chunk_length
+        loss, nll, correct = chunking.cross_entropy(
+            lambda x: x @ kernel,
+            hidden,
+            targets,
+            chunk_length=chunk_length,
+            label_smoothing=label_smoothing,
         )
-        return (nll * weights).sum(), (nll, correct)
+        return (loss * weights).sum(), (nll, correct)
 
     def plain(hidden, kernel):
         log_p = jax.nn.log_softmax(hidden @ kernel)
-        nll = -(jax.nn.one_hot(targets, _VOCABULARY) * log_p).sum(-1)
-        return (nll * weights).sum()
+        wanted = jax.nn.one_hot(targets, _VOCABULARY)
+        wanted = (1 - label_smoothing) * wanted + label_smoothing / _VOCABULARY
+        return (-(wanted * log_p).sum(-1) * weights).sum()
 
     gradient, (nll, correct) = jax.jit(jax.grad(ours, argnums=(0, 1), has_aux=True))(
         hidden, kernel
@@ -59,7 +66,7 @@ def test_is_the_naive_one(chunk_length):
 def test_float32_and_finite():
     """Logits in bfloat16 and as large as it has them make a float32 loss."""
     logits = jnp.asarray([[[3e38, 0.0, -3e38], [1.0, 1.0, 1.0]]], jnp.bfloat16)
-    nll, _ = chunking.cross_entropy(
+    _, nll, _ = chunking.cross_entropy(
         lambda x: x, logits, jnp.asarray([[0, 2]]), chunk_length=0
     )
     assert nll.dtype == jnp.float32

@@ -5,7 +5,7 @@ A source is
   also with .gz behind: split 90 / 5 / 5 % by a fixed permutation, as labels are often
   sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
-  (or dev, valid) and test;
+  (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
 Of a folder or of tfds without validation, that is 5 % of train by a fixed permutation.
 """
@@ -35,7 +35,7 @@ _SUFFIXES = ('.jsonl', '.json', *_DIALECTS)
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
-    'validation': ('validation', 'dev', 'valid', 'validation_matched'),
+    'validation': ('validation', 'dev', 'valid', 'val', 'validation_matched'),
     'test': ('test', 'test_matched'),
 }
 _TFDS = 'tfds:'

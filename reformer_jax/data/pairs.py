@@ -1,0 +1,292 @@
+"""Pairs of a source and a target, such as a sentence and its translation."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from reformer_jax import progress
+from reformer_jax.data import batching
+from reformer_jax.data import buckets
+from reformer_jax.data import dataset
+from reformer_jax.data import parallel
+from reformer_jax.data import tokenizers
+
+_TOO_LONG = ('skip', 'error')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs(dataset.Dataset):
+    """Texts as sources and targets, in batches of about the same length.
+
+    Both sides end with the tokenizer's token for the end of a text. Training never
+    ends; in validation and test every pair comes once. Pairs that no bucket holds, and
+    in training those of which a side is empty, are left out, and counted in `told`.
+
+    batch_size is that of the longest bucket: of a bucket half as long a batch has twice
+    as many pairs. Batches have 'source' [B, S], 'source_mask', True at tokens, 'tokens'
+    [B, T] and 'weights', 1 at tokens.
+
+    Attributes:
+      source: see `parallel`.
+      source_column, target_column: what stands for '{column}' in a path, or the columns
+        of a table.
+      split_names: for each split what stands for '{split}' in a path: a name, or
+        several, read one after the other; of tables they are known.
+      data_dir: folder of prepared tfds datasets; empty means that of tfds.
+      tokenizer: of both sides: 'bytes', the path of a SentencePiece model, or
+        'train:SIZE', a model of so many tokens made of the training pairs, which the
+        run keeps.
+      lengths: of the buckets, ascending: tokens with the end, of either side or as
+        pairs (source, target).
+      too_long: 'skip' pairs that no bucket holds, or say that it is an 'error'.
+    """
+
+    source: str
+    source_column: str
+    target_column: str
+    lengths: Any
+    split_names: Any = (
+        ('train', ('train',)),
+        ('validation', ('validation',)),
+        ('test', ('test',)),
+    )
+    data_dir: str = ''
+    tokenizer: str = tokenizers.BYTES
+    too_long: str = 'skip'
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, 'lengths', buckets.check(self.lengths))
+        object.__setattr__(self, 'split_names', _split_names(self.split_names))
+        if self.too_long not in _TOO_LONG:
+            raise ValueError(
+                f'too_long={self.too_long!r}: give one of {", ".join(_TOO_LONG)}'
+            )
+        tokenizers.size_to_train(self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        size = tokenizers.size_to_train(self.tokenizer)
+        return size or tokenizers.load(self.tokenizer).vocab_size
+
+    @property
+    def end_id(self) -> int:
+        """The token at the end of a source and of a target."""
+        return tokenizers.load(self.tokenizer).separator_id
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self._files.names
+
+    @property
+    def specs(self) -> tuple[batching.Spec, ...]:
+        return tuple(
+            _spec(rows, *pair)
+            for rows, pair in zip(self._rows, self.lengths, strict=True)
+        )
+
+    @property
+    def spec(self) -> batching.Spec:
+        return self.specs[-1]
+
+    @property
+    def told(self) -> str:
+        found = _encode(self._unbatched, 'train')
+        members = buckets.members(self.lengths, found.sizes_N2)
+        real = sum(int(found.sizes_N2[pairs, 1].sum()) for pairs in members)
+        filled = sum(
+            -(-pairs.size // rows) * rows * target
+            for pairs, rows, (_, target) in zip(
+                members, self._rows, self.lengths, strict=True
+            )
+        )
+        kept = sum(pairs.size for pairs in members)
+        left_out = []
+        if too_long := len(found.sizes_N2) - kept:
+            left_out.append(f'{too_long:,} longer than {self.lengths[-1]} left out')
+        if found.empty:
+            left_out.append(f'{found.empty:,} with an empty side left out')
+        return '; '.join(
+            [f'{kept:,} pairs, {real / filled:.0%} of their batches tokens', *left_out]
+        )
+
+    def resolved(self) -> 'Pairs':
+        """With a tokenizer that is trained, where one is to be."""
+        if not tokenizers.size_to_train(self.tokenizer):
+            return self
+        return dataclasses.replace(self, tokenizer=_trained(self._unbatched))
+
+    def texts(self, split: str) -> parallel.Texts:
+        """All pairs of a split, as they are."""
+        return parallel.read(self._files, split)
+
+    def encode(self, text: bytes) -> np.ndarray:
+        return tokenizers.load(self.tokenizer).encode(text)
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        return tokenizers.load(self.tokenizer).decode(tokens)
+
+    @property
+    def _files(self) -> parallel.Files:
+        columns = self.source_column, self.target_column
+        return parallel.Files(
+            source=self.source,
+            columns=columns,
+            splits=self.split_names,
+            data_dir=self.data_dir,
+        )
+
+    @property
+    def _unbatched(self) -> 'Pairs':
+        """One value for all datasets of the same tokens."""
+        return dataclasses.replace(
+            self, lengths=1, batch_size=1, seed=0, too_long='skip'
+        )
+
+    @property
+    def _rows(self) -> list[int]:
+        return buckets.rows(self.lengths, self.batch_size)
+
+    def _iterate(self, split: str) -> grain.DatasetIterator:
+        found = _encode(self._unbatched, split)
+        members = buckets.members(self.lengths, found.sizes_N2)
+        self._check(split, found, members)
+        if split == 'train':
+            counts = [pairs.size for pairs in members]
+            chosen = buckets.training_batches(counts, self._rows, self.seed)
+
+            def assemble(number: int) -> batching.Batch:
+                bucket, places = chosen(int(number))
+                return self._batch(found, bucket, members[bucket][places])
+
+            return self._numbered(assemble)
+        parts = [
+            (bucket, pairs[start : start + rows])
+            for bucket, (pairs, rows) in enumerate(
+                zip(members, self._rows, strict=True)
+            )
+            for start in range(0, pairs.size, rows)
+        ]
+        return self._numbered(lambda number: self._batch(found, *parts[number]), parts)
+
+    def _check(self, split: str, found: '_Encoded', members: list[np.ndarray]) -> None:
+        fit = sum(pairs.size for pairs in members)
+        too_long = len(found.sizes_N2) - fit
+        if self.too_long == 'error' and too_long:
+            longest = tuple(int(size) for size in found.sizes_N2.max(axis=0))
+            raise ValueError(
+                f'{too_long} pairs of the {split} split do not fit '
+                f'lengths={self.lengths[-1]}: the longest sides have {longest} tokens; '
+                "enlarge the last of config.data.lengths, or set too_long='skip'"
+            )
+        if not fit:
+            raise ValueError(
+                f'no pair of the {split} split fits lengths={self.lengths}: of its '
+                f'{len(found.sizes_N2)} all are longer; enlarge config.data.lengths'
+            )
+
+    def _batch(
+        self, found: '_Encoded', bucket: int, pairs: np.ndarray
+    ) -> batching.Batch:
+        pad_id = tokenizers.load(self.tokenizer).pad_id
+        (source, source_mask), (target, target_mask) = (
+            batching.pad(
+                [side.row(pair) for pair in pairs], (self._rows[bucket], length), pad_id
+            )
+            for side, length in zip(found.sides, self.lengths[bucket], strict=True)
+        )
+        return {
+            'source': source,
+            'source_mask': source_mask,
+            'tokens': target,
+            'weights': target_mask.astype(np.float32),
+        }
+
+
+class _Side(NamedTuple):
+    """Token ids of many texts in one array: an array each would take more memory."""
+
+    tokens: np.ndarray
+    starts: np.ndarray  # one more than there are texts
+
+    def row(self, index: int) -> np.ndarray:
+        return self.tokens[self.starts[index] : self.starts[index + 1]]
+
+
+class _Encoded(NamedTuple):
+    """The pairs of a split as tokens, and how many of them were left out as empty."""
+
+    sides: tuple[_Side, _Side]
+    empty: int
+
+    @property
+    def sizes_N2(self) -> np.ndarray:
+        return np.stack([np.diff(side.starts) for side in self.sides], axis=1)
+
+
+@functools.lru_cache(maxsize=4)
+def _encode(pairs: Pairs, split: str) -> _Encoded:
+    texts = pairs.texts(split)
+    lines = list(zip(*texts, strict=True))
+    if split == 'train':
+        lines = [line for line in lines if all(text.strip() for text in line)]
+    if not lines:
+        raise ValueError(
+            f'the {split} split of {pairs.source!r} has no pair of two texts: give '
+            'another as config.data.source'
+        )
+    tokenizer = tokenizers.load(pairs.tokenizer)
+    end = np.array([tokenizer.separator_id], np.int32)
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for line in progress.track(lines, f'tokenizing {split}'):
+        for side, text in zip(rows, line, strict=True):
+            side.append(np.concatenate([tokenizer.encode(text), end]))
+    first, second = (
+        _Side(np.concatenate(side), np.cumsum([0, *map(len, side)])) for side in rows
+    )
+    return _Encoded((first, second), len(texts.sources) - len(lines))
+
+
+# Folders of tokenizers trained for runs of this process, which keep copies.
+_folders: list[tempfile.TemporaryDirectory] = []
+
+
+@functools.lru_cache(maxsize=4)
+def _trained(pairs: Pairs) -> str:
+    """The file of a tokenizer made of the training pairs."""
+    _folders.append(tempfile.TemporaryDirectory(prefix='tokenizer_'))
+    file = pathlib.Path(_folders[-1].name) / 'spiece.model'
+    size = tokenizers.size_to_train(pairs.tokenizer)
+    texts = itertools.chain.from_iterable(pairs.texts('train'))
+    tokenizers.train(texts, file, vocab_size=size)
+    return str(file)
+
+
+def _spec(rows: int, source: int, target: int) -> batching.Spec:
+    return {
+        'source': ((rows, source), batching.INT),
+        'source_mask': ((rows, source), batching.BOOL),
+        **batching.language_model_spec(rows, target),
+    }
+
+
+def _split_names(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Names of each split, hashable; a mapping, or pairs as JSON keeps them."""
+    names = dict(given)
+    unknown = sorted(set(names) - set(batching.SPLITS))
+    if unknown or not isinstance(given, Mapping | tuple | list):
+        raise ValueError(
+            f'split_names={given!r}: give names for {", ".join(batching.SPLITS)}'
+        )
+    several = {
+        split: (name,) if isinstance(name, str) else tuple(name)
+        for split, name in names.items()
+    }
+    return tuple((s, several[s]) for s in batching.SPLITS if several.get(s))

@@ -1,0 +1,126 @@
+"""Sources and targets as texts, from files that are aligned by lines, or from tables.
+
+A source is
+- a path with '{column}' in it, and mostly '{split}': a text file for each side of each
+  split, plain, .gz or .xz, of which line n is the translation of line n of the other;
+- what `tables` reads: .jsonl, .csv, .tsv, a folder of them, or 'tfds:NAME', such as
+  'tfds:wmt14_translate/de-en'.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+from reformer_jax.data import corpus
+from reformer_jax.data.tasks import tables
+
+_COLUMN, _SPLIT = '{column}', '{split}'
+_REMEDY = 'give another as config.data.source'
+_PACKED = ('', '.gz', '.xz')
+
+
+class Texts(NamedTuple):
+    """Sources and their targets, as many of one as of the other; unchanged."""
+
+    sources: list[str]
+    targets: list[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where the pairs are.
+
+    Attributes:
+      source: see the module.
+      columns: of the source and of the target: what stands for '{column}' in the path,
+        or a column of the table.
+      splits: what stands for '{split}' in the path, for each of our splits; several
+        are read one after the other, and there is no split without any.
+      data_dir: folder of prepared tfds datasets; empty means that of tfds.
+    """
+
+    source: str
+    columns: tuple[str, str]
+    splits: tuple[tuple[str, tuple[str, ...]], ...]
+    data_dir: str
+
+    @property
+    def aligned_by_lines(self) -> bool:
+        """Whether the source is of text files, and no table."""
+        return _COLUMN in self.source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits there are."""
+        if self.aligned_by_lines:
+            return tuple(split for split, given in self.splits if given)
+        return tables.splits(self.source, self.data_dir)
+
+
+@functools.lru_cache(maxsize=6)
+def read(files: Files, split: str) -> Texts:
+    """The pairs of a split.
+
+    Raises:
+      FileNotFoundError: a file is not there.
+      ValueError: for a split that there is not; two files differ in their number of
+        lines; a file is empty or malformed, or a column holds no texts.
+    """
+    if split not in files.names:
+        raise ValueError(
+            f'{files.source!r} has no {split} split, only {", ".join(files.names)}'
+        )
+    if not files.aligned_by_lines:
+        table = tables.read(files.source, split, files.data_dir)
+        return Texts(*(_texts(table, column) for column in files.columns))
+    whole = Texts([], [])
+    for name in dict(files.splits)[split]:
+        paths = [_file(files.source, name, column) for column in files.columns]
+        sides = [_lines(path) for path in paths]
+        counts = [len(side) for side in sides]
+        if counts[0] != counts[1]:
+            raise ValueError(
+                f'{str(paths[0])!r} has {counts[0]} lines and {str(paths[1])!r} '
+                f'{counts[1]}: line n of one must be the translation of line n of the '
+                'other; mend one of them'
+            )
+        for texts, side in zip(whole, sides, strict=True):
+            texts += side
+    return whole
+
+
+def _texts(table: tables.Table, column: str) -> list[str]:
+    values: list[Any] = table.column(column)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(
+                f'{table.where(index)}: {value!r} in column {column!r} is no text'
+            )
+    return values
+
+
+def _file(source: str, split: str, column: str) -> pathlib.Path:
+    path = source.replace(_SPLIT, split).replace(_COLUMN, column)
+    found = [pathlib.Path(path + ending).expanduser() for ending in _PACKED]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(
+        f'no file {path!r}, plain, .gz or .xz: config.data.source={source!r} is a path '
+        f"in which '{_SPLIT}' stands for a split and '{_COLUMN}' for a column"
+    )
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    try:
+        # Some programs write a byte order mark.
+        text = corpus.read_file(file, _REMEDY).decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{str(file)!r} is not UTF-8 ({error}): convert it, for example with iconv'
+        ) from error
+    if not text:
+        raise ValueError(f'{str(file)!r} is empty: {_REMEDY}')
+    # Not splitlines, for which other characters than these end a line too.
+    return [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
