@@ -6,7 +6,7 @@ train, val and test_2016_flickr, .en.gz and .de.gz each.
   python train.py --config=configs/multi30k.py --workdir=runs/multi30k \\
       --config.data.source='multi30k/{split}.{column}'
 
-Encoder and decoder have three layers each, reversible, and one table of 8,000 pieces
+Encoder and decoder have three layers each, reversible, and one table of 4,000 pieces
 for sources, targets and logits.
 """
 
@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant:
         raise ValueError(f'unknown variant {variant!r}: use multi30k.py.')
     config = ml_collections.ConfigDict(training_config.defaults())
-    config.steps = 6000
+    config.steps = 6500
     config.log_every = 100
     config.eval_every = 1000
     config.checkpoint_every = 1000
@@ -36,13 +36,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             'validation': 'val',
             'test': 'test_2016_flickr',
         },
-        'tokenizer': 'train:8000',
+        'tokenizer': 'train:4000',
         'lengths': (12, 16, 24, 48),
         'batch_size': 32,
         'seed': 0,
     }
     config.model = model_config.defaults() | {
-        'vocab_size': 8000,
+        'vocab_size': 4000,
         'length': 128,
         'd_model': 256,
         'd_ff': 1024,
