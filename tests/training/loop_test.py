@@ -15,6 +15,7 @@ import pytest
 from configs import copy_reverse
 from configs import duplication
 from configs import imagenet64
+from configs import multi30k
 from configs import text
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
@@ -509,3 +510,68 @@ def test_token_ids_out_of_range_are_an_error(tmp_path):
     config.model.vocab_size = 100
     with pytest.raises(ValueError, match='up to 127'):
         loop.train(config, str(tmp_path / 'run'))
+
+
+@pytest.fixture(scope='module')
+def pairs_files(tmp_path_factory):
+    """Line-aligned files of words and the same words backwards."""
+    folder = tmp_path_factory.mktemp('pairs')
+    generator = np.random.default_rng(0)
+    for split, count in (('train', 200), ('validation', 20), ('test', 9)):
+        lines = [
+            list(generator.choice(['ab', 'cde', 'f', 'ghi'], generator.integers(1, 9)))
+            for _ in range(count)
+        ]
+        for column, step in (('en', 1), ('de', -1)):
+            text = ''.join(' '.join(words[::step]) + '\n' for words in lines)
+            (folder / f'{split}.{column}').write_text(text)
+    return f'{folder}/{{split}}.{{column}}'
+
+
+def _pairs(files, **changes):
+    config = multi30k.get_config()
+    config.update({'steps': 12, 'log_every': 1, 'eval_every': 0, 'checkpoint_every': 0})
+    config.data.update(
+        {
+            'source': files,
+            'split_names': {name: name for name in ('train', 'validation', 'test')},
+            'tokenizer': 'train:272',
+            'lengths': (6, 12),
+            'batch_size': 4,
+        }
+    )
+    small = {'vocab_size': 272, 'length': 24, 'd_model': 16, 'd_ff': 16, 'head_size': 8}
+    config.model.update(small | {'heads': 2, 'layers': 1})
+    config.model.encoder.layers = 1
+    config.optimizer.decay = 'constant'
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.slow
+def test_pairs_train_and_resume_across_shapes_of_batches(pairs_files, tmp_path, capsys):
+    whole = loop.train(_pairs(pairs_files), str(tmp_path / 'whole'))
+    for steps in (5, 12):
+        parts = loop.train(_pairs(pairs_files, steps=steps), str(tmp_path / 'parts'))
+    assert parts == whole and whole['tokens'] > 100
+    assert _losses(tmp_path / 'parts') == _losses(tmp_path / 'whole')
+    said = capsys.readouterr().out
+    assert 'compiled the training step for 2 shapes of batches' in said
+    assert '158 pairs, ' in said and '42 longer than (12, 12) left out' in said
+    # The tokenizer is the run's own.
+    run = start.open(None, str(tmp_path / 'parts'))
+    assert run.config.data.tokenizer == str(tmp_path / 'parts' / 'tokenizer.model')
+    values = evaluation.evaluate(None, str(tmp_path / 'parts'), splits=('validation',))
+    assert values['validation']['loss'] == pytest.approx(whole['loss'], rel=1e-6)
+    # What is reported is the likelihood; what is trained has some of all tokens.
+    lines = metrics.read(tmp_path / 'whole' / 'metrics.jsonl')
+    trained = [line for line in lines if line['split'] == 'train']
+    assert all(line['smoothed_loss'] != line['loss'] for line in trained)
+
+
+def test_first_loss_of_tied_logits_is_about_that_of_guessing(pairs_files, tmp_path):
+    config = _pairs(pairs_files, steps=1)
+    config.model.d_model = 64
+    loop.train(config, str(tmp_path / 'run'))
+    (first,) = _losses(tmp_path / 'run').values()
+    assert first < np.log(272) + 2
