@@ -1,12 +1,16 @@
 """Beam search on cached decoding (Wu et al. 2016, section 7), one compiled loop.
 
 Shape letters: E beams, S steps, V vocabulary; rows of the decoding state are [B * E].
+Of a source there is one copy for all its beams.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from reformer_jax import model as model_lib
@@ -26,6 +30,7 @@ class _Beams(NamedTuple):
 def search(
     model: model_lib.Reformer,
     prompts: prompts_lib.Prompts,
+    limits_B: jax.Array,
     length_penalty: jax.Array,
     stop: jax.Array,
     *,
@@ -34,10 +39,15 @@ def search(
 ) -> tuple[jax.Array, jax.Array]:
     """Continuations [B, E, S] and scores [B, E]; arguments as decoding.beam_search.
 
-    `stop` is a token that never comes if there is none.
+    Row b gets limits_B[b] tokens at most, no more than `steps`. `stop` is a token that
+    never comes if there is none.
     """
     logits_BV, state = steps_lib.prefill(
-        model, prompts.tokens_BP, prompts.lengths_B, capacity=prompts.capacity
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        capacity=prompts.capacity,
+        source=prompts.source,
     )
     batch, vocab_size = logits_BV.shape
     layers = model.unstacked()
@@ -51,16 +61,29 @@ def search(
     logits_BEV = jnp.repeat(logits_BV[:, None], beams, axis=1)
     found, origins_BE = _choose(found, logits_BEV, 0, stop, length_penalty)
 
+    # Divided by numpy, so that a limit for each row gives the bits of one for all: XLA
+    # makes of a division by a constant what it makes of it in that place.
+    sixths_S = jnp.asarray((5 + np.arange(steps + 1)) / 6, jnp.float32)
+    penalty_B = sixths_S[limits_B] ** length_penalty
+
+    def goes_on(step, found):
+        """Rows with steps left and a beam that can still be among the best, [B]."""
+        # The best that a continuation can still get, and the worst that it must beat.
+        attainable_B = found.logp_BE[:, 0] / penalty_B
+        return (step < limits_B) & (attainable_B > found.scores_BE[:, -1])
+
     def unfinished(carry):
         step, found, _, _ = carry
-        # The best that a continuation can still get, and the worst that it must beat.
-        attainable_B = found.logp_BE[:, 0] / _penalty(steps, length_penalty)
-        return (step < steps) & jnp.any(attainable_B > found.scores_BE[:, -1])
+        return jnp.any(goes_on(step, found))
 
     def extend(carry):
         step, found, origins_BE, state = carry
+        goes_on_B = goes_on(step, found)
         first_B1 = jnp.arange(batch)[:, None] * beams
         state = steps_lib.take_rows(state, (first_B1 + origins_BE).reshape(-1))
+        # Rows that have ended read at position 0: behind their last may be no room.
+        lengths_N = jnp.where(jnp.repeat(goes_on_B, beams), state.lengths_B, 0)
+        state = dataclasses.replace(state, lengths_B=lengths_N)
         latest_BE = lax.dynamic_index_in_dim(
             found.tokens_BES, step - 1, axis=2, keepdims=False
         )
@@ -68,13 +91,15 @@ def search(
             model, state, latest_BE.reshape(-1), layers
         )
         logits_BEV = logits.reshape(batch, beams, vocab_size)
-        found, origins_BE = _choose(found, logits_BEV, step, stop, length_penalty)
+        longer, origins_BE = _choose(found, logits_BEV, step, stop, length_penalty)
+        choose = jax.vmap(jnp.where)
+        found = jax.tree.map(functools.partial(choose, goes_on_B), longer, found)
         return step + 1, found, origins_BE, state
 
     _, found, _, _ = lax.while_loop(
         unfinished, extend, (jnp.int32(1), found, origins_BE, state)
     )
-    cut_off_BE = found.logp_BE / _penalty(steps, length_penalty)
+    cut_off_BE = found.logp_BE / penalty_B[:, None]
     return _best(found, found.tokens_BES, cut_off_BE)
 
 

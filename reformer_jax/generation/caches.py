@@ -3,11 +3,15 @@
 A cache is a pytree of static shape for B sequences, each at its own length. For each
 kind of attention (those of LSH are in lsh_caches.py) a `..._prompt` function attends
 all tokens of a prompt at once, as training does, and makes the cache, and a `step`
-function adds one token. Prompts are [B, P], row b filled up to its own length, and all
-attention is causal.
+function adds one token. Prompts are [B, P], row b filled up to its own length, and
+self-attention is causal.
+
+What a decoder keeps of its source never changes, and rows that continue one source,
+beams or samples, share it: memory_prompt makes it, memory_step only reads it.
 
 Shape letters are explained in attention; further P prompt tokens (padded), S the
-capacity of a cache in tokens, W here the slots of a cache or the keys of a step.
+capacity of a cache in tokens or the length of a source, E rows of one source, N = B * E
+rows, W here the slots of a cache or the keys of a step.
 """
 
 from typing import NamedTuple
@@ -72,6 +76,34 @@ def step(kind: attention.Full | attention.Local, cache: Cache, heads, positions_
     else:
         q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
     return softmax_sum(q_BHK, cache.k_BHWK, cache.v_BHWK, allowed_BW[:, None]), cache
+
+
+def memory_prompt(kind: attention.Full, heads, mask_BS):
+    """Attention output [B, P, H, K] to sources, and their keys and values, W = S.
+
+    Args:
+      kind: neither causal nor shared.
+      heads: queries [B, P, H, K]; keys and values [B, S, H, K] each.
+      mask_BS: True for real tokens; zeros where there are none.
+    """
+    q_BPHK, (k_BSHK, v_BSHK) = heads
+    out_BPHK = attention.full_attention(kind, q_BPHK, k_BSHK, v_BSHK, mask=mask_BS)
+    size = k_BSHK.shape[1]
+    return out_BPHK, Cache(by_position(k_BSHK, size), by_position(v_BSHK, size))
+
+
+def memory_step(memory: Cache, q_N1HK: jax.Array, mask_BS) -> jax.Array:
+    """Attention output [N, 1, H, K] of a token each; the E rows of a source together.
+
+    So the keys of a source are read once for all its rows.
+    """
+    q_BEHK = q_N1HK.reshape(len(mask_BS), -1, *q_N1HK.shape[2:])
+    q_BEHK = q_BEHK * q_BEHK.shape[-1] ** -0.5
+    logits_BHEW = numerics.contract('behk,bhwk->bhew', q_BEHK, memory.k_BHWK)
+    p_BHEW = numerics.softmax(logits_BHEW, mask_BS[:, None, None], None)
+    v_BHWK = memory.v_BHWK
+    out_BEHK = jnp.einsum('bhew,bhwk->behk', p_BHEW.astype(v_BHWK.dtype), v_BHWK)
+    return out_BEHK.reshape(q_N1HK.shape)
 
 
 def _is_shared(heads) -> bool:

@@ -2,7 +2,8 @@
 
 Prompts are token ids [B, P], with a mask where they differ in length (prompts.pad makes
 both). They get the token in front that training puts there (model.start_token); with
-one a prompt may be empty. What is wrong with the arguments is said before anything is
+one a prompt may be empty. A model with an encoder gets a source for each prompt as
+well, in the same form. What is wrong with the arguments is said before anything is
 compiled. Models are causal.
 """
 
@@ -34,7 +35,7 @@ _NEVER = -1
 
 
 def generate(
-    model: model_lib.Reformer, prompt: Any, *, steps: int, **settings: Any
+    model: model_lib.Reformer, prompt: Any = None, *, steps: int, **settings: Any
 ) -> np.ndarray:
     """Continues prompts; arguments and errors are those of `stream`.
 
@@ -51,41 +52,47 @@ def generate(
 
 def stream(
     model: model_lib.Reformer,
-    prompt: Any,
+    prompt: Any = None,
     *,
     key: jax.Array,
     steps: int,
     samples: int = 1,
     stop_token: int | None = None,
     mask: Any = None,
+    source: Any = None,
     **settings: Any,
 ) -> Iterator[np.ndarray]:
     """Yields continuations of prompts as they are made; ends early if all have stopped.
 
-    Row i of the results depends on the key, on i and on its own prompt only (with the
-    trax rule also on padding, which its look-around meets).
+    Row i of the results depends on the key, on i and on its own prompt and source only
+    (with the trax rule also on padding, which its look-around meets).
 
     Args:
       model: causal.
-      prompt: token ids [B, P].
+      prompt: token ids [B, P]; with a source None is the start token alone.
       key: random key; the same key gives the same tokens.
       steps: tokens to add, at least 1.
       samples: continuations of each prompt.
       stop_token: ends a row.
       mask: True for the real tokens of the prompt, which may stand anywhere in a row.
+      source: for a model with an encoder token ids [B, S], or the pair of them and
+        their mask that `pad` makes. A source of padding only is read as nothing.
       **settings: temperature, top_k and top_p of `sampling_of`.
 
     Yields:
       New tokens, int32 [B * samples, n] with n at least 1.
 
     Raises:
-      ValueError: a prompt is empty, too long for the model or has unknown tokens, or an
-        argument is out of its range. Raised by the call, before the first tokens.
+      ValueError: a prompt or a source is empty, too long for the model or has unknown
+        tokens; there are not as many sources as prompts, or some for a model without
+        an encoder, or none for one with it; an argument is out of its range. Raised by
+        the call, before the first tokens.
     """
     sampling = sampling_of(model.config.vocab_size, **settings)
-    _check_at_least_one(steps=steps, samples=samples)
+    steps = operator.index(steps)
+    _check_at_least_one(samples=samples)
     stop = _stop(model, stop_token)
-    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
     rows_N = jnp.arange(prompts.lengths_B.size * samples)
     keys_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_N)
     return _parts(model, prompts, keys_N, sampling, stop, steps)
@@ -93,52 +100,67 @@ def stream(
 
 def beam_search(
     model: model_lib.Reformer,
-    prompt: Any,
+    prompt: Any = None,
     *,
-    steps: int,
+    steps: Any,
     beams: int = 4,
     length_penalty: float = 0.6,
     stop_token: int | None = None,
     mask: Any = None,
+    source: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The continuations of highest score that beam search finds.
 
     The score is the log-probability divided by ((5 + n) / 6) ** length_penalty (Wu et
     al. 2016, eq. 14), n the tokens up to and with the stop token.
 
+    With the rules reformer and strict a row gives what it gives alone.
+
     Args:
       model: causal.
-      prompt: token ids [B, P].
-      steps: most tokens to add, at least 1.
+      prompt: as in `stream`.
+      steps: most tokens to add, at least 1: a number, or one for each prompt (the paper
+        takes the length of the source + 50).
       beams: continuations followed at a time. Each has its own caches, which every step
-        copies from those of the beam that it continues.
+        copies from those of the beam that it continues; those of a source it shares.
       length_penalty: 0 for the plain log-probability; more favours long ones.
       stop_token: ends a continuation; without one all have `steps` tokens.
-      mask: as in `stream`.
+      mask, source: as in `stream`.
 
     Returns:
-      Tokens, int32 [B, beams, steps], best first, filled up with stop tokens; and their
-      scores, float32 [B, beams], -inf where there are no more continuations.
+      Tokens, int32 [B, beams, most steps], best first, filled up with stop tokens (0
+      without one); and their scores, float32 [B, beams], -inf where there are no more
+      continuations.
 
     Raises:
       ValueError: as `stream`.
     """
-    _check_at_least_one(steps=steps, beams=beams)
+    _check_at_least_one(beams=beams)
     if not 0 <= length_penalty < math.inf:
         raise ValueError(
             f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
             'log-probabilities, 0.6 is usual.'
         )
     stop = _stop(model, stop_token)
-    prompts = prompts_lib.prompts(model.config, prompt, mask, steps)
-    search = _compiled(beams_lib.search, static=('beams', 'steps'))
-    tokens_BES, scores_BE = search(
-        model, prompts, jnp.float32(length_penalty), stop, beams=beams, steps=steps
+    prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
+    limits_B = prompts_lib.limits(steps, prompts.lengths_B.size)
+    most = int(limits_B.max())
+    tokens_BES, scores_BE = _compiled(beams_lib.search, static=('beams', 'steps'))(
+        model,
+        prompts,
+        limits_B,
+        jnp.float32(length_penalty),
+        stop,
+        beams=beams,
+        # So that limits that differ little share one compiled function.
+        steps=prompts_lib.rounded_up(model.config, most),
     )
-    return np.asarray(tokens_BES), np.asarray(scores_BE)
+    return np.asarray(tokens_BES)[..., :most], np.asarray(scores_BE)
 
 
-def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.ndarray:
+def score(
+    model: model_lib.Reformer, tokens: Any, *, mask: Any = None, source: Any = None
+) -> np.ndarray:
     """Log-probability in nats of each token given those before it: one parallel pass.
 
     Hash buckets are those of the longest sequence that the model can read, as in
@@ -148,6 +170,7 @@ def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.nda
       model: causal.
       tokens: ids [B, L].
       mask: True for real tokens, which may stand anywhere in a row.
+      source: as in `stream`.
 
     Returns:
       float32 [B, L], 0 where the mask is False, and for the first token of a model
@@ -156,8 +179,9 @@ def score(model: model_lib.Reformer, tokens: Any, *, mask: Any = None) -> np.nda
     Raises:
       ValueError: as `stream`.
     """
+    source = prompts_lib.sources(model.config, source)
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
-    inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in rows])
+    inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in rows], source)
     targets = prompts_lib.filled_up(model.config, [row[1:] for row in rows])
     logp_BP = np.asarray(_compiled(_score)(model, inputs, targets.tokens_BP))
     real_BP = np.arange(logp_BP.shape[1]) < targets.lengths_B[:, None]
@@ -211,7 +235,11 @@ _keys_at = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 def _start(model, prompts, keys_N, sampling):
     """Reads the prompts and draws the first token of each sample."""
     logits_BV, state = steps_lib.prefill(
-        model, prompts.tokens_BP, prompts.lengths_B, capacity=prompts.capacity
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        capacity=prompts.capacity,
+        source=prompts.source,
     )
     samples = keys_N.size // prompts.lengths_B.size
     if samples > 1:

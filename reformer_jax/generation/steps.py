@@ -2,13 +2,14 @@
 
 Both compute what the model itself computes, layer by layer, with attention from
 caches.py in place of the layers' own; what is exact there is exact here. The hash
-buckets are those of the longest sequence that the model can read.
+buckets are those of the longest sequence that the model can read. A source is read
+once, by prefill.
 """
 
 import dataclasses
 import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +31,25 @@ _ALL_HEADS = reversible.HeadGroup()
 class State:
     """What has been read, of B sequences.
 
+    Of a model with an encoder they continue b sources, B / b of each, which stand
+    together.
+
     Attributes:
       lengths_B: tokens read of each; the next one gets this position.
-      caches: for each layer and branch its cache, None for a feed-forward.
+      caches: for each layer and branch its cache, None for those without one of their
+        own sequence.
       rotations: for each layer its hash rotations, None for those that do not hash.
+      memories: for each layer and branch the keys and values [b, H, S, K] of the
+        sources, None for those that read none.
+      memory_mask_BS: [b, S], True for real tokens of the sources; None without an
+        encoder.
     """
 
     lengths_B: jax.Array
     caches: list[Any]
     rotations: list[jax.Array | None]
+    memories: list[Any]
+    memory_mask_BS: jax.Array | None
 
 
 def prefill(
@@ -47,8 +58,9 @@ def prefill(
     lengths_B: jax.Array,
     *,
     capacity: int,
+    source: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, State]:
-    """Reads prompts in one parallel pass.
+    """Reads prompts in one parallel pass, and before it their sources.
 
     Args:
       model: causal.
@@ -56,15 +68,17 @@ def prefill(
         to lengths_B[b].
       lengths_B: at least 1 each.
       capacity: tokens a sequence can have in the end.
+      source: of a model with an encoder: token ids [B, S], and a mask [B, S] with True
+        for the real ones, which may stand anywhere.
 
     Returns:
       Logits [B, V] of the token after each prompt, and the state.
 
     Raises:
-      ValueError: the model is not causal, or the capacity is less than P or more than
-        the model has.
+      ValueError: the model is not causal, the capacity is less than P or more than the
+        model has, or there is a source and no encoder or the reverse.
     """
-    prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity)
+    prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity, source)
     streams, state = read(model, prompts)
     last_B11 = state.lengths_B[:, None, None] - 1
     last = [jnp.take_along_axis(y_BPD, last_B11, axis=1) for y_BPD in streams]
@@ -88,21 +102,21 @@ def read(
             f'capacity={prompts.capacity} must be at least the {longest} tokens of the '
             f'prompts and at most the {most} of the model.'
         )
-    prompts_lib.check_has_no_encoder(config)
+    prompts_lib.check_goes_with(config, prompts.source)
+    states_BSX = mask_BS = None
+    if prompts.source is not None:
+        states_BSX, mask_BS = model.read_source(*prompts.source)
     rotations = model_lib.hash_rotations(model)
     streams, saved = model.streams_and_saved(
         prompts.tokens_BP,
-        functools.partial(_Prompt, capacity=prompts.capacity),
+        functools.partial(_saving, capacity=prompts.capacity),
         rotations,
-        prompts.lengths_B,
+        _Shared(prompts.lengths_B, mask_BS),
+        states_BSX,
     )
-    # Stacked over repeats and over one group of all heads.
-    layer_caches = [
-        [jax.tree.map(operator.itemgetter((repeat, 0)), cache) for cache in of_layer]
-        for repeat in range(config.repeats)
-        for of_layer in saved
-    ]
-    return streams, State(prompts.lengths_B, layer_caches, rotations)
+    layer_caches, memories = _by_layer(model, saved)
+    state = State(prompts.lengths_B, layer_caches, rotations, memories, mask_BS)
+    return streams, state
 
 
 def decode_step(
@@ -130,7 +144,12 @@ def decode_step(
         of_layer = list(state.caches[number])
         for place, branch in enumerate(layer.branches):
             target, source = streams
-            if reversible.is_attention(branch):
+            if reversible.reads_memory(branch):
+                q_B1HK = branch.project(source, _ALL_HEADS)
+                memory = state.memories[number][place]
+                out_B1HK = caches.memory_step(memory, q_B1HK, state.memory_mask_BS)
+                added = branch.combine(out_B1HK, key, _ALL_HEADS)
+            elif reversible.is_attention(branch):
                 heads = branch.project(source, _ALL_HEADS)
                 given = of_layer[place], heads, state.lengths_B
                 match kind := _computed(branch.kind):
@@ -145,13 +164,45 @@ def decode_step(
             streams = reversible.half_step(streams, target + added, single=single)
         new_caches.append(of_layer)
     logits_B1V = model.logits(streams)
-    return logits_B1V[:, 0], State(state.lengths_B + 1, new_caches, state.rotations)
+    lengths_B = state.lengths_B + 1
+    state = dataclasses.replace(state, lengths_B=lengths_B, caches=new_caches)
+    return logits_B1V[:, 0], state
 
 
 def take_rows(state: State, rows: jax.Array) -> State:
-    """The state of some of the sequences, in the order of `rows`."""
+    """The state of some of the sequences, in the order of `rows`.
+
+    What is kept of sources is not copied: each has as many of the rows as the others,
+    and they stand in the order of the sources.
+    """
     caches = jax.tree.map(operator.itemgetter(rows), state.caches)
-    return State(state.lengths_B[rows], caches, state.rotations)
+    return dataclasses.replace(state, lengths_B=state.lengths_B[rows], caches=caches)
+
+
+class _Shared(NamedTuple):
+    """What all attentions that read prompts get."""
+
+    lengths_B: jax.Array
+    memory_mask_BS: jax.Array | None
+
+
+def _saving(branch: Any, capacity: int) -> Any:
+    """The attention that takes the place of a layer's own in prefill."""
+    reads = reversible.reads_memory(branch)
+    return _Source(branch) if reads else _Prompt(branch, capacity)
+
+
+def _by_layer(model: model_lib.Reformer, saved: Any) -> tuple[list[Any], list[Any]]:
+    """Caches and memories of a State, of what the branches of the pattern saved."""
+    own, memories, reads = [], [], reversible.reads_memory
+    for repeat in range(model.config.repeats):
+        for layer, of_layer in zip(model.layers, saved, strict=True):
+            # Stacked over repeats and over one group of all heads.
+            kept = jax.tree.map(operator.itemgetter((repeat, 0)), of_layer)
+            pairs = list(zip(layer.branches, kept, strict=True))
+            own.append([None if reads(branch) else k for branch, k in pairs])
+            memories.append([k if reads(branch) else None for branch, k in pairs])
+    return own, memories
 
 
 @functools.partial(
@@ -170,13 +221,35 @@ class _Prompt:
         return self.branch.project(x_BPD, group)
 
     def attend(self, heads, inputs: reversible.Inputs, *, train):
-        lengths_B = inputs.shared
+        lengths_B = inputs.shared.lengths_B
         match kind := _computed(self.branch.kind):
             case attention.Local():
                 return caches.local_prompt(kind, heads, lengths_B)
             case attention.Full():
                 return caches.full_prompt(kind, heads, self.capacity)
         return lsh_caches.prompt(kind, heads, lengths_B, inputs.extra, self.capacity)
+
+    def combine(self, out_BPHK, key, group, *, train):
+        return self.branch.combine(out_BPHK, key, group, train=train)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """An attention of prompts to their sources, which saves what it remembers."""
+
+    branch: Any  # layers.CrossAttention
+
+    def project(self, x_BPD, group):
+        return self.branch.project(x_BPD, group)
+
+    def remember(self, memory_BSX, group):
+        return self.branch.remember(memory_BSX, group)
+
+    def attend(self, heads, inputs: reversible.Inputs, *, train):
+        return caches.memory_prompt(
+            self.branch.kind, heads, inputs.shared.memory_mask_BS
+        )
 
     def combine(self, out_BPHK, key, group, *, train):
         return self.branch.combine(out_BPHK, key, group, train=train)

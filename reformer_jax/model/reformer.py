@@ -210,6 +210,7 @@ class Reformer(nnx.Module):
         replace: Callable[[Any], Any],
         hash_rotations: list[jax.Array | None],
         shared: Any,
+        memory_BSX: jax.Array | None = None,
     ) -> tuple[reversible.Streams, Any]:
         """The last streams of an inference pass with other attention functions.
 
@@ -219,6 +220,7 @@ class Reformer(nnx.Module):
             all heads at once, and as `extra` the layer's rotations.
           hash_rotations: as in a call of the model.
           shared: what all attentions get.
+          memory_BSX: the states that read_source made, of a model with an encoder.
 
         Returns:
           The streams, and what the branches save (reversible.forward_scan).
@@ -233,8 +235,9 @@ class Reformer(nnx.Module):
             for layer in self.layers
         )
         rotations = _rotations_by_layer(self.config, hash_rotations)
+        how, both = self._pass(False, 1), (x_BLD, x_BLD)
         return reversible.forward_scan(
-            self._pass(False, 1), branches, (x_BLD, x_BLD), key, rotations, shared
+            how, branches, both, key, rotations, shared, memory_BSX
         )
 
     def with_rounds(self, rounds: int) -> 'Reformer':

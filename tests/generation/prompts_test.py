@@ -76,6 +76,55 @@ def test_lengths_that_differ_little_share_their_shapes():
     assert shapes(1900) == (2048, 2048)
 
 
+def _of_sources(source, prompt=None):
+    config = models.config(pattern=('full',), encoder={'layers': 1})
+    return prompts.prompts(config, prompt, None, 3, source)
+
+
+def test_sources_are_brought_to_few_shapes():
+    made = _of_sources(prompts.pad([[1] * 17, [], [2, 3]]))
+    tokens, mask = made.source
+    assert mask.sum(axis=1).tolist() == [17, 0, 2]
+    assert tokens.shape == (3, 20) and tokens[2, :2].tolist() == [2, 3]
+    assert {
+        _of_sources([[1] * length]).source[0].shape for length in range(17, 21)
+    } == {(1, 20)}
+    assert _of_sources(([[9, 1], [1, 9]], [[0, 1], [1, 0]])).source[0].shape == (2, 1)
+    assert _of_sources(prompts.pad([[], []])).source[0].shape == (2, 1)
+
+
+def test_no_prompt_is_the_start_token_alone():
+    source = [[1, 2], [3, 4]]
+    made, empty = _of_sources(source), _of_sources(source, [[], []])
+    np.testing.assert_array_equal(made.tokens_BP, [[0], [0]])
+    np.testing.assert_array_equal(made.tokens_BP, empty.tokens_BP)
+    np.testing.assert_array_equal(made.lengths_B, [1, 1])
+
+
+def test_each_row_has_room_for_its_own_steps():
+    config, (tokens, mask) = models.config(), prompts.pad([[1] * 27, [1]])
+    made = prompts.prompts(config, tokens, mask, [5, 31])
+    assert made.capacity == 32
+    with pytest.raises(ValueError, match='a prompt of 28 tokens.*and steps=6 do not'):
+        prompts.prompts(config, tokens, mask, [6, 31])
+    with pytest.raises(ValueError, match='a prompt of 2 tokens.*and steps=32 do not'):
+        prompts.prompts(config, tokens, mask, [5, 32])
+
+
+@pytest.mark.parametrize(
+    'steps, message',
+    [
+        ([2, 0], r'steps=\[2, 0\] must be at least 1'),
+        ([2], r'steps=\[2\] for 2 prompts: give a whole number, or one for each'),
+        (2.5, 'steps=2.5 for 2 prompts'),
+        (None, 'steps=None for 2 prompts'),
+    ],
+)
+def test_refused_steps(steps, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.prompts(models.config(), [[1], [2]], None, steps)
+
+
 @pytest.mark.parametrize('start, steps', [(-1, 5), (0, 4)])
 def test_longest_that_fits(start, steps):
     prompt = np.ones((1, 28), int)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small_models as models
 
-from reformer_jax import generation
 from reformer_jax import huggingface
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
@@ -224,10 +223,7 @@ def test_memory_and_model_that_do_not_go_together():
         reader(targets, memory=memory._replace(mask_BS=mask[:2]))
 
 
-def test_what_takes_no_source_yet_says_so(tmp_path):
+def test_hugging_face_has_no_such_model(tmp_path):
     model = models.build(**_CASES['full'])
-    prompt, key = np.zeros((1, 3), int), jax.random.key(0)
-    with pytest.raises(ValueError, match='generation takes no source'):
-        generation.generate(model, prompt, key=key, steps=2)
     with pytest.raises(ValueError, match='Hugging Face has no Reformer with.*encoder'):
         huggingface.save(tmp_path, model.config, model)
