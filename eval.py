@@ -11,7 +11,6 @@ from absl import flags
 from ml_collections import config_flags
 
 import distributed
-from reformer_jax.runs import metrics
 from reformer_jax.training import evaluation
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
@@ -27,8 +26,7 @@ def main(argv: list[str]) -> None:
     results = evaluation.evaluate(
         _CONFIG.value, _WORKDIR.value, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
-    rows = [{'split': split, **values} for split, values in results.items()]
-    metrics.say(metrics.table(rows, tuple(rows[0])))
+    evaluation.show(results)
 
 
 if __name__ == '__main__':

@@ -57,6 +57,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'label_smoothing': 0.1,
         'encoder': {'layers': 3},
     }
+    config.decoding = training_config.decoding_defaults()
     config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',
         'b2': 0.98,

@@ -5,7 +5,7 @@ import functools
 import itertools
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -17,6 +17,7 @@ from reformer_jax.data import buckets
 from reformer_jax.data import dataset
 from reformer_jax.data import parallel
 from reformer_jax.data import tokenizers
+from reformer_jax.data import translation_scores
 
 _TOO_LONG = ('skip', 'error')
 
@@ -126,6 +127,19 @@ class Pairs(dataset.Dataset):
     def texts(self, split: str) -> parallel.Texts:
         """All pairs of a split, as they are."""
         return parallel.read(self._files, split)
+
+    def judged(
+        self, split: str, hypotheses: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """Scores of translations of a split's sources in their order, and the signature
+        of each, see `translation_scores`."""
+        targets = self.texts(split).targets
+        if len(hypotheses) != len(targets):
+            raise ValueError(
+                f'{len(hypotheses)} translations and {len(targets)} pairs in {split}: '
+                'give one for each'
+            )
+        return translation_scores.scores(hypotheses, targets, self.target_column)
 
     def encode(self, text: bytes) -> np.ndarray:
         return tokenizers.load(self.tokenizer).encode(text)

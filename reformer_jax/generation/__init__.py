@@ -1,4 +1,5 @@
-"""Tokens from a model, one after another: generate, stream, beam_search, score.
+"""Tokens from a model, one after another: generate, stream, beam_search, score;
+translation.translate, of texts.
 
 prefill and decode_step, the two calls below them, are for loops of your own.
 """
@@ -7,6 +8,7 @@ from reformer_jax.generation import decoding
 from reformer_jax.generation import prompts
 from reformer_jax.generation import show
 from reformer_jax.generation import steps
+from reformer_jax.generation import translation
 from reformer_jax.generation.decoding import beam_search
 from reformer_jax.generation.decoding import generate
 from reformer_jax.generation.decoding import score
@@ -27,4 +29,5 @@ __all__ = (
     'show',
     'steps',
     'stream',
+    'translation',
 )

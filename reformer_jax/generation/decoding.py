@@ -135,12 +135,7 @@ def beam_search(
     Raises:
       ValueError: as `stream`.
     """
-    _check_at_least_one(beams=beams)
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(
-            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
-            'log-probabilities, 0.6 is usual.'
-        )
+    check_beams(beams, length_penalty)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
     limits_B = prompts_lib.limits(steps, prompts.lengths_B.size)
@@ -156,6 +151,16 @@ def beam_search(
         steps=prompts_lib.rounded_up(model.config, most),
     )
     return np.asarray(tokens_BES)[..., :most], np.asarray(scores_BE)
+
+
+def check_beams(beams: int, length_penalty: float) -> None:
+    """Raises a ValueError for what beam_search does not take."""
+    _check_at_least_one(beams=beams)
+    if not 0 <= length_penalty < math.inf:
+        raise ValueError(
+            f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
+            'log-probabilities, 0.6 is usual.'
+        )
 
 
 def score(

@@ -158,10 +158,12 @@ def sources(
         )
     longest = max(row.size for row in real)
     model_config.check_length(config.encoder, longest, 'model.encoder')
+    # Padding is kept as far as it goes: who pads to few widths compiles few functions.
+    width = min(mask_BS.shape[1], config.encoder.length)
     remedy = "'s encoder: the source needs the tokens that it was trained with"
     model_config.check_tokens(config.encoder, np.concatenate(real), remedy)
     # Rounded up and masked: the encoder itself cuts it into chunks.
-    width = rounded_up(config.encoder, max(1, longest))
+    width = rounded_up(config.encoder, max(1, width))
     return batching.pad(real, (len(real), width))
 
 

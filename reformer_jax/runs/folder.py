@@ -36,6 +36,7 @@ CHANGEABLE = (
     'eval_batches',
     'checkpoint_every',
     'keep_checkpoints',
+    'decoding',
     'mesh',
 )
 # And these in how much memory, or by which code, the same function is computed. (What
@@ -186,13 +187,20 @@ def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
 
 
 def write_evaluation(
-    workdir: str | os.PathLike[str], step: int, record: Mapping[str, Any]
+    workdir: str | os.PathLike[str],
+    step: int,
+    record: Mapping[str, Any],
+    lines: Mapping[str, Sequence[str]] | None = None,
 ) -> pathlib.Path:
-    """Writes a new file `<workdir>/evaluations/step_<step>_<time>.json`."""
+    """Writes a new file `<workdir>/evaluations/step_<step>_<time>.json`, and before it
+    the lines of each name beside it, as `step_<step>_<time>.<name>`."""
     folder = absolute(workdir) / 'evaluations'
     folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
     path = folder / f'step_{step}_{now}.json'
+    for name, texts in (lines or {}).items():
+        content = ''.join(f'{text}\n' for text in texts)
+        _write(path.with_suffix(f'.{name}'), content.encode())
     write_json(path, record)
     return path
 

@@ -219,6 +219,7 @@ def summary(split: str, step: int, values: Mapping[str, float | None]) -> str:
     shown = {n: '-' if v is None else f'{v:.4f}' for n, v in values.items()}
     if 'tokens' in values:
         scores = [f'{shown["bits_per_dim"]} bits/dim', f'accuracy {shown["accuracy"]}']
+        scores += [f'BLEU {shown["bleu"]}'] if 'bleu' in values else []
     else:
         scores = [f'{name} {shown[name]}' for name in _SCORES if name in values]
     unit = 'tokens' if 'tokens' in values else 'examples'

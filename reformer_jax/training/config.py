@@ -8,6 +8,7 @@ import jax
 
 from reformer_jax import data
 from reformer_jax import sharding
+from reformer_jax.generation import translation
 from reformer_jax.model import config as model_config
 from reformer_jax.training import optimizer as optimizer_lib
 
@@ -34,6 +35,7 @@ class RunConfig:
       keep_checkpoints: how many of the latest to keep, besides the best.
       init_from: folder that training starts from instead of fresh parameters, a Hugging
         Face model or a run; '' for none. See start.py.
+      decoding: of translations, generation.translation.Decoding; {} is its defaults.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
     """
 
@@ -51,6 +53,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     init_from: str = ''
     accumulate: int = 1
+    decoding: translation.Decoding = translation.Decoding()
 
 
 def absent(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +69,12 @@ def defaults() -> dict[str, Any]:
     """The top level of a config, for configs to start from: steps, data, model and
     optimizer are theirs."""
     mesh = {'data': -1, 'fsdp': 1, 'model': 1}
-    return model_config.defaults(RunConfig) | {'mesh': mesh}
+    return model_config.defaults(RunConfig) | {'mesh': mesh, 'decoding': {}}
+
+
+def decoding_defaults() -> dict[str, Any]:
+    """Of `decoding`, for configs of pairs to list."""
+    return model_config.defaults(translation.Decoding)
 
 
 def run_config(fields: Mapping[str, Any]) -> RunConfig:
@@ -75,6 +83,7 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
     for name, kind in (
         ('model', model_config.ModelConfig),
         ('optimizer', optimizer_lib.OptimizerConfig),
+        ('decoding', translation.Decoding),
     ):
         checked[name] = _section(kind, fields.get(name) or {}, f'{name}.')
     if 'data' in fields:

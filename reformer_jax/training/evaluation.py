@@ -11,8 +11,10 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import data
 from reformer_jax import progress
 from reformer_jax import sharding
+from reformer_jax.generation import translation
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
@@ -30,7 +32,8 @@ def evaluate(
     step: int | str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of a run's checkpoint on full passes over the splits; they go to a new
-    file `<workdir>/evaluations/step_<step>_<time>.json` as well.
+    file `<workdir>/evaluations/step_<step>_<time>.json` as well. Of pairs every source
+    is translated, and the translations are written beside it.
 
     The config may differ from the run's in all that keeps the parameters' shapes
     (hash rounds, attention, length, data).
@@ -46,7 +49,9 @@ def evaluate(
     """
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
-    results = {}
+    results: dict[str, dict[str, float]] = {}
+    signatures: dict[str, str] = {}
+    lines: dict[str, list[str]] = {}
     with jax.set_mesh(run.mesh):
         model, at_step = run.restore_model(step)
         told = run.lsh
@@ -61,9 +66,14 @@ def evaluate(
                     'evaluate another checkpoint, or in config.model.dtype=float32.'
                 )
             results[split] = {'step': at_step, **values}
+            if isinstance(run.config.data, data.pairs.Pairs):
+                found = translate_split(run, model, split, run.config.decoding)
+                scores, signatures, lines[f'{split}.hypotheses'] = found
+                results[split] |= scores
     if jax.process_index() == 0:
         record = {'results': results, 'config': run.fields}
-        file = run_folder.write_evaluation(workdir, at_step, record)
+        record |= {'signatures': signatures} if signatures else {}
+        file = run_folder.write_evaluation(workdir, at_step, record, lines)
         metrics.say(f'wrote {file}')
     return results
 
@@ -107,6 +117,22 @@ def evaluate_split(
     predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
     scores = run.config.data.score(split, predicted)
     return values | scores | {'examples': float(len(predicted))}
+
+
+def translate_split(
+    run: start.Run, model: Any, split: str, how: translation.Decoding
+) -> tuple[dict[str, float], dict[str, str], list[str]]:
+    """Scores of the translations of a split, their signatures, and the translations."""
+    dataset = run.config.data
+    assert isinstance(dataset, data.pairs.Pairs)
+    found = translation.translate(model, dataset, dataset.texts(split).sources, how)
+    return *dataset.judged(split, found), found
+
+
+def show(results: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints the metrics of each split as a table."""
+    rows = [{'split': split, **values} for split, values in results.items()]
+    metrics.say(metrics.table(rows, tuple(rows[0])))
 
 
 def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:

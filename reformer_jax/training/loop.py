@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from reformer_jax import data
 from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
@@ -204,6 +205,10 @@ def _validate(
     )
     if values is None:
         return None
+    if final and isinstance(training.run.config.data, data.pairs.Pairs):
+        how = dataclasses.replace(training.run.config.decoding, beams=1)  # the quickest
+        found = evaluation.translate_split(training.run, model, 'validation', how)
+        values |= found[0]
     training.writer.write(step, 'validation', values)
     training.checkpointer.record(step, values)
     if not np.isfinite(values['loss']):
