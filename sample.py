@@ -1,13 +1,13 @@
 """Continues a text with a run's model: python sample.py --workdir=runs/text_tiny
 
 The prompt comes from --prompt, --prompt_file or stdin; the text streams to stdout, all
-else goes to stderr. Of several samples, which are made together, the first streams and
-the others follow it. For the duplication task prompt and output are numbers:
-  python sample.py --workdir=runs/duplication_tiny --prompt='0 5 9 7 0' --temperature=0
-
+else goes to stderr. Of several samples the first streams and the others follow it. For
+the duplication task both are numbers: --prompt='0 5 9 7 0' --temperature=0.
 A run on images draws images, into one PNG file: from nothing, or the lower halves of
 --images=4 of the validation split or of --prompt_file, a PNG, a folder or an .npz:
   python sample.py --workdir=runs/imagenet64_tiny --images=4 --num_samples=3
+A run on pairs writes a translation of each line:
+  python sample.py --workdir=runs/multi30k --beams=4 < sentences.en
 """
 
 import os
@@ -27,17 +27,19 @@ from reformer_jax.training import start
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
-_PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue.')
+_PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue or translate.')
 _PROMPT_FILE = flags.DEFINE_string('prompt_file', None, 'File with it; else stdin.')
 _TOKENS = flags.DEFINE_integer('tokens', 256, 'How many to add.')
 _NUM_SAMPLES = flags.DEFINE_integer('num_samples', 1, 'Continuations.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.')
-_TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
-_TOP_P = flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
+flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.')
+flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
+flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same samples.')
+_BEAMS = flags.DEFINE_integer('beams', None, "Default: the config's.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
+_OF_TEXT = 'tokens', 'num_samples', 'temperature', 'top_k', 'top_p', 'stop', 'seed'
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, or 'best'; else the last.")
 
 
@@ -47,22 +49,19 @@ def main(argv: list[str]) -> None:
     if not first:  # makes the same
         sys.stdout = open(os.devnull, 'w')
     run = start.open(_CONFIG.value, _WORKDIR.value)
-    if run.config.model.encoder is not None:
-        raise app.UsageError('the run has an encoder: sampling takes no source yet')
-    settings: dict[str, Any] = {
-        'key': jax.random.key(_SEED.value),
-        'temperature': _TEMPERATURE.value,
-        'top_k': _TOP_K.value,
-        'top_p': _TOP_P.value,
-        'samples': _NUM_SAMPLES.value,
-    }
-    dataset, truth = run.config.data, None
+    settings: dict[str, Any] = {'key': jax.random.key(_SEED.value)}
+    settings |= {n: flags.FLAGS[n].value for n in ('temperature', 'top_k', 'top_p')}
+    settings['samples'] = _NUM_SAMPLES.value
+    dataset, truth, text = run.config.data, None, b''
     if isinstance(dataset, data.images.Images):
-        _refuse('images', 'prompt', 'tokens', 'stop')
+        _refuse('images', 'prompt', 'tokens', 'stop', 'beams')
         show.check_new(_OUTPUT.value)
         truth = show.given(dataset, _PROMPT_FILE.value, _IMAGES.value)
+    elif isinstance(dataset, data.pairs.Pairs):
+        _refuse('pairs', *_OF_TEXT, 'images', 'output')
+        text = _prompt()
     else:
-        _refuse('text', 'images', 'output')
+        _refuse('text', 'images', 'output', 'beams')
         prompt = show.text_prompt(dataset, _prompt(), _STOP.value)
     with jax.set_mesh(run.mesh):
         model, step = run.restore_model(_CHECKPOINT.value)
@@ -71,6 +70,9 @@ def main(argv: list[str]) -> None:
             picture = show.draw(model, truth, **settings)
             if first:
                 print(show.save(picture, _OUTPUT.value, run.workdir, step))
+        elif isinstance(dataset, data.pairs.Pairs):
+            how = run.config.decoding
+            show.write_translations(model, dataset, text, how, _BEAMS.value)
         else:
             show.write_text(model, prompt, tokens=_TOKENS.value, **settings)
 
@@ -90,9 +92,7 @@ def _prompt() -> bytes:
         return pathlib.Path(_PROMPT_FILE.value).read_bytes()
     if jax.process_count() > 1:
         raise app.UsageError('several processes: give --prompt or --prompt_file')
-    if sys.stdin.isatty():
-        print('type the text to continue, then Ctrl-D:', file=sys.stderr)
-    return sys.stdin.buffer.read()
+    return show.typed()
 
 
 if __name__ == '__main__':

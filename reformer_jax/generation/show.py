@@ -1,6 +1,7 @@
 """What a model makes, shown: text on stdout while it is made, images in a PNG file."""
 
 import codecs
+import dataclasses
 import datetime
 import itertools
 import pathlib
@@ -17,9 +18,12 @@ from reformer_jax import model as model_lib
 from reformer_jax import progress
 from reformer_jax.data import images as images_lib
 from reformer_jax.generation import decoding
+from reformer_jax.generation import translation
 
 # Parts that come before the speed does: the first two wait for the compiler.
 _PARTS_UNTIMED = 2
+
+_LINES = 64  # translated before they are printed
 
 _GAP = 2  # pixels between images
 _WHITE = 255
@@ -97,6 +101,35 @@ def write(prompt: TextPrompt, parts: Iterable[np.ndarray], *, steps: int) -> Non
     for number, tokens_T in enumerate(tokens_NT[1:]):
         text = prompt.text + prompt.decode(_before_stop(tokens_T, prompt.stop))
         print(f'\n=== sample {number + 2} ===\n{text.decode("utf-8", "replace")}')
+
+
+def typed() -> bytes:
+    """What comes from stdin."""
+    if sys.stdin.isatty():
+        print('type the text, then Ctrl-D:', file=sys.stderr)
+    return sys.stdin.buffer.read()
+
+
+def write_translations(
+    model: model_lib.Reformer,
+    dataset: data.pairs.Pairs,
+    text: bytes,
+    how: translation.Decoding,
+    beams: int | None = None,
+) -> None:
+    """Prints the translation of each line, some lines at a time; '' for an empty one.
+
+    With `beams`, if given, instead of those of `how`. A ValueError names a line that is
+    too long for the model, before any is translated.
+    """
+    lines = text.decode('utf-8', 'replace').removesuffix('\n').split('\n')
+    translation.check(model, dataset, lines)
+    how = dataclasses.replace(how, beams=how.beams if beams is None else beams)
+    for start in range(0, len(lines), _LINES):
+        part = lines[start : start + _LINES]
+        for line in translation.translate(model, dataset, part, how):
+            print(line)
+        sys.stdout.flush()
 
 
 class _Part(NamedTuple):

@@ -53,23 +53,11 @@ def translate(
     Raises:
       ValueError: a text is longer than the encoder.
     """
-    rows = {
-        number: np.append(dataset.encode(text.encode()), dataset.end_id)
-        for number, text in enumerate(texts)
-        if text.strip()
-    }
-    encoder = model.config.encoder
-    if encoder is None:
-        raise ValueError('the model has no encoder, and translates nothing.')
-    for number, row in rows.items():
-        if row.size > encoder.length:
-            raise ValueError(
-                f'text {number + 1} has {row.size} tokens, and model.encoder.length='
-                f'{encoder.length}: shorten it.'
-            )
+    rows = check(model, dataset, texts)
+    longest = model.config.encoder.length
     found = [''] * len(texts)
     with progress.bar('translating', len(rows), 'texts') as advance:
-        for width, numbers in _batches(dataset, encoder.length, rows):
+        for width, numbers in _batches(dataset, longest, rows):
             real = [n for n in numbers if n is not None]
             # The first once more where there are none left, in a batch of equal shape.
             sources = [rows[real[0] if n is None else n] for n in numbers]
@@ -78,6 +66,31 @@ def translate(
                 found[number] = _as_line(dataset, tokens_S)
             advance(len(real))
     return found
+
+
+def check(
+    model: model_lib.Reformer, dataset: data.pairs.Pairs, texts: Sequence[str]
+) -> dict[int, np.ndarray]:
+    """The tokens of each text that is not empty, with the end.
+
+    Raises:
+      ValueError: a text is longer than the encoder, or there is none.
+    """
+    rows = {
+        number: np.append(dataset.encode(text.encode()), dataset.end_id)
+        for number, text in enumerate(texts)
+        if text.strip()
+    }
+    encoder = model.config.encoder
+    if encoder is None:
+        raise ValueError('the model has no encoder: it was not trained on pairs.')
+    for number, row in rows.items():
+        if row.size > encoder.length:
+            raise ValueError(
+                f'line {number + 1} has {row.size} tokens, and the encoder reads '
+                f'model.encoder.length={encoder.length}: shorten or divide the line.'
+            )
+    return rows
 
 
 def _batches(
