@@ -17,7 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's ow
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _SPLITS = flags.DEFINE_list('splits', [], 'Default: all but the training split.')
 _CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, "Step of a checkpoint, or 'best'. Default: the newest."
+    'checkpoint',
+    None,
+    "Step, 'best' or 'average:N' of the last N. Default: the newest.",
 )
 
 

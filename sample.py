@@ -40,7 +40,7 @@ _BEAMS = flags.DEFINE_integer('beams', None, "Default: the config's.", lower_bou
 _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
 _OF_TEXT = 'tokens', 'num_samples', 'temperature', 'top_k', 'top_p', 'stop', 'seed'
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, or 'best'; else the last.")
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, 'best' or 'average:N'.")
 
 
 def main(argv: list[str]) -> None:

@@ -180,6 +180,21 @@ class Checkpointer:
         """The step of the newest checkpoint; waits for a save in progress."""
         return max(self._steps(), default=None)
 
+    def latest_steps(self, count: int) -> list[int]:
+        """The steps of the newest `count` checkpoints, ascending.
+
+        Raises:
+          ValueError: there are fewer.
+        """
+        steps = self._steps()
+        if count > len(steps):
+            raise ValueError(
+                f'the mean of {count} checkpoints, and {self._directory} has '
+                f'{len(steps)}: ask for fewer, or train with a higher '
+                'config.keep_checkpoints.'
+            )
+        return steps[-count:]
+
     def best_step(self) -> int | None:
         """The step of the lowest loss, of equal ones the last; None if none has one."""
         self._steps()

@@ -42,7 +42,8 @@ def evaluate(
       config: the model and the data to evaluate on; None for the run's own.
       workdir: the run folder.
       splits: () for all that the data have besides training's.
-      step: which checkpoint; None for the newest, 'best' for the best on validation.
+      step: which checkpoint; None for the newest, 'best' for the best on validation,
+        'average:N' for the mean of the last N.
 
     Raises:
       FloatingPointError: a loss is not finite; nothing is written.
@@ -71,7 +72,7 @@ def evaluate(
                 scores, signatures, lines[f'{split}.hypotheses'] = found
                 results[split] |= scores
     if jax.process_index() == 0:
-        record = {'results': results, 'config': run.fields}
+        record = {'results': results, 'config': run.fields, 'checkpoint': step}
         record |= {'signatures': signatures} if signatures else {}
         file = run_folder.write_evaluation(workdir, at_step, record, lines)
         metrics.say(f'wrote {file}')

@@ -1,6 +1,7 @@
 """What training changes, and how it lies on the devices."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.training import config as training_config
+
+_AVERAGE = 'average:'
 
 
 @jax.tree_util.register_dataclass
@@ -57,14 +60,35 @@ def restore_model(
       workdir: the run folder.
       mesh: the devices.
       config: another one than the run's, for parameters of the same shapes.
-      step: which checkpoint, and what is raised for it: see Checkpointer.restore.
+      step: which checkpoint, and what is raised for it: see Checkpointer.restore; or
+        'average:N' for the mean parameters of the last N, under the last one's step.
 
     Raises:
       FileNotFoundError: no run was started in `workdir`.
+      ValueError: N is no number of at least 1, or there are fewer checkpoints.
     """
     own = run_folder.load_config(workdir)
     config = config or training_config.run_config(own).model
     template = {'model': abstract(lambda: model_lib.build(config, nnx.Rngs(0)), mesh)}
     with checkpoint.Checkpointer(workdir) as checkpointer:
-        restored, at_step = checkpointer.restore_part(template, step)
-    return restored['model'], at_step
+        steps: Sequence[int | str | None] = [step]
+        if str(step).startswith(_AVERAGE):
+            steps = checkpointer.latest_steps(_count(str(step)))
+        # One after the other: two models at a time.
+        restored, at_step = checkpointer.restore_part(template, steps[-1])
+        for other in steps[:-1]:
+            more, _ = checkpointer.restore_part(template, other)
+            restored = jax.tree.map(jnp.add, restored, more)
+    model = restored['model']
+    if len(steps) > 1:
+        model = jax.tree.map(lambda x: x / len(steps), model)
+    return model, at_step
+
+
+def _count(average: str) -> int:
+    count = average.removeprefix(_AVERAGE)
+    if not count.isdecimal() or int(count) < 1:
+        raise ValueError(
+            f'--checkpoint={average}: give the number of checkpoints, as in average:5.'
+        )
+    return int(count)

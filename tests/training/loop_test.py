@@ -5,6 +5,8 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -561,12 +563,68 @@ def test_pairs_train_and_resume_across_shapes_of_batches(pairs_files, tmp_path, 
     # The tokenizer is the run's own.
     run = start.open(None, str(tmp_path / 'parts'))
     assert run.config.data.tokenizer == str(tmp_path / 'parts' / 'tokenizer.model')
-    values = evaluation.evaluate(None, str(tmp_path / 'parts'), splits=('validation',))
-    assert values['validation']['loss'] == pytest.approx(whole['loss'], rel=1e-6)
+    assert run.config.data.vocab_size == 272
     # What is reported is the likelihood; what is trained has some of all tokens.
     lines = metrics.read(tmp_path / 'whole' / 'metrics.jsonl')
     trained = [line for line in lines if line['split'] == 'train']
     assert all(line['smoothed_loss'] != line['loss'] for line in trained)
+
+
+@pytest.fixture(scope='module')
+def translating(pairs_files, tmp_path_factory):
+    """A run on pairs with three checkpoints, and its final metrics."""
+    workdir = str(tmp_path_factory.mktemp('runs') / 'pairs')
+    changes = {'steps': 6, 'checkpoint_every': 2, 'keep_checkpoints': 3}
+    return workdir, loop.train(_pairs(pairs_files, **changes), workdir)
+
+
+@pytest.mark.slow
+def test_translations_are_scored_and_written(translating, pairs_files):
+    workdir, final = translating
+    config = _pairs(pairs_files)
+    config.decoding.beams = 1  # as the final evaluation of training
+    values = evaluation.evaluate(config, workdir)
+    assert values['validation'] == {'step': 6, **final}
+    (record,) = run_folder.load_evaluations(workdir)
+    assert record['signatures']['bleu'].startswith('nrefs:1|case:mixed|eff:no|tok:13a|')
+    for split, count in (('validation', 20), ('test', 9)):
+        (file,) = pathlib.Path(workdir).glob(f'evaluations/*.{split}.hypotheses')
+        reference = pathlib.Path(pairs_files.format(split=split, column='de'))
+        lines = file.read_text().splitlines()
+        assert len(lines) == count
+        done = subprocess.run(
+            [sys.executable, '-m', 'sacrebleu', reference, '-i', file, '-w', '6', '-b'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert values[split]['bleu'] == pytest.approx(float(done.stdout), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_mean_of_the_last_checkpoints(translating):
+    workdir, _ = translating
+    run = start.open(None, workdir)
+    models = [run.restore_model(step)[0] for step in (4, 6)]
+    mean, step = run.restore_model('average:2')
+    assert step == 6
+    for wanted, array in zip(
+        jax.tree.leaves(jax.tree.map(lambda a, b: (a + b) / 2, *models)),
+        jax.tree.leaves(mean),
+        strict=True,
+    ):
+        np.testing.assert_allclose(array, wanted, rtol=1e-6)
+    assert not _equal(mean, models[1])
+    assert _equal(run.restore_model('average:1')[0], models[1])
+    with pytest.raises(ValueError, match='mean of 4 checkpoints, and .* has 3'):
+        run.restore_model('average:4')
+    with pytest.raises(ValueError, match='checkpoint=average:x: give the number'):
+        run.restore_model('average:x')
+
+
+def _equal(a, b) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in leaves)
 
 
 def test_first_loss_of_tied_logits_is_about_that_of_guessing(pairs_files, tmp_path):
