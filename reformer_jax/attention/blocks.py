@@ -45,12 +45,13 @@ class Plan:
 
 
 class _Row(NamedTuple):
-    """Some rows: queries, keys and values, and which keys are no padding."""
+    """Some rows: queries, keys and values, and which keys are no padding, [N, S], or
+    which of them each query may see, [N, T, S]."""
 
     q_NTK: jax.Array
     k_NSK: jax.Array
     v_NSK: jax.Array
-    real_NS: jax.Array | None
+    real: jax.Array | None
     key: jax.Array | None
 
 
@@ -59,25 +60,27 @@ def attend(
     q_BTHK: jax.Array,
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
-    real_BS: jax.Array | None,
+    real: jax.Array | None,
     key: jax.Array | None,
 ) -> jax.Array:
     """Attention, [B, T, H, K] in the dtype of v; logits are not scaled here.
 
-    With shared queries and keys, keys have unit length already.
+    `real` is [B, S] or [B, T, S]. With shared queries and keys, keys have unit length
+    already.
     """
     batch, length, heads, _ = q_BTHK.shape
     most, rows = _most(max(length, k_BSHK.shape[1]))
     queries, keys = _block(length, most), _block(k_BSHK.shape[1], most)
     missing = -k_BSHK.shape[1] % keys
-    if missing and real_BS is None and not kind.causal:
-        real_BS = jnp.ones(k_BSHK.shape[:2], bool)
-    if real_BS is not None:
-        real_BS = jnp.pad(real_BS, ((0, 0), (0, missing)))
+    if missing and real is None and not kind.causal:
+        real = jnp.ones(k_BSHK.shape[:2], bool)
+    if real is not None:
+        of_queries = [(0, -length % queries)] * (real.ndim - 2)
+        real = jnp.pad(real, [(0, 0), *of_queries, (0, missing)])
     plan = Plan(kind, queries, keys, rows_lib.at_most(rows, batch, heads))
     q_BTHK = _padded(q_BTHK, -length % queries)
     k_BSHK, v_BSHK = (_padded(x, missing) for x in (k_BSHK, v_BSHK))
-    return _attend(plan, q_BTHK, k_BSHK, v_BSHK, real_BS, key)[:, :length]
+    return _attend(plan, q_BTHK, k_BSHK, v_BSHK, real, key)[:, :length]
 
 
 def _most(length: int) -> tuple[int, int]:
@@ -109,12 +112,12 @@ def _padded(x_BLHK: jax.Array, missing: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: Plan, q_BTHK, k_BSHK, v_BSHK, real_BS, key):
-    return _attend_forward(plan, q_BTHK, k_BSHK, v_BSHK, real_BS, key)[0]
+def _attend(plan: Plan, q_BTHK, k_BSHK, v_BSHK, real, key):
+    return _attend_forward(plan, q_BTHK, k_BSHK, v_BSHK, real, key)[0]
 
 
-def _attend_forward(plan: Plan, q_BTHK, k_BSHK, v_BSHK, real_BS, key):
-    inputs = q_BTHK, k_BSHK, v_BSHK, real_BS, key
+def _attend_forward(plan: Plan, q_BTHK, k_BSHK, v_BSHK, real, key):
+    inputs = q_BTHK, k_BSHK, v_BSHK, real, key
 
     def forward(out_BTHK, index):
         out_NTK, lse_NT = _forward_rows(plan, _take(plan, index, *inputs))
@@ -148,13 +151,13 @@ def _attend_backward(plan: Plan, saved, dout_BTHK):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _take(plan: Plan, index, q_BTHK, k_BSHK, v_BSHK, real_BS, key) -> _Row:
+def _take(plan: Plan, index, q_BTHK, k_BSHK, v_BSHK, real, key) -> _Row:
     q_NTK, k_NSK, v_NSK = (
         rows_lib.take(plan.rows, index, x) for x in (q_BTHK, k_BSHK, v_BSHK)
     )
-    if real_BS is not None:
-        real_BS = rows_lib.take_mask(plan.rows, index, real_BS, q_BTHK.shape[2])
-    return _Row(q_NTK, k_NSK, v_NSK, real_BS, key)
+    if real is not None:
+        real = rows_lib.take_mask(plan.rows, index, real, q_BTHK.shape[2])
+    return _Row(q_NTK, k_NSK, v_NSK, real, key)
 
 
 # --- Forward ----------------------------------------------------------------------
@@ -312,9 +315,9 @@ def _joined(x_ANI: jax.Array) -> jax.Array:
 def _used_blocks(plan: Plan, row: _Row):
     """Blocks of keys up to the last key that is no padding."""
     blocks = row.k_NSK.shape[1] // plan.keys
-    if row.real_NS is None:
+    if row.real is None:
         return blocks
-    real_A = row.real_NS.reshape(-1, blocks, plan.keys).any((0, 2))
+    real_A = row.real.reshape(-1, blocks, plan.keys).any((0, 2))
     return jnp.max(jnp.where(real_A, jnp.arange(blocks) + 1, 0))
 
 
@@ -339,9 +342,14 @@ def _hide(plan: Plan, row: _Row, logits_NJI, block, *, crosses: bool):
             allowed = keys_J1 < queries_I
         else:
             allowed = keys_J1 <= queries_I
-    if row.real_NS is not None:
-        real_NJ1 = _cut(row.real_NS, j, keys, axis=1)[..., None]
-        allowed = real_NJ1 if allowed is None else allowed & real_NJ1
+    if row.real is not None:
+        real = _cut(row.real, j, keys, axis=-1)
+        if real.ndim == 3:
+            real = _cut(real, i, queries, axis=1)
+        else:
+            real = real[:, None]
+        real_NJI = jnp.swapaxes(real, 1, 2)
+        allowed = real_NJI if allowed is None else allowed & real_NJI
     if allowed is None:
         return logits_NJI
     return jnp.where(allowed, logits_NJI, numerics.MASKED)

@@ -32,7 +32,8 @@ def full_attention(
       q_BTHK: queries.
       k_BSHK: keys; as many as queries if causal or shared.
       v_BSHK: values.
-      mask: [B, S], True for a key that is no padding.
+      mask: [B, S], True for a key that is no padding; or [B, T, S], True for a key
+        that a query may see.
       key: random key of dropout.
 
     Raises:
@@ -50,7 +51,9 @@ def full_attention(
         return blocks.attend(kind, q_BTHK, k_BSHK, v_BSHK, mask, key)
 
     qkv = q_BTHK, k_BSHK, v_BSHK
-    if choice.of_full(kind, qkv, key) != 'cudnn':
+    if choice.of_full(kind, qkv, key) != 'cudnn' or (
+        mask is not None and mask.ndim == 3
+    ):
         return in_blocks(*qkv)
     by_cudnn = functools.partial(cudnn.attend, kind)
     if mask is None:
@@ -79,8 +82,9 @@ def _check(kind: kinds.Full, q, k, v, mask) -> None:
             'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], not empty, with '
             'T = S if attention is causal or queries and keys are shared.'
         )
-    if mask is not None and mask.shape != k.shape[:2]:
+    of_each = (*q.shape[:2], *k.shape[1:2])
+    if mask is not None and mask.shape not in (k.shape[:2], of_each):
         raise ValueError(
             f'the mask has shape {mask.shape}, but there are keys of shape {k.shape}: '
-            f'it must be [B, S] = {k.shape[:2]}.'
+            f'it must be [B, S] = {k.shape[:2]}, or [B, T, S] = {of_each}.'
         )

@@ -46,11 +46,11 @@ def take(rows: Rows, index: Any, x_BLHK: jax.Array) -> jax.Array:
     return numerics.rows(lax.dynamic_slice(x_BLHK, (b, 0, h, 0), sizes))
 
 
-def take_mask(rows: Rows, index: Any, mask_BL: jax.Array, heads: int) -> jax.Array:
-    """The mask of the rows of a step, [N, L]."""
+def take_mask(rows: Rows, index: Any, mask: jax.Array, heads: int) -> jax.Array:
+    """The mask [B, ...] of the rows of a step, [N, ...]."""
     b, _ = corner(rows, index, heads)
-    mask_bL = lax.dynamic_slice_in_dim(mask_BL, b, rows.batch)
-    return jnp.repeat(mask_bL, rows.heads, axis=0)
+    mask = lax.dynamic_slice_in_dim(mask, b, rows.batch)
+    return jnp.repeat(mask, rows.heads, axis=0)
 
 
 def put(rows: Rows, index: Any, x_BLHK: jax.Array, new_NLK: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class Masks(NamedTuple):
     """What all attentions of a stack get: True for real tokens, None if all are."""
 
     own_BL: jax.Array | None = None
-    memory_BS: jax.Array | None = None
+    memory: jax.Array | None = None  # [B, S], or [B, T, S] of each target
 
 
 class _Heads(nnx.Module):
@@ -165,7 +165,7 @@ class CrossAttention(_Heads):
         q_BTHK, (k_BSHK, v_BSHK) = heads
         qkv, key = (q_BTHK, k_BSHK, v_BSHK), inputs.key if train else None
         with jax.named_scope('attend'):
-            return _attend(self.kind, qkv, inputs.shared.memory_BS, key), None
+            return _attend(self.kind, qkv, inputs.shared.memory, key), None
 
 
 def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):

@@ -30,11 +30,12 @@ class Memory(NamedTuple):
 
     Attributes:
       states_BSX: hidden states of the encoder, float32.
-      mask_BS: True for real tokens, None if all are.
+      mask: [B, S], True for real tokens, None if all are; or [B, T, S], True for those
+        that a target may read, for which `_replace(mask=...)` is there.
     """
 
     states_BSX: jax.Array
-    mask_BS: jax.Array | None = None
+    mask: jax.Array | None = None
 
 
 class Reformer(nnx.Module):
@@ -191,8 +192,13 @@ class Reformer(nnx.Module):
         how = self._pass(train, config.heads // (config.heads_at_once or config.heads))
         branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
-        states_BSX, memory_mask_BS = memory or (None, None)
-        masks = layers.Masks(mask_BP, memory_mask_BS)
+        states_BSX, memory_mask = memory or (None, None)
+        if memory_mask is not None and memory_mask.ndim == 3:  # as the targets
+            if order is not None:
+                memory_mask = padding.take(memory_mask, order)
+            behind = tokens_BP.shape[1] - length
+            memory_mask = jnp.pad(memory_mask, ((0, 0), (0, behind), (0, 0)))
+        masks = layers.Masks(mask_BP, memory_mask)
         scanned = how, branches, (x_BPD, x_BPD), stack_key, rotations, masks
         if config.stack == 'reversible':
             y1, y2 = reversible.reversible_scan(*scanned, watch, states_BSX)
@@ -450,8 +456,10 @@ def _check_memory(config: ModelConfig, tokens_BL, memory: Memory | None) -> None
             f'memory has states of shape {states.shape}: there must be '
             f'[B, S, {width}] for the batch of {batch}.'
         )
-    if mask is not None and mask.shape != states.shape[:2]:
+    of_each = (*tokens_BL.shape, states.shape[1])
+    if mask is not None and mask.shape not in (states.shape[:2], of_each):
         raise ValueError(
             f'memory has a mask of shape {mask.shape} for states of shape '
-            f'{states.shape}: it must be [B, S].'
+            f'{states.shape} and tokens of shape {tokens_BL.shape}: it must be [B, S] '
+            'or [B, T, S].'
         )

@@ -25,9 +25,9 @@ def in_blocks(monkeypatch):
 
 def _allowed(kind, mask, queries):
     """Which keys a query may see, [B, 1, T, S]; its own is there even if shared."""
-    allowed = np.ones((queries, mask.shape[1]), bool)
+    allowed = np.ones((queries, mask.shape[-1]), bool)
     allowed = np.tril(allowed) if kind.causal else allowed
-    return allowed & mask[:, None, None, :]
+    return allowed & mask.reshape(len(mask), 1, -1, mask.shape[-1])
 
 
 def _dense(kind, mask, queries, dropout=1.0):
@@ -351,7 +351,23 @@ def test_shapes_that_do_not_go_together(shapes, settings):
     assert 'have shapes {}, {} and {}:'.format(*shapes) in str(error.value)
 
 
-@pytest.mark.parametrize('shape', [(2, 8), (2, 9, 1), (1, 9)])
+@pytest.mark.parametrize(
+    'causal queries keys size rows'.split(),
+    [(False, 13, 22, 4, 4), (True, 26, 26, 8, 1), _case(False, 30, 9, 8, 2)],
+)
+def test_keys_that_each_query_may_see(in_blocks, causal, queries, keys, size, rows):
+    in_blocks(size, rows)
+    kind = attention.Full(causal)
+    inputs, direction = _inputs(kind, queries, keys)
+    mask = np.random.default_rng(5).random((2, queries, keys)) < 0.4
+    mask[:, 3] = False
+    attend = _attend(kind, jnp.asarray(mask))
+    both = oracles.value_and_gradients(attend, inputs, direction)
+    dense = _dense(kind, mask, queries)
+    _assert_alike(both, oracles.value_and_gradients(dense, inputs, direction))
+
+
+@pytest.mark.parametrize('shape', [(2, 8), (2, 9, 1), (1, 9), (2, 9, 9)])
 def test_mask_that_does_not_fit(shape):
     attend = _attend(attention.Full(causal=False), np.ones(shape, bool))
     q, k = (jax.ShapeDtypeStruct((2, length, 2, 6), 'float32') for length in (8, 9))

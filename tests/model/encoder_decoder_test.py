@@ -110,6 +110,44 @@ def test_padding_of_the_source_leaves_no_trace():
     assert np.isfinite(together[2]).all()
 
 
+@pytest.mark.parametrize('padded', [False, True])
+def test_each_target_sees_of_the_source_what_its_mask_says(padded):
+    """As in translation that starts before its source has ended."""
+    model = models.build(**_CASES['full'])
+    sources, mask, targets = _batch()
+    targets_mask = None
+    if padded:  # in front
+        targets_mask = jnp.arange(_TARGET) >= jnp.array([[0], [4], [2]])
+
+    @jax.jit
+    def logits(sources, sees_BTS):
+        memory = model.read_source(sources, mask)
+        memory = memory._replace(mask=sees_BTS & mask[:, None])
+        return model(targets, targets_mask, memory=memory)
+
+    everything = jnp.ones((3, _TARGET, _SOURCE), bool)
+    memory = model.read_source(sources, mask)
+    np.testing.assert_allclose(
+        logits(sources, everything),
+        jax.jit(model)(targets, targets_mask, memory=memory),
+        atol=1e-5,
+    )
+    # The encoder sees all of a source: what a target may not read is its states.
+    late = jnp.arange(_TARGET) >= 9
+    sees = everything.at[:, :, 10:].set(late[None, :, None])
+
+    def of(states_BSX):
+        changed = memory._replace(states_BSX=states_BSX, mask=sees & mask[:, None])
+        return model(targets, targets_mask, memory=changed)
+
+    before = np.asarray(jax.jit(of)(memory.states_BSX))
+    after = np.asarray(jax.jit(of)(memory.states_BSX.at[:, 10:].add(1.0)))
+    differ = np.abs(after - before).max(-1) > 1e-6
+    real = np.ones((3, _TARGET), bool) if targets_mask is None else targets_mask
+    assert not differ[:, :9][real[:, :9]].any()
+    assert differ[:2, 9:][real[:2, 9:]].all()
+
+
 def test_a_target_sees_all_of_its_source_and_its_own_past():
     model = models.build(**_CASES['full'])
     sources, mask, targets = _batch()
@@ -220,7 +258,7 @@ def test_memory_and_model_that_do_not_go_together():
     with pytest.raises(ValueError, match=r'states of shape \(3, 21, 8\).*batch of 2'):
         reader(targets[:2], memory=memory)
     with pytest.raises(ValueError, match=r'mask of shape \(2, 21\)'):
-        reader(targets, memory=memory._replace(mask_BS=mask[:2]))
+        reader(targets, memory=memory._replace(mask=mask[:2]))
 
 
 def test_hugging_face_has_no_such_model(tmp_path):
