@@ -61,6 +61,9 @@ _CONFIG = model_lib.ModelConfig(
 _EXACT_CONFIG = dataclasses.replace(
     _CONFIG, pattern=('full', 'lsh'), dense_length=_LENGTH
 )
+_READING_CONFIG = dataclasses.replace(
+    _CONFIG, encoder={'pattern': ('lsh',), 'lsh_chunks_after': 1}
+)
 _OPTIMIZER = optimizer_lib.OptimizerConfig()
 
 
@@ -164,13 +167,15 @@ def _compare_with_one_device(config, meshes):
         print('as on one device:', config.pattern, shape, flush=True)
 
 
-def _check_decoding():
-    """A single prompt, which the batch axes do not divide."""
-    model = _initial_state().model
+def _check_decoding(config, source):
+    """A single prompt or source, which the batch axes do not divide."""
+    model = _initial_state(config).model
 
     def decode(model):
-        made = decoding.generate(model, [[1, 2, 3]], key=jax.random.key(0), steps=5)
-        return made, decoding.score(model, [[1, 2, 3, 4]])
+        made = decoding.generate(
+            model, [[1, 2, 3]], source=source, key=jax.random.key(0), steps=5
+        )
+        return made, decoding.score(model, [[1, 2, 3, 4]], source=source)
 
     expected = decode(model)
     mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'model': 2})
@@ -366,6 +371,7 @@ def test_leaf_names():
 if __name__ == '__main__':
     _compare_with_one_device(_CONFIG, _MESHES)
     _compare_with_one_device(_EXACT_CONFIG, _MESHES[-1:])
-    _check_decoding()
+    _check_decoding(_CONFIG, None)
+    _check_decoding(_READING_CONFIG, [[4, 1, 3, 2, 1]])
     _check_kernels()
     _check_exact_attention()

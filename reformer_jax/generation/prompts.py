@@ -59,7 +59,9 @@ def prompts(
       ValueError: as `sources`, `rows` and `limits`; or they do not fit the model.
     """
     read_from = sources(config, source)
-    if prompt is None and read_from is not None:
+    if prompt is None:
+        if read_from is None:
+            raise ValueError('no prompt and no source: pass prompt, token ids [B, P].')
         prompt = np.zeros((len(read_from[0]), 0), np.int32)
     read, _ = rows(config, prompt, mask)
     limits_B = limits(steps, len(read))

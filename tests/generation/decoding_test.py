@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import small_models as models
 
+from reformer_jax.generation import beams as beams_lib
 from reformer_jax.generation import decoding
 from reformer_jax.generation import prompts
+from reformer_jax.generation import steps as steps_lib
 from reformer_jax.training import step as step_lib
 
 _KEY = jax.random.key(7)
@@ -243,6 +245,29 @@ def test_narrow_beams_follow_the_definition():
 def test_one_beam_is_greedy():
     found, _ = decoding.beam_search(_model(), [[1, 2]], steps=9, beams=1)
     np.testing.assert_array_equal(found[0, 0], _greedy(_model(), [1, 2], 9))
+
+
+@pytest.mark.slow
+def test_rows_with_their_own_limits_fill_the_model(monkeypatch):
+    """One ends where its caches do, while the other goes on."""
+    model, rows, limits = _model(pattern=('full',)), [[5] * 27, [1]], [5, 31]
+    positions, decode_step = [], steps_lib.decode_step
+
+    def watched(model, state, *others):
+        jax.debug.callback(positions.append, state.lengths_B)
+        return decode_step(model, state, *others)
+
+    tokens, mask = prompts.pad(rows)
+    given = prompts.prompts(model.config, tokens, mask, limits)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps_lib, 'decode_step', watched)
+        search = jax.jit(functools.partial(beams_lib.search, beams=2, steps=31))
+        found, _ = search(model, given, np.array(limits), 0.6, -1)
+    jax.effects_barrier()
+    assert len(positions) == 30 and np.max(positions) == 31 == given.capacity - 1
+    for row, (prompt, limit) in enumerate(zip(rows, limits, strict=True)):
+        alone, _ = decoding.beam_search(model, [prompt], steps=limit, beams=2)
+        np.testing.assert_array_equal(found[row, :, :limit], alone[0])
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_longest_that_fits(start, steps):
         ([[]], None, {'start_token': -1}, 'an empty prompt'),
         (np.zeros((0, 3), int), None, {}, 'an empty prompt'),
         ([[1, 2], [3, 4]], [[1, 1], [0, 0]], {'start_token': -1}, 'an empty prompt'),
+        (None, None, {}, 'no prompt and no source'),
         ([1, 2], None, {}, r'shape \(2,\)'),
         ([[1.0]], None, {}, 'float64'),
         ([[1, 2]], [[True]], {}, r'mask of shape \(1, 1\)'),

@@ -47,7 +47,7 @@ _CASES = {
 
 @functools.cache
 def _model(name='full', **changes):
-    return models.build(**_CASES[name], **changes)
+    return models.build(**{**_CASES[name], **changes})
 
 
 @functools.cache
