@@ -83,13 +83,14 @@ def _train_step(mesh, config):
         shardings = sharding.parameter_specs(state, mesh)
         state = jax.device_put(state, shardings)
         rng = np.random.default_rng(0)
-        batch = sharding.place_batch(
-            {
-                'tokens': rng.integers(0, 32, (_BATCH, _LENGTH)),
-                'weights': rng.integers(0, 2, (_BATCH, _LENGTH)).astype(np.float32),
-            },
-            mesh,
-        )
+        batch = {
+            'tokens': rng.integers(0, 32, (_BATCH, _LENGTH)),
+            'weights': rng.integers(0, 2, (_BATCH, _LENGTH)).astype(np.float32),
+        }
+        if config.encoder is not None:
+            batch['source'] = rng.integers(0, 32, (_BATCH, _LENGTH))
+            batch['source_mask'] = rng.random((_BATCH, _LENGTH)) < 0.8
+        batch = sharding.place_batch(batch, mesh)
         step = functools.partial(
             step_lib.train_step,
             optimizer=optimizer_lib.build(_OPTIMIZER, 10),
@@ -258,7 +259,7 @@ def test_eight_devices_are_one():
         timeout=300,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device:') == len(_MESHES) + 1
+    assert child.stdout.count('as on one device:') == len(_MESHES) + 2
     assert 'decodes as on one device' in child.stdout
     assert child.stdout.count('attends alike on 8 devices:') == 4
 
@@ -370,6 +371,7 @@ def test_leaf_names():
 
 if __name__ == '__main__':
     _compare_with_one_device(_CONFIG, _MESHES)
+    _compare_with_one_device(_READING_CONFIG, _MESHES[3:])
     _compare_with_one_device(_EXACT_CONFIG, _MESHES[-1:])
     _check_decoding(_CONFIG, None)
     _check_decoding(_READING_CONFIG, [[4, 1, 3, 2, 1]])
