@@ -114,7 +114,8 @@ def beam_search(
     The score is the log-probability divided by ((5 + n) / 6) ** length_penalty (Wu et
     al. 2016, eq. 14), n the tokens up to and with the stop token.
 
-    With the rules reformer and strict a row gives what it gives alone.
+    Row b of the results depends on its own prompt, source and steps only (but for the
+    trax rule, as in `stream`).
 
     Args:
       model: causal.

@@ -87,7 +87,7 @@ def _prefill_and_steps(model, tokens_BP, source, following_TN):
     return jax.nn.log_softmax(logits_TNV), state
 
 
-@pytest.mark.parametrize('name', ['full', pytest.param('lsh', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', _CASES)
 def test_steps_are_the_parallel_pass(name):
     """Two rows a source; padding anywhere, of one source only padding."""
     model, rng = _model(name), np.random.default_rng(0)
@@ -139,18 +139,20 @@ def test_likeliest_tokens():
 
 @pytest.mark.slow
 def test_beams_of_a_batch_are_those_of_each_source_alone():
-    sources, limits = _sources(21, 3, 24), [17, 20, 18]
-    settings = {'beams': 3, 'stop_token': _STOP, 'length_penalty': 1.0}
+    sources, limits, stop = _sources(21, 3, 24), [20, 17, 18], 10
+    settings = {'beams': 3, 'stop_token': stop, 'length_penalty': 1.0}
     together, scores = decoding.beam_search(
         _model(), source=prompts.pad(sources), steps=limits, **settings
     )
     assert together.shape == (3, 3, 20)
+    lengths = (together != stop).sum(-1)
+    assert 0 < lengths[0, 2] < 17 and lengths[1, 2] == 17  # some stop, some are cut off
     for row, (source, limit) in enumerate(zip(sources, limits, strict=True)):
         alone, score = decoding.beam_search(
             _model(), source=[source], steps=limit, **settings
         )
         np.testing.assert_array_equal(together[row, :, :limit], alone[0])
-        assert (together[row, :, limit:] == _STOP).all()
+        assert (together[row, :, limit:] == stop).all()
         np.testing.assert_allclose(scores[row], score[0], atol=1e-4)
 
 
