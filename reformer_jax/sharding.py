@@ -152,6 +152,12 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any
     }
 
 
+def missing_rows(batch: int) -> int:
+    """How many rows a batch lacks to be split over the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return -batch % math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def over_batch_and_heads(
     function: Callable[..., Any], in_specs: tuple[P, ...], out_specs: Any
 ) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ once, by prefill.
 
 import dataclasses
 import functools
-import math
 import operator
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 
 from reformer_jax import attention
 from reformer_jax import model as model_lib
-from reformer_jax import sharding
 from reformer_jax.generation import caches
 from reformer_jax.generation import lsh_caches
 from reformer_jax.generation import prompts as prompts_lib
@@ -107,7 +105,7 @@ def read(
     prompts_lib.check_goes_with(config, prompts.source)
     states_BSX = mask_BS = None
     if prompts.source is not None:
-        states_BSX, mask_BS = _read_source(model, *prompts.source)
+        states_BSX, mask_BS = model.read_source(*prompts.source)
     rotations = model_lib.hash_rotations(model)
     streams, saved = model.streams_and_saved(
         prompts.tokens_BP,
@@ -179,19 +177,6 @@ def take_rows(state: State, rows: jax.Array) -> State:
     """
     caches = jax.tree.map(operator.itemgetter(rows), state.caches)
     return dataclasses.replace(state, lengths_B=state.lengths_B[rows], caches=caches)
-
-
-def _read_source(model: model_lib.Reformer, tokens_BS, mask_BS) -> model_lib.Memory:
-    """The memory of any number of sources.
-
-    The encoder splits its rows over the devices of a mesh, so that there have to be
-    some for each: empty ones make up the number.
-    """
-    mesh, batch = jax.sharding.get_abstract_mesh(), len(tokens_BS)
-    devices = math.prod(mesh.shape.get(axis, 1) for axis in sharding.BATCH_AXES)
-    fill = (0, -batch % devices), (0, 0)
-    memory = model.read_source(jnp.pad(tokens_BS, fill), jnp.pad(mask_BS, fill))
-    return model_lib.Memory(memory.states_BSX[:batch], mask_BS)
 
 
 class _Shared(NamedTuple):

@@ -115,7 +115,8 @@ class Reformer(nnx.Module):
         """What the decoder's layers attend to; arguments as in `streams`.
 
         Padding may stand anywhere, and has no influence. The encoder's randomness is
-        other than the decoder's of the same key.
+        other than the decoder's of the same key. On a mesh there may be any number of
+        sources: rows that are left out again fill it.
 
         Raises:
           ValueError: the model has no encoder.
@@ -128,16 +129,18 @@ class Reformer(nnx.Module):
         if key is not None:
             key = jax.random.fold_in(key, _ENCODER)
         table_VD = self._table if self.config.share_embedding else None
+        batch = tokens_BS.shape[0]
+        fill = (0, sharding.missing_rows(batch)), (0, 0)
         streams = self.encoder.streams(
-            tokens_BS,
-            mask_BS,
+            jnp.pad(tokens_BS, fill),
+            None if mask_BS is None else jnp.pad(mask_BS, fill),
             key=key,
             train=train,
             hash_rotations=hash_rotations,
             watch=watch,
             embedding_VD=table_VD,
         )
-        return Memory(self.encoder._hidden(streams, None, False), mask_BS)
+        return Memory(self.encoder._hidden(streams, None, False)[:batch], mask_BS)
 
     def encode(
         self,
