@@ -7,6 +7,7 @@ import pytest
 import small_models as models
 
 from reformer_jax import model as model_lib
+from reformer_jax.stack import compilation
 from reformer_jax.training import step as step_lib
 
 _LENGTH = 12
@@ -181,3 +182,27 @@ def test_a_model_without_a_head_says_so():
     for call in (lambda: model(_tokens()), lambda: step_lib.outcome(model, _batch())):
         with pytest.raises(ValueError, match="model.head='none'"):
             call()
+
+
+@pytest.mark.parametrize('pattern', ['local', 'lsh', 'full'])
+def test_large_products_are_inverted_exactly(pattern):
+    """From 4,096 rows on XLA would compute a norm otherwise where its sums are needed
+    again, as in the backward pass."""
+    model = models.build(
+        length=4096,
+        d_model=16,
+        pattern=(pattern,),
+        layers=1,
+        positions='none',
+        lsh_chunk_length=64,
+        local_chunk_length=64,
+        heads_at_once=1,
+    )
+    tokens = np.random.default_rng(0).integers(0, 11, (1, 4096))
+    batch = {'tokens': tokens, 'weights': np.ones((1, 4096), np.float32)}
+    gradients = jax.jit(
+        jax.grad(step_lib.sums, argnums=(0, 1), has_aux=True),
+        compiler_options=compilation.options(),
+    )
+    (_, missed), _ = gradients(model, jnp.zeros(()), batch, jax.random.key(0))
+    assert missed == 0
