@@ -19,6 +19,7 @@ _VARIANTS = {
     'duplication': ['', 'tiny'],
     'copy_reverse': ['', 'long'],
     'multi30k': [''],
+    'wmt14': ['', 'base', 'base_500k', 'big', 'small'],
     'text': ['', 'tiny'],
     'masked_text': ['', 'tiny'],
     'novel': ['', 'tiny'],
@@ -86,6 +87,39 @@ def test_duplication_is_the_model_of_the_paper():
     assert config.data.half_length == 511 and config.data.symbols == 127
     assert (model.layers, model.d_model, model.d_ff, model.heads) == (1, 256, 256, 4)
     assert model.length == 1024 and isinstance(model, model_config.ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ('variant', 'steps', 'width', 'shared', 'dropout', 'peak'),
+    [
+        ('', 100_000, 512, True, 0.1, 9.8e-4),
+        ('base_500k', 500_000, 512, False, 0.1, 9.8e-4),
+        ('big', 300_000, 1024, False, 0.3, 7.0e-4),
+    ],
+)
+def test_wmt14_is_the_model_of_the_paper(variant, steps, width, shared, dropout, peak):
+    run = training_config.run_config(_config('wmt14', variant).to_dict())
+    training_config.check(run)
+    for model in (run.model, run.model.encoder):
+        assert (model.layers, model.pattern, model.combine) == (6, ('full',), 'average')
+        assert (model.d_model, model.d_ff) == (width, 4 * width)
+        assert (model.heads, model.head_size) == (width // 64, 64)
+        assert (model.activation, model.positions) == ('relu', 'sinusoidal')
+        assert (model.dropout, model.dtype) == (dropout, 'bfloat16')
+        assert not model.shared_qk and model.stack == 'reversible'
+    assert run.steps == steps and run.model.label_smoothing == 0.1
+    assert run.model.share_embedding == run.model.tie_output == shared
+    shapes = [spec['tokens'][0] for spec in run.data.specs]
+    assert {rows * length for rows, length in shapes} == {65_536}
+    assert (8 * 256, 32) in shapes  # 256 of 32 tokens on each of 8 devices
+    optimizer = run.optimizer
+    assert optimizer.learning_rate == pytest.approx(peak, rel=5e-3)
+    assert (optimizer.b2, optimizer.warmup_steps, optimizer.decay) == (
+        0.98,
+        8000,
+        'rsqrt',
+    )
+    assert run.decoding.beams == 4 and run.decoding.length_penalty == 0.6
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections

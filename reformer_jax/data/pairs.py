@@ -20,6 +20,9 @@ from reformer_jax.data import tokenizers
 from reformer_jax.data import translation_scores
 
 _TOO_LONG = ('skip', 'error')
+# Lines of each side that a tokenizer is made of at most: its trainer holds all of them
+# in memory, several times over.
+_TOKENIZER_LINES = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,8 @@ class Pairs(dataset.Dataset):
         several, read one after the other; of tables they are known.
       data_dir: folder of prepared tfds datasets; empty means that of tfds.
       tokenizer: of both sides: 'bytes', the path of a SentencePiece model, or
-        'train:SIZE', a model of so many tokens made of the training pairs, which the
-        run keeps.
+        'train:SIZE', a model of so many tokens made of the training pairs (of more than
+        2 million, of these many at even places), which the run keeps.
       lengths: of the buckets, ascending: tokens with the end, of either side or as
         pairs (source, target).
       too_long: 'skip' pairs that no bucket holds, or say that it is an 'error'.
@@ -274,13 +277,19 @@ _folders: list[tempfile.TemporaryDirectory] = []
 
 @functools.lru_cache(maxsize=4)
 def _trained(pairs: Pairs) -> str:
-    """The file of a tokenizer made of the training pairs."""
+    """The file of a tokenizer made of the training pairs, or of many of them."""
     _folders.append(tempfile.TemporaryDirectory(prefix='tokenizer_'))
     file = pathlib.Path(_folders[-1].name) / 'spiece.model'
     size = tokenizers.size_to_train(pairs.tokenizer)
-    texts = itertools.chain.from_iterable(pairs.texts('train'))
+    texts = itertools.chain.from_iterable(map(_sample, pairs.texts('train')))
     tokenizers.train(texts, file, vocab_size=size)
     return str(file)
+
+
+def _sample(texts: Sequence[str]) -> list[str]:
+    """At most `_TOKENIZER_LINES` of the texts, at even places."""
+    count = min(len(texts), _TOKENIZER_LINES)
+    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def _spec(rows: int, source: int, target: int) -> batching.Spec:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from reformer_jax import data
+from reformer_jax.data import pairs as pairs_lib
 
 _SPLITS = ('train', 'validation', 'test')
 
@@ -189,6 +190,26 @@ def test_a_tokenizer_made_of_both_sides(folder):
     mean = np.mean([len(made.encode(t.encode())) for t in made.texts('train').targets])
     assert mean < 0.7 * np.mean([len(t) for t in made.texts('train').targets])
     assert _open(folder, tokenizer='train:274').resolved().tokenizer == made.tokenizer
+
+
+@pytest.mark.parametrize('most', [7, 10, 20])
+def test_a_tokenizer_of_many_pairs_is_made_of_a_sample(tmp_path, monkeypatch, most):
+    for column in ('en', 'de'):
+        lines = ''.join(f'{column} {n}\n' for n in range(20))
+        (tmp_path / f'train.{column}').write_text(lines)
+    monkeypatch.setattr(pairs_lib, '_TOKENIZER_LINES', most)
+    given = []
+
+    def train(texts, path, *, vocab_size):
+        assert vocab_size == 300
+        given.extend(texts)
+        path.write_bytes(b'')
+
+    monkeypatch.setattr(pairs_lib.tokenizers, 'train', train)
+    dataset = _open(tmp_path, tokenizer='train:300', split_names={'train': 'train'})
+    dataset.resolved()
+    places = {7: [0, 2, 5, 8, 11, 14, 17], 10: range(0, 20, 2), 20: range(20)}[most]
+    assert given == [f'{column} {n}' for column in ('en', 'de') for n in places]
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,8 @@ def _builder(source: str, data_dir: str) -> Any:
     """Returns the tfds builder of a dataset, downloaded and prepared."""
     # Makes these datasets known: tfds stops looking at the first kind of dataset whose
     # own requirements (h5py) are not installed.
-    importlib.import_module('tensorflow_datasets.text')
+    for kind in ('text', 'translate'):
+        importlib.import_module(f'tensorflow_datasets.{kind}')
     name = source.removeprefix(_TFDS)
     make = functools.partial(tfds.builder, name)
     try:
