@@ -19,6 +19,7 @@ _VARIANTS = {
     'duplication': ['', 'tiny'],
     'copy_reverse': ['', 'long'],
     'multi30k': [''],
+    'summarise': ['', 'marked'],
     'wmt14': ['', 'base', 'base_500k', 'big', 'small'],
     'text': ['', 'tiny'],
     'masked_text': ['', 'tiny'],
@@ -120,6 +121,15 @@ def test_wmt14_is_the_model_of_the_paper(variant, steps, width, shared, dropout,
         'rsqrt',
     )
     assert run.decoding.beams == 4 and run.decoding.length_penalty == 0.6
+
+
+def test_summarise_has_an_encoder_with_lsh_and_data_that_fit_it():
+    run = training_config.run_config(_config('summarise', 'marked').to_dict())
+    training_config.check(run)
+    encoder = run.model.encoder
+    assert 'lsh' in encoder.pattern and not encoder.lsh.exact
+    assert run.data.spec['source'][0][1] == encoder.length == 4096
+    assert run.data.vocab_size == run.model.vocab_size == encoder.vocab_size
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')  # of ml_collections

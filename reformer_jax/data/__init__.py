@@ -2,8 +2,8 @@
 
 Language modelling reads raw text ('bytes', 'text', 'novel', 'enwik8'), a task made of
 numbers ('duplication') or images ('imagenet64'); an encoder-decoder pairs of texts
-('pairs') or of words ('copy_reverse'). The other datasets read labelled rows (see
-tasks.tables) and score predictions.
+('pairs'), of words ('copy_reverse') or of a text and its marked lines ('marked'). The
+other datasets read labelled rows (see tasks.tables) and score predictions.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from reformer_jax.data import corpus
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
 from reformer_jax.data import images
+from reformer_jax.data import marked
 from reformer_jax.data import pairs
 from reformer_jax.data import text
 from reformer_jax.data import tokenizers
@@ -42,6 +43,7 @@ _DATASETS: dict[str, type[Dataset]] = {
     'duplication': duplication.Duplication,
     'enwik8': enwik8.Enwik8,
     'imagenet64': images.Images,
+    'marked': marked.Marked,
     'novel': text.Text,
     'pairs': pairs.Pairs,
     'question_answering': question_answering.QuestionAnswering,
