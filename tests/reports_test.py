@@ -11,6 +11,7 @@ from reports import bits_per_dim
 from reports import figure5
 from reports import run_folders
 from reports import table2
+from reports import table4
 
 
 @pytest.fixture
@@ -21,13 +22,14 @@ def make_run(tmp_path):
         name,
         config_name='duplication',
         *,
+        variant='tiny',
         done=True,
         bits=None,
         speed=500.0,
         **changes,
     ):
         module = importlib.import_module(f'configs.{config_name}')
-        config = module.get_config('tiny')
+        config = module.get_config(variant)
         config.update_from_flattened_dict(changes)
         folder = tmp_path / name
         run_folder.open_workdir(folder, config.to_dict())
@@ -146,6 +148,123 @@ def test_table2_of_different_models_is_refused(make_run):
     ]
     with pytest.raises(ValueError, match='they differ in model.d_ff: 128 and 256'):
         table2.report(folders)
+
+
+# --- Table 4 ----------------------------------------------------------------------
+
+
+def _wmt14(make_run, name, variant, **changes):
+    return make_run(name, 'wmt14', variant=variant, **changes)
+
+
+def _translate(folder, config, bleu, step, *, checkpoint=None, **changes):
+    """Writes an evaluation as eval.py does; each score is another."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    config.data.tokenizer = str(folder / 'tokenizer.model')
+    names = ('bleu', 'bleu_lowercase', 'bleu_intl', 'bleu_intl_lowercase', 'chrf')
+    scores = {name: bleu + place / 10 for place, name in enumerate(names)}
+    record = {'results': {'test': {'step': step, 'loss': 1.0, **scores}}}
+    record |= {'signatures': {name: f'nrefs:1|of:{name}' for name in names}}
+    record |= {'config': config.to_dict(), 'checkpoint': checkpoint}
+    run_folder.write_evaluation(folder, step, record)
+
+
+def test_table4_has_the_scores_beside_the_papers(make_run):
+    base, config = _wmt14(make_run, 'one', '')
+    _translate(base, config, 20.0, 90_000)
+    changes = {'decoding.beams': 1, 'accumulate': 8}
+    _translate(base, config, 25.0, 100_000, checkpoint='average:20', **changes)
+    big, config = _wmt14(make_run, 'two', 'big', done=False)
+    _translate(big, config, 26.0, 7000)
+    text, rows, others = table4.report([str(base), str(big)])
+    lines = _lines(text)
+    assert lines['Vaswani et al. 2017, big'][:6] == ['28.4', '', '', '', '-', '-']
+    line = lines['reversible, base, 100,000 steps']
+    assert line[:6] == ['27.6', '27.4', '26.9', 'one', '25.30', '25.20']
+    assert line[6:10] == ['100000', 'average:20', '1', '0.6']
+    assert 'of:bleu_intl_lowercase; nrefs:1' in text
+    line = lines['reversible, big, 300,000 steps, no weight sharing']
+    assert line[:7] == ['29.1', '28.9', '28.4', 'two', '26.30', '26.20'] + (
+        ['7000 of 300000']
+    )
+    assert line[7:10] == ['', '4', '0.6'] and line[-1].startswith('python ')
+    line = lines['reversible, base, 500,000 steps, no weight sharing']
+    assert line[:6] == ['28.0', '27.9', '27.4', '', '-', '-'] and set(line[6:]) == {''}
+    assert len(rows) == len(table4.PAPER) == 6 and not others
+    assert 'Multi30k' not in text
+
+
+def test_table4_rows_are_those_of_the_configs(make_run):
+    """A run of each variant is found in its row, and only there."""
+    named = ['', 'base_500k', 'big', 'small']
+    folders = [str(_wmt14(make_run, f'run {v}', v)[0]) for v in named]
+    _, rows, _ = table4.report(folders)
+    assert [row['run'] for row in rows[3:]] == [f'run {v}' for v in named]
+    assert [row['cased (paper)'] for row in rows[3:]] == [26.9, 27.4, 28.4, None]
+    assert rows[-1]['model'] == '6 + 6 layers, d_model 512, 20,000 steps'
+
+
+def test_table4_counts_evaluations_of_the_same_experiment_only(make_run):
+    folder, config = _wmt14(make_run, 'one', '')
+    _translate(folder, config, 25.0, 100_000)
+    _translate(folder, config, 99.0, 100_000, **{'data.source': 'other.tsv'})
+    _translate(folder, config, 98.0, 100_000, **{'model.combine': 'concatenate'})
+    record = {'results': {'validation': {'step': 100_000}, 'test': {'step': 100_000}}}
+    run_folder.write_evaluation(folder, 1, record | {'config': config.to_dict()})
+    _, rows, _ = table4.report([str(folder)])
+    assert rows[3]['cased'] == '25.20'
+
+
+def test_table4_of_a_run_without_an_evaluation(make_run, tmp_path):
+    runs = tmp_path / 'sweep'
+    runs.mkdir()
+    _wmt14(make_run, 'sweep/one', '')
+    _plan(runs, 'configs/wmt14.py', ['one', 'two'])
+    text, rows, _ = table4.report([str(runs)])
+    assert rows[3]['run'] == 'one' and rows[3]['cased'] == '-' and not rows[3]['step']
+    assert 'Not started yet: two.' in text
+    table4.main([str(runs), f'--output={tmp_path / "table4"}'])
+    assert {file.name for file in tmp_path.glob('table4*')} == {
+        'table4.md',
+        'table4.csv',
+    }
+
+
+def test_table4_has_multi30k_apart(make_run, tmp_path, capsys):
+    folder, config = make_run(
+        'm', 'multi30k', variant='', **{'data.source': '/my/{split}.{column}'}
+    )
+    _translate(folder, config, 30.0, 6500)
+    prefix = tmp_path / 'new' / 'table4'
+    table4.main([str(folder), f'--output={prefix}'])
+    text = (tmp_path / 'new' / 'table4.md').read_text()
+    assert text in capsys.readouterr().out
+    line = _lines(text.partition('# Multi30k')[2])['m']
+    assert line[:7] == ['30.00', '30.10', '30.40', '6500', '', '4', '0.6']
+    with open(f'{prefix}.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['run'] for row in rows] == [''] * 6
+    with open(f'{prefix}_multi30k.csv') as file:
+        (row,) = csv.DictReader(file)
+    assert row['chrf'] == '30.40' and row['signature'].startswith('nrefs:1|of:bleu; ')
+
+
+@pytest.mark.parametrize(
+    ('config_name', 'changes'),
+    [
+        ('text', {}),
+        ('multi30k', {'data.split_names.test': 'test_2017_flickr'}),
+        ('wmt14', {'data.source_column': 'de', 'data.target_column': 'en'}),
+        ('wmt14', {'data.source': 'tfds:wmt16_translate/de-en'}),
+    ],
+)
+def test_table4_of_other_data_is_refused(make_run, config_name, changes):
+    folder, _ = make_run('a', config_name, variant='', **changes)
+    message = "^a is a run on other data, {'data.dataset': .*}: Table 4 is of English"
+    with pytest.raises(ValueError, match=message) as caught:
+        table4.report([str(folder)])
+    assert '\n' not in str(caught.value)
 
 
 # --- Bits per dimension -----------------------------------------------------------
