@@ -30,8 +30,9 @@ class Pairs(dataset.Dataset):
     """Texts as sources and targets, in batches of about the same length.
 
     Both sides end with the tokenizer's token for the end of a text. Training never
-    ends; in validation and test every pair comes once. Pairs that no bucket holds, and
-    in training those of which a side is empty, are left out, and counted in `told`.
+    ends; in validation and test every pair comes once. Pairs that no bucket holds are
+    left out, and in training those of which a side is empty (`told` has their numbers);
+    all sources of a split are translated.
 
     batch_size is that of the longest bucket: of a bucket half as long a batch has twice
     as many pairs. Batches have 'source' [B, S], 'source_mask', True at tokens, 'tokens'
@@ -121,11 +122,29 @@ class Pairs(dataset.Dataset):
             [f'{kept:,} pairs, {real / filled:.0%} of their batches tokens', *left_out]
         )
 
-    def resolved(self) -> 'Pairs':
-        """With a tokenizer that is trained, where one is to be."""
-        if not tokenizers.size_to_train(self.tokenizer):
+    def with_tokenizer(self, kept: str | None) -> 'Pairs':
+        """With the file of a tokenizer, where one is to be made of the training pairs:
+        `kept` of an earlier start, or else trained now.
+
+        Raises:
+          ValueError: the one that is kept has another size; there is too little text.
+        """
+        size = tokenizers.size_to_train(self.tokenizer)
+        if not size:
             return self
-        return dataclasses.replace(self, tokenizer=_trained(self._unbatched))
+        file = kept or _trained(self._unbatched)
+        if (found := tokenizers.load(file).vocab_size) != size:
+            raise ValueError(
+                f'data.tokenizer={self.tokenizer!r}, and {file} that was kept has '
+                f'{found} tokens: set it to train:{found}, or start a new run'
+            )
+        return dataclasses.replace(self, tokenizer=file)
+
+    def tokens(self, text: str) -> np.ndarray:
+        """The tokens of a source or a target, with the end, int32 [n]."""
+        tokenizer = tokenizers.load(self.tokenizer)
+        end = np.array([tokenizer.separator_id], np.int32)
+        return np.concatenate([tokenizer.encode(text), end])
 
     def texts(self, split: str) -> parallel.Texts:
         """All pairs of a split, as they are."""
@@ -191,7 +210,11 @@ class Pairs(dataset.Dataset):
             )
             for start in range(0, pairs.size, rows)
         ]
-        return self._numbered(lambda number: self._batch(found, *parts[number]), parts)
+        # All lengths among the first: a part of a split may stand for it.
+        order = np.random.default_rng(0).permutation(len(parts))
+        return self._numbered(
+            lambda number: self._batch(found, *parts[order[number]]), parts
+        )
 
     def _check(self, split: str, found: '_Encoded', members: list[np.ndarray]) -> None:
         fit = sum(pairs.size for pairs in members)
@@ -259,12 +282,10 @@ def _encode(pairs: Pairs, split: str) -> _Encoded:
             f'the {split} split of {pairs.source!r} has no pair of two texts: give '
             'another as config.data.source'
         )
-    tokenizer = tokenizers.load(pairs.tokenizer)
-    end = np.array([tokenizer.separator_id], np.int32)
     rows: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for line in progress.track(lines, f'tokenizing {split}'):
         for side, text in zip(rows, line, strict=True):
-            side.append(np.concatenate([tokenizer.encode(text), end]))
+            side.append(pairs.tokens(text))
     first, second = (
         _Side(np.concatenate(side), np.cumsum([0, *map(len, side)])) for side in rows
     )

@@ -77,7 +77,9 @@ def read(files: Files, split: str) -> Texts:
     whole = Texts([], [])
     for name in dict(files.splits)[split]:
         paths = [_file(files.source, name, column) for column in files.columns]
-        sides = [_lines(path) for path in paths]
+        sides = [
+            lines(corpus.read_file(path, _REMEDY), repr(str(path))) for path in paths
+        ]
         counts = [len(side) for side in sides]
         if counts[0] != counts[1]:
             raise ValueError(
@@ -112,15 +114,16 @@ def _file(source: str, split: str, column: str) -> pathlib.Path:
     )
 
 
-def _lines(file: pathlib.Path) -> list[str]:
+def lines(content: bytes, where: str) -> list[str]:
+    """The lines of a text file; a ValueError if it is not UTF-8."""
     try:
         # Some programs write a byte order mark.
-        text = corpus.read_file(file, _REMEDY).decode('utf-8-sig')
+        text = content.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(
-            f'{str(file)!r} is not UTF-8 ({error}): convert it, for example with iconv'
+            f'{where} is not UTF-8 ({error}): convert it, for example with iconv'
         ) from error
     if not text:
-        raise ValueError(f'{str(file)!r} is empty: {_REMEDY}')
+        return []
     # Not splitlines, for which other characters than these end a line too.
     return [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 
 from reformer_jax import model as model_lib
 from reformer_jax.generation import beams as beams_lib
@@ -151,7 +152,7 @@ def beam_search(
         # So that limits that differ little share one compiled function.
         steps=prompts_lib.rounded_up(model.config, most),
     )
-    return np.asarray(tokens_BES)[..., :most], np.asarray(scores_BE)
+    return _fetched(tokens_BES)[..., :most], _fetched(scores_BE)
 
 
 def check_beams(beams: int, length_penalty: float) -> None:
@@ -189,7 +190,7 @@ def score(
     rows, mask_BL = prompts_lib.rows(model.config, tokens, mask)
     inputs = prompts_lib.filled_up(model.config, [row[:-1] for row in rows], source)
     targets = prompts_lib.filled_up(model.config, [row[1:] for row in rows])
-    logp_BP = np.asarray(_compiled(_score)(model, inputs, targets.tokens_BP))
+    logp_BP = _fetched(_compiled(_score)(model, inputs, targets.tokens_BP))
     real_BP = np.arange(logp_BP.shape[1]) < targets.lengths_B[:, None]
     first = 0 if model.config.start_token >= 0 else 1
     scored_BL = mask_BL & (mask_BL.cumsum(axis=1) > first)
@@ -203,7 +204,7 @@ def score(
 
 def _parts(model, prompts, keys_N, sampling, stop, steps):
     progress = _compiled(_start)(model, prompts, keys_N, sampling)
-    yield np.asarray(progress.tokens_N)[:, None]
+    yield _fetched(progress.tokens_N)[:, None]
     extend = _compiled(_extend, donate='progress')
     done = 1
     while done < steps and not bool(jnp.all(progress.tokens_N == stop)):
@@ -211,7 +212,14 @@ def _parts(model, prompts, keys_N, sampling, stop, steps):
             model, progress, keys_N, sampling, stop, jnp.int32(steps)
         )
         before, done = done, int(progress.done)
-        yield np.asarray(tokens_NT)[:, : done - before]
+        yield _fetched(tokens_NT)[:, : done - before]
+
+
+def _fetched(x: jax.Array) -> np.ndarray:
+    """All of an array, on every process of a run."""
+    if jax.process_count() > 1:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 class _Progress(NamedTuple):

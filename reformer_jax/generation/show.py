@@ -122,8 +122,8 @@ def write_translations(
     With `beams`, if given, instead of those of `how`. A ValueError names a line that is
     too long for the model, before any is translated.
     """
-    lines = text.decode('utf-8', 'replace').removesuffix('\n').split('\n')
-    translation.check(model, dataset, lines)
+    lines = data.pairs.parallel.lines(text, 'the input')
+    translation.check(model.config, dataset, lines)
     how = dataclasses.replace(how, beams=how.beams if beams is None else beams)
     for start in range(0, len(lines), _LINES):
         part = lines[start : start + _LINES]

@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from reformer_jax import data
@@ -53,10 +55,11 @@ def translate(
     Raises:
       ValueError: a text is longer than the encoder.
     """
-    rows = check(model, dataset, texts)
+    rows = check(model.config, dataset, texts)
     longest = model.config.encoder.length
     found = [''] * len(texts)
-    with progress.bar('translating', len(rows), 'texts') as advance:
+    first = jax.process_index() == 0
+    with progress.bar('translating', len(rows), 'texts', shown=first) as advance:
         for width, numbers in _batches(dataset, longest, rows):
             real = [n for n in numbers if n is not None]
             # The first once more where there are none left, in a batch of equal shape.
@@ -69,7 +72,10 @@ def translate(
 
 
 def check(
-    model: model_lib.Reformer, dataset: data.pairs.Pairs, texts: Sequence[str]
+    config: model_lib.ModelConfig,
+    dataset: data.pairs.Pairs,
+    texts: Sequence[str],
+    where: str = 'the input',
 ) -> dict[int, np.ndarray]:
     """The tokens of each text that is not empty, with the end.
 
@@ -77,18 +83,19 @@ def check(
       ValueError: a text is longer than the encoder, or there is none.
     """
     rows = {
-        number: np.append(dataset.encode(text.encode()), dataset.end_id)
+        number: dataset.tokens(text)
         for number, text in enumerate(texts)
         if text.strip()
     }
-    encoder = model.config.encoder
+    encoder = config.encoder
     if encoder is None:
         raise ValueError('the model has no encoder: it was not trained on pairs.')
     for number, row in rows.items():
         if row.size > encoder.length:
             raise ValueError(
-                f'line {number + 1} has {row.size} tokens, and the encoder reads '
-                f'model.encoder.length={encoder.length}: shorten or divide the line.'
+                f'line {number + 1} of {where} has {row.size} tokens, and the encoder '
+                f'reads model.encoder.length={encoder.length}: divide the line, or '
+                'train with a higher one.'
             )
     return rows
 
@@ -121,13 +128,23 @@ def _search(
 ) -> np.ndarray:
     """The best tokens of each source, [B, S]."""
     most = model.config.length
+    limits_B = np.array([min(row.size + how.more_tokens, most) for row in sources])
+    settings: dict[str, Any] = {
+        'source': data.batching.pad(sources, (len(sources), width)),
+        'stop_token': dataset.end_id,
+    }
+    if how.beams == 1:
+        key, steps = jax.random.key(0), int(limits_B.max())
+        tokens_BS = decoding.generate(
+            model, key=key, steps=steps, temperature=0.0, **settings
+        )
+        return np.where(np.arange(steps) < limits_B[:, None], tokens_BS, dataset.end_id)
     tokens_BES, _ = decoding.beam_search(
         model,
-        source=data.batching.pad(sources, (len(sources), width)),
-        steps=np.array([min(row.size + how.more_tokens, most) for row in sources]),
+        steps=limits_B,
         beams=how.beams,
         length_penalty=how.length_penalty,
-        stop_token=dataset.end_id,
+        **settings,
     )
     return tokens_BES[:, 0]
 

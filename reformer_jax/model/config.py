@@ -416,6 +416,11 @@ def _check_sizes(config: ModelConfig) -> None:
             f'model.label_smoothing={config.label_smoothing} is no share in [0, 1): '
             'use 0.1, or 0 for none.'
         )
+    if config.label_smoothing and config.head not in ('lm', 'masked_lm', 'none'):
+        raise ValueError(
+            f'model.label_smoothing={config.label_smoothing} has no effect with '
+            f'model.head={config.head!r}: set it to 0.'
+        )
     if not config.pattern or config.layers % len(config.pattern):
         raise ValueError(
             f'model.layers={config.layers} is no multiple of the pattern '

@@ -133,6 +133,11 @@ def check(run: RunConfig) -> None:
             f'dataset {run.data.dataset!r} has {has}, and the model has '
             f'{"no" if encoder is None else "an"} encoder: {remedy}.'
         )
+    if source is not None and needed == 'lm' and run.model.start_token < 0:
+        raise ValueError(
+            f'model.start_token={run.model.start_token}: a target begins with a token '
+            'that is given; set it to 0, the padding.'
+        )
     if encoder is not None and source is not None:
         model_config.check_length(encoder, source[0][1], 'model.encoder')
         if vocab_size > encoder.vocab_size:

@@ -50,6 +50,9 @@ def evaluate(
     """
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
+    held_out = [s for s in run.config.data.splits if s != 'train']
+    for split in splits or held_out:
+        check_split(run, split)
     results: dict[str, dict[str, float]] = {}
     signatures: dict[str, str] = {}
     lines: dict[str, list[str]] = {}
@@ -57,7 +60,6 @@ def evaluate(
         model, at_step = run.restore_model(step)
         told = run.lsh
         metrics.say(f'checkpoint of step {at_step}' + (f'; {told}' if told else ''))
-        held_out = [s for s in run.config.data.splits if s != 'train']
         for split in splits or held_out:
             values = evaluate_split(run, model, split)
             assert values is not None
@@ -118,6 +120,15 @@ def evaluate_split(
     predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
     scores = run.config.data.score(split, predicted)
     return values | scores | {'examples': float(len(predicted))}
+
+
+def check_split(run: start.Run, split: str) -> None:
+    """Raises an error now for data that could not be evaluated later."""
+    dataset = run.config.data
+    dataset.batches(split)
+    if isinstance(dataset, data.pairs.Pairs):
+        sources = dataset.texts(split).sources
+        translation.check(run.config.model, dataset, sources, f'the {split} split')
 
 
 def translate_split(

@@ -75,7 +75,7 @@ def train(
     if run.config.init_from and not checkpoint.exists(workdir):
         parameters = start.load_parameters(run.config, run.mesh)
     iterator = run.config.data.batches('train')
-    run.config.data.batches('validation')  # what is wrong is said now
+    evaluation.check_split(run, 'validation')
     absent = training_config.absent(run.fields)
     folder = run_folder.open_workdir(workdir, run.fields, absent)
     if run.tokenizer:

@@ -103,6 +103,10 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     if config is None:
         config = ml_collections.ConfigDict(run_folder.load_config(workdir))
     fields, checked = read(config, workdir)
+    if isinstance(checked.data, data.pairs.Pairs):
+        kept = _kept_tokenizer(workdir, checked.init_from)
+        of_run = checked.data.with_tokenizer(kept)
+        checked = dataclasses.replace(checked, data=of_run)
     mesh = sharding.make_mesh(checked.mesh)
     optimizer = optimizer_lib.build(checked.optimizer, checked.steps)
     init = functools.partial(
@@ -159,12 +163,8 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     given: Mapping[str, Any] = {}
     if source:
         given = own if own.get('init_from') == source else _source_fields(source)
-    tokenizer = fields['data'].get('tokenizer')
-    if tokenizer == '':
+    if fields['data'].get('tokenizer') == '':
         fields['data']['tokenizer'] = _tokenizer(workdir, source, given)
-    elif tokenizer and data.tokenizers.size_to_train(tokenizer):
-        kept = run_folder.find_tokenizer(workdir)
-        fields['data']['tokenizer'] = kept or tokenizer
     same_head = given.get('model', {}).get('head') == fields['model'].get('head')
     if 'labels' in fields['data'] and not fields['data']['labels']:
         known = own or (given if same_head else {})
@@ -249,8 +249,7 @@ def _say_what_is_replaced(
 
 def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
     """The file in the run folder or the source; bytes where these were meant."""
-    folders = filter(None, (workdir, source))
-    found = next(filter(None, map(run_folder.find_tokenizer, folders)), None)
+    found = _kept_tokenizer(workdir, source or '')
     if found is None and source and huggingface.is_model(source):
         size = given['model']['vocab_size']
         if size not in _BYTE_VOCABULARIES:
@@ -259,6 +258,12 @@ def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> st
                 "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
             )
     return found or run_folder.NO_TOKENIZER
+
+
+def _kept_tokenizer(workdir: str, source: str) -> str | None:
+    """The tokenizer in the run folder, or else that of the source, if there is any."""
+    folders = filter(None, (workdir, source))
+    return next(filter(None, map(run_folder.find_tokenizer, folders)), None)
 
 
 def _source_fields(source: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
 
 _AVERAGE = 'average:'
@@ -81,6 +82,7 @@ def restore_model(
             restored = jax.tree.map(jnp.add, restored, more)
     model = restored['model']
     if len(steps) > 1:
+        metrics.say(f'mean of the checkpoints of steps {", ".join(map(str, steps))}')
         model = jax.tree.map(lambda x: x / len(steps), model)
     return model, at_step
 

@@ -183,13 +183,17 @@ def test_pairs_of_a_table(tmp_path):
 def test_a_tokenizer_made_of_both_sides(folder):
     dataset = _open(folder, tokenizer='train:274')
     assert dataset.vocab_size == 274
-    made = dataset.resolved()
-    assert made.vocab_size == 274 and made.resolved() is made
+    made = dataset.with_tokenizer(None)
+    assert made.vocab_size == 274 and made.with_tokenizer('none') is made
+    assert dataset.with_tokenizer(made.tokenizer) == made
+    with pytest.raises(ValueError, match='train:273.*that was kept has 274 tokens'):
+        _open(folder, tokenizer='train:273').with_tokenizer(made.tokenizer)
     for text in itertools.chain(*dataset.texts('test')):
         assert made.decode(made.encode(text.encode())).decode().strip() == text
     mean = np.mean([len(made.encode(t.encode())) for t in made.texts('train').targets])
     assert mean < 0.7 * np.mean([len(t) for t in made.texts('train').targets])
-    assert _open(folder, tokenizer='train:274').resolved().tokenizer == made.tokenizer
+    again = _open(folder, tokenizer='train:274', seed=9).with_tokenizer(None)
+    assert again.tokenizer == made.tokenizer
 
 
 @pytest.mark.parametrize('most', [7, 10, 20])
@@ -207,7 +211,7 @@ def test_a_tokenizer_of_many_pairs_is_made_of_a_sample(tmp_path, monkeypatch, mo
 
     monkeypatch.setattr(pairs_lib.tokenizers, 'train', train)
     dataset = _open(tmp_path, tokenizer='train:300', split_names={'train': 'train'})
-    dataset.resolved()
+    pairs_lib._trained(dataset)
     places = {7: [0, 2, 5, 8, 11, 14, 17], 10: range(0, 20, 2), 20: range(20)}[most]
     assert given == [f'{column} {n}' for column in ('en', 'de') for n in places]
 
@@ -240,7 +244,7 @@ def test_errors(folder, changes, message):
     [
         (b'one\ntwo\n', "has 2 lines and '.*train.de' 1"),
         (b'\xff\n', 'is not UTF-8'),
-        (b'', 'is empty'),
+        (b'', "has 0 lines and '.*train.de' 1"),
         (b'   \n', 'has no pair of two texts'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 import small_models as models
@@ -50,7 +51,7 @@ def _alone(text, beams):
     return ' '.join(text.splitlines()).strip()
 
 
-@pytest.mark.parametrize('beams', [1, 3])
+@pytest.mark.parametrize('beams', [2, 3])
 def test_each_is_what_it_is_alone(beams):
     how = translation.Decoding(beams=beams)
     found = translation.translate(_model(), _dataset(), _TEXTS, how)
@@ -77,7 +78,8 @@ def test_widths_are_those_of_the_buckets_and_more_up_to_the_encoder(monkeypatch)
 
 def test_lines_are_printed_in_order(capsys, monkeypatch):
     monkeypatch.setattr(show, '_LINES', 3)
-    text = '\n'.join(_TEXTS).encode() + b'\n'
+    # As Windows writes it, with a byte order mark.
+    text = '\ufeff'.encode() + '\r\n'.join(_TEXTS).encode() + b'\r\n'
     show.write_translations(_model(), _dataset(), text, translation.Decoding(beams=3))
     printed = capsys.readouterr().out
     show.write_translations(_model(), _dataset(), text, translation.Decoding(), beams=3)
@@ -89,11 +91,37 @@ def test_lines_are_printed_in_order(capsys, monkeypatch):
 
 
 def test_a_line_that_is_too_long_is_named_before_any_is_translated(capsys):
-    with pytest.raises(ValueError, match='line 2 has 17 tokens.*encoder.length=16'):
+    with pytest.raises(
+        ValueError, match='line 2 of the input has 17 tokens.*encoder.length=16'
+    ):
         show.write_translations(
             _model(), _dataset(), b'a\n' + b'b' * 16, translation.Decoding()
         )
     assert not capsys.readouterr().out
+
+
+def test_input_that_is_no_text():
+    with pytest.raises(ValueError, match='the input is not UTF-8'):
+        show.write_translations(
+            _model(), _dataset(), b'a\n\xff', translation.Decoding()
+        )
+
+
+def test_one_beam_takes_the_likeliest_token_each_time():
+    found = translation.translate(
+        _model(), _dataset(), _TEXTS[5:], translation.Decoding(beams=1)
+    )
+    for text, made in zip(_TEXTS[5:], found, strict=True):
+        row = _dataset().tokens(text)
+        tokens = decoding.generate(
+            _model(),
+            source=row[None],
+            key=jax.random.key(0),
+            steps=min(row.size + 50, 24),
+            temperature=0.0,
+            stop_token=1,
+        )
+        assert translation._as_line(_dataset(), tokens[0]) == made
 
 
 @pytest.mark.parametrize(

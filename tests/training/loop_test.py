@@ -564,6 +564,17 @@ def test_pairs_train_and_resume_across_shapes_of_batches(pairs_files, tmp_path, 
     run = start.open(None, str(tmp_path / 'parts'))
     assert run.config.data.tokenizer == str(tmp_path / 'parts' / 'tokenizer.model')
     assert run.config.data.vocab_size == 272
+    # It is recorded as it was asked for, and another size is not this run's.
+    recorded = run_folder.recorded_config(tmp_path / 'parts')
+    assert recorded['data']['tokenizer'] == 'train:272'
+    assert not (tmp_path / 'parts' / 'config.2.json').exists()
+    config = _pairs(pairs_files, **{'data.tokenizer': 'train:271'})
+    with pytest.raises(ValueError, match='train:271.*that was kept has 272 tokens'):
+        start.open(config, str(tmp_path / 'parts'))
+    # Who starts from a run reads its tokens.
+    config = _pairs(pairs_files, init_from=str(tmp_path / 'parts'))
+    tokenizer = start.open(config, 'none').config.data.tokenizer
+    assert tokenizer == str(tmp_path / 'parts' / 'tokenizer.model')
     # What is reported is the likelihood; what is trained has some of all tokens.
     lines = metrics.read(tmp_path / 'whole' / 'metrics.jsonl')
     trained = [line for line in lines if line['split'] == 'train']
@@ -625,6 +636,17 @@ def test_mean_of_the_last_checkpoints(translating):
 def _equal(a, b) -> bool:
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def test_what_translation_would_refuse_is_said_before_training(pairs_files, tmp_path):
+    config = _pairs(pairs_files, **{'model.length': 12})
+    config.data.lengths = (4, 8)
+    with pytest.raises(ValueError, match='line .* of the validation split has .*=12'):
+        loop.train(config, str(tmp_path / 'run'))
+    config = _pairs(pairs_files, **{'model.start_token': -1})
+    with pytest.raises(ValueError, match='model.start_token=-1: a target begins'):
+        loop.train(config, str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
 
 
 def test_first_loss_of_tied_logits_is_about_that_of_guessing(pairs_files, tmp_path):
