@@ -114,7 +114,7 @@ class Pairs(dataset.Dataset):
         )
         kept = sum(pairs.size for pairs in members)
         left_out = []
-        if too_long := len(found.sizes_N2) - kept:
+        if too_long := self.left_out('train'):
             left_out.append(f'{too_long:,} longer than {self.lengths[-1]} left out')
         if found.empty:
             left_out.append(f'{found.empty:,} with an empty side left out')
@@ -149,6 +149,12 @@ class Pairs(dataset.Dataset):
     def texts(self, split: str) -> parallel.Texts:
         """All pairs of a split, as they are."""
         return parallel.read(self._files, split)
+
+    def left_out(self, split: str) -> int:
+        """Pairs of a split that no bucket holds."""
+        sizes_N2 = _encode(self._unbatched, split).sizes_N2
+        held = buckets.members(self.lengths, sizes_N2)
+        return len(sizes_N2) - sum(pairs.size for pairs in held)
 
     def judged(
         self, split: str, hypotheses: Sequence[str]
@@ -217,8 +223,7 @@ class Pairs(dataset.Dataset):
         )
 
     def _check(self, split: str, found: '_Encoded', members: list[np.ndarray]) -> None:
-        fit = sum(pairs.size for pairs in members)
-        too_long = len(found.sizes_N2) - fit
+        too_long = self.left_out(split)
         if self.too_long == 'error' and too_long:
             longest = tuple(int(size) for size in found.sizes_N2.max(axis=0))
             raise ValueError(
@@ -226,7 +231,7 @@ class Pairs(dataset.Dataset):
                 f'lengths={self.lengths[-1]}: the longest sides have {longest} tokens; '
                 "enlarge the last of config.data.lengths, or set too_long='skip'"
             )
-        if not fit:
+        if too_long == len(found.sizes_N2):
             raise ValueError(
                 f'no pair of the {split} split fits lengths={self.lengths}: of its '
                 f'{len(found.sizes_N2)} all are longer; enlarge config.data.lengths'

@@ -1,7 +1,7 @@
 """Texts made of source texts by beam search, with a model trained on pairs."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ def translate(
     dataset: data.pairs.Pairs,
     texts: Sequence[str],
     how: Decoding = Decoding(),  # noqa: B008, it is immutable
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """The likeliest target found for each text, in their order; '' for an empty one.
 
@@ -51,6 +52,7 @@ def translate(
       dataset: whose tokenizer and buckets these are.
       texts: any number; what is no line in them (a line break) counts as white space.
       how: beams and limits.
+      stopped: asked before each batch; once it says yes there are no translations, [].
 
     Raises:
       ValueError: a text is longer than the encoder.
@@ -61,6 +63,8 @@ def translate(
     first = jax.process_index() == 0
     with progress.bar('translating', len(rows), 'texts', shown=first) as advance:
         for width, numbers in _batches(dataset, longest, rows):
+            if stopped():
+                return []
             real = [n for n in numbers if n is not None]
             # The first once more where there are none left, in a batch of equal shape.
             sources = [rows[real[0] if n is None else n] for n in numbers]

@@ -71,6 +71,7 @@ def evaluate(
             results[split] = {'step': at_step, **values}
             if isinstance(run.config.data, data.pairs.Pairs):
                 found = translate_split(run, model, split, run.config.decoding)
+                assert found is not None
                 scores, signatures, lines[f'{split}.hypotheses'] = found
                 results[split] |= scores
     if jax.process_index() == 0:
@@ -132,13 +133,27 @@ def check_split(run: start.Run, split: str) -> None:
 
 
 def translate_split(
-    run: start.Run, model: Any, split: str, how: translation.Decoding
-) -> tuple[dict[str, float], dict[str, str], list[str]]:
-    """Scores of the translations of a split, their signatures, and the translations."""
+    run: start.Run,
+    model: Any,
+    split: str,
+    how: translation.Decoding,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], dict[str, str], list[str]] | None:
+    """Scores of the translations of a split, their signatures, and the translations.
+
+    `left_out` among the scores counts pairs that the loss is not of, as too long. None
+    once `stopped` says yes.
+    """
     dataset = run.config.data
     assert isinstance(dataset, data.pairs.Pairs)
-    found = translation.translate(model, dataset, dataset.texts(split).sources, how)
-    return *dataset.judged(split, found), found
+    sources = dataset.texts(split).sources
+    found = translation.translate(model, dataset, sources, how, stopped)
+    if not found:
+        return None
+    scores, signatures = dataset.judged(split, found)
+    if left_out := dataset.left_out(split):
+        scores['left_out'] = float(left_out)
+    return scores, signatures, found
 
 
 def show(results: Mapping[str, Mapping[str, float]]) -> None:

@@ -207,7 +207,11 @@ def _validate(
         return None
     if final and isinstance(training.run.config.data, data.pairs.Pairs):
         how = dataclasses.replace(training.run.config.decoding, beams=1)  # the quickest
-        found = evaluation.translate_split(training.run, model, 'validation', how)
+        found = evaluation.translate_split(
+            training.run, model, 'validation', how, stop.interrupted
+        )
+        if found is None:
+            return None
         values |= found[0]
     training.writer.write(step, 'validation', values)
     training.checkpointer.record(step, values)

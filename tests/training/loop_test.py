@@ -613,6 +613,21 @@ def test_translations_are_scored_and_written(translating, pairs_files):
 
 
 @pytest.mark.slow
+def test_a_signal_ends_the_final_translation(translating, pairs_files, tmp_path):
+    workdir, _ = translating
+    run = start.open(_pairs(pairs_files), workdir)
+    model, _ = run.restore_model()
+    how = run.config.decoding
+    answers = iter([False, True])
+    found = evaluation.translate_split(run, model, 'test', how, lambda: next(answers))
+    assert found is None
+    with jax.set_mesh(run.mesh):
+        (scores, _, lines) = evaluation.translate_split(run, model, 'test', how)
+    assert len(lines) == 9
+    assert scores.get('left_out', 0) == run.config.data.left_out('test')
+
+
+@pytest.mark.slow
 def test_mean_of_the_last_checkpoints(translating):
     workdir, _ = translating
     run = start.open(None, workdir)
