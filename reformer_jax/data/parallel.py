@@ -110,7 +110,8 @@ def _file(source: str, split: str, column: str) -> pathlib.Path:
             return file
     raise FileNotFoundError(
         f'no file {path!r}, plain, .gz or .xz: config.data.source={source!r} is a path '
-        f"in which '{_SPLIT}' stands for a split and '{_COLUMN}' for a column"
+        f"in which '{_SPLIT}' stands for a split and '{_COLUMN}' for a column; where a "
+        'run is to go on, put a link there if the files have moved'
     )
 
 

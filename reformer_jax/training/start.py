@@ -105,6 +105,13 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     fields, checked = read(config, workdir)
     if isinstance(checked.data, data.pairs.Pairs):
         kept = _kept_tokenizer(workdir, checked.init_from)
+        name = checked.data.tokenizer
+        if checked.init_from and not kept and data.tokenizers.size_to_train(name):
+            raise ValueError(
+                f'{checked.init_from} has no tokenizer.model, and data.tokenizer='
+                f'{name!r} would make other tokens than it was trained with: give the '
+                'file of its own, or bytes.'
+            )
         of_run = checked.data.with_tokenizer(kept)
         checked = dataclasses.replace(checked, data=of_run)
     mesh = sharding.make_mesh(checked.mesh)

@@ -575,6 +575,9 @@ def test_pairs_train_and_resume_across_shapes_of_batches(pairs_files, tmp_path, 
     config = _pairs(pairs_files, init_from=str(tmp_path / 'parts'))
     tokenizer = start.open(config, 'none').config.data.tokenizer
     assert tokenizer == str(tmp_path / 'parts' / 'tokenizer.model')
+    (tmp_path / 'parts' / 'tokenizer.model').unlink()
+    with pytest.raises(ValueError, match='has no tokenizer.model, and data.tokenizer='):
+        start.open(config, 'none')
     # What is reported is the likelihood; what is trained has some of all tokens.
     lines = metrics.read(tmp_path / 'whole' / 'metrics.jsonl')
     trained = [line for line in lines if line['split'] == 'train']
