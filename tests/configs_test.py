@@ -18,7 +18,7 @@ _VARIANTS = {
     'imagenet64': ['', 'small', 'tiny'],
     'duplication': ['', 'tiny'],
     'copy_reverse': ['', 'long'],
-    'multi30k': [''],
+    'multi30k': ['', 'gpu'],
     'summarise': ['', 'marked'],
     'wmt14': ['', 'base', 'base_500k', 'big', 'small'],
     'text': ['', 'tiny'],
