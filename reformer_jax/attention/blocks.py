@@ -1,11 +1,12 @@
 """Exact attention in blocks of queries by blocks of keys, as one custom_vjp.
 
 The softmax of a query is built up block by block from a running maximum and sum (Rabe
-and Staats 2021); only the output and the log-sum-exp are kept, and the backward pass
-recomputes the probabilities (Dao et al. 2022). So the memory beside the arrays
-themselves is a block of logits and copies of a few rows, whatever the lengths. Blocks
-above the diagonal of causal attention are not computed, nor those of keys behind the
-last that is no padding.
+and Staats 2021); only the output and these two are kept, and the backward pass
+recomputes the probabilities (Dao et al. 2022; from maximum and sum, since the rounding
+of their log-sum-exp would be that of all probabilities of a query). So the memory
+beside the arrays themselves is a block of logits and copies of a few rows, whatever the
+lengths. Blocks above the diagonal of causal attention are not computed, nor those of
+keys behind the last that is no padding.
 
 Logits are [N, J, I], keys first: so maximum and sum run along whole vectors of queries,
 and all products have the forms that XLA computes fastest on a CPU.
@@ -53,6 +54,18 @@ class _Row(NamedTuple):
     v_NSK: jax.Array
     real: jax.Array | None
     key: jax.Array | None
+
+
+class _Softmax(NamedTuple):
+    """Of each query the highest logit, infinite where nothing could be seen, and the
+    sum of what the exponential makes of the others relative to it."""
+
+    highest_NT: jax.Array
+    total_NT: jax.Array
+
+    @property
+    def alone_NT(self) -> jax.Array:
+        return jnp.isinf(self.highest_NT)
 
 
 def attend(
@@ -120,30 +133,30 @@ def _attend_forward(plan: Plan, q_BTHK, k_BSHK, v_BSHK, real, key):
     inputs = q_BTHK, k_BSHK, v_BSHK, real, key
 
     def forward(out_BTHK, index):
-        out_NTK, lse_NT = _forward_rows(plan, _take(plan, index, *inputs))
-        return rows_lib.put(plan.rows, index, out_BTHK, out_NTK), lse_NT
+        out_NTK, softmax = _forward_rows(plan, _take(plan, index, *inputs))
+        return rows_lib.put(plan.rows, index, out_BTHK, out_NTK), softmax
 
     nothing = jnp.zeros(q_BTHK.shape, v_BSHK.dtype)
     steps = rows_lib.steps(plan.rows, q_BTHK)
-    out_BTHK, lse_ANT = lax.scan(forward, nothing, steps)
-    return out_BTHK, (*inputs, out_BTHK, lse_ANT)
+    out_BTHK, softmax = lax.scan(forward, nothing, steps)
+    return out_BTHK, (*inputs, out_BTHK, softmax)
 
 
 def _attend_backward(plan: Plan, saved, dout_BTHK):
-    *inputs, out_BTHK, lse_ANT = saved
+    *inputs, out_BTHK, softmax = saved
 
     def backward(gradients, step):
-        index, lse_NT = step
+        index, of_rows = step
         out_NTK, dout_NTK = (
             rows_lib.take(plan.rows, index, x) for x in (out_BTHK, dout_BTHK)
         )
         row = _take(plan, index, *inputs)
-        new = _backward_rows(plan, row, out_NTK, lse_NT, dout_NTK)
+        new = _backward_rows(plan, row, out_NTK, of_rows, dout_NTK)
         put = functools.partial(rows_lib.put, plan.rows, index)
         return jax.tree.map(put, gradients, new), None
 
     nothing = tuple(jnp.zeros_like(x) for x in inputs[:3])
-    steps = rows_lib.steps(plan.rows, out_BTHK), lse_ANT
+    steps = rows_lib.steps(plan.rows, out_BTHK), softmax
     gradients, _ = lax.scan(backward, nothing, steps)
     return *gradients, None, None
 
@@ -163,8 +176,8 @@ def _take(plan: Plan, index, q_BTHK, k_BSHK, v_BSHK, real, key) -> _Row:
 # --- Forward ----------------------------------------------------------------------
 
 
-def _forward_rows(plan: Plan, row: _Row) -> tuple[jax.Array, jax.Array]:
-    """Output [N, T, K] and log-sum-exp [N, T]; infinite where nothing could be seen."""
+def _forward_rows(plan: Plan, row: _Row) -> tuple[jax.Array, _Softmax]:
+    """Output [N, T, K], and what its softmax was made with."""
     count, length, head_size = row.q_NTK.shape
     q_NKT, v_NKS = _columns(row.q_NTK), _columns(row.v_NSK)
     used = _used_blocks(plan, row)
@@ -207,28 +220,30 @@ def _forward_rows(plan: Plan, row: _Row) -> tuple[jax.Array, jax.Array]:
         highest_NI, total_NI, out_NKI = lax.fori_loop(first, end, crossing, so_far)
         out_NIK = jnp.swapaxes(out_NKI / total_NI[:, None], 1, 2)
         alone_NI = highest_NI < numerics.MASKED / 2
-        lse_NI = jnp.where(alone_NI, jnp.inf, highest_NI + jnp.log(total_NI))
-        return out_NIK, lse_NI
+        highest_NI = jnp.where(alone_NI, jnp.inf, highest_NI)
+        return out_NIK, (highest_NI, jnp.where(alone_NI, 1.0, total_NI))
 
-    out_ANIK, lse_ANI = lax.map(block, jnp.arange(length // plan.queries))
-    out_NTK, lse_NT = _joined(out_ANIK), _joined(lse_ANI)
+    out_ANIK, parts = lax.map(block, jnp.arange(length // plan.queries))
+    out_NTK, softmax = _joined(out_ANIK), _Softmax(*map(_joined, parts))
     own_NTK = _own_values(plan, row) if plan.kind.shared_qk else 0.0
-    return jnp.where(jnp.isinf(lse_NT)[..., None], own_NTK, out_NTK), lse_NT
+    return jnp.where(softmax.alone_NT[..., None], own_NTK, out_NTK), softmax
 
 
 # --- Backward ---------------------------------------------------------------------
 
 
-def _backward_rows(plan: Plan, row: _Row, out_NTK, lse_NT, dout_NTK):
+def _backward_rows(plan: Plan, row: _Row, out_NTK, softmax: _Softmax, dout_NTK):
     """Gradients of queries [N, T, K], keys and values [N, S, K] in float32.
 
     By blocks of keys, whose gradients are complete after one pass over the queries;
     those of the queries, as columns, are added to from each.
     """
     count, length, head_size = row.q_NTK.shape
-    products_NTK = dout_NTK.astype(jnp.float32) * out_NTK.astype(jnp.float32)
-    delta_NT = products_NTK.sum(-1)
-    q_NKT, dout_NKT = _columns(row.q_NTK), _columns(dout_NTK)
+    # The probabilities' sum divides the few numbers that they are multiplied with.
+    part_NTK = dout_NTK.astype(jnp.float32) / softmax.total_NT[..., None]
+    delta_NT = (part_NTK * out_NTK.astype(jnp.float32)).sum(-1)
+    part_NTK = part_NTK.astype(dout_NTK.dtype)
+    q_NKT, dout_NKT = _columns(row.q_NTK), _columns(part_NTK)
     used = _used_blocks(plan, row)
     queries = length // plan.queries
 
@@ -238,16 +253,16 @@ def _backward_rows(plan: Plan, row: _Row, out_NTK, lse_NT, dout_NTK):
 
         def add(i, so_far, *, crosses):
             dq_NKT, dk_NJK, dv_NJK = so_far
-            q_NIK, dout_NIK, lse_NI, delta_NI = (
+            q_NIK, dout_NIK, highest_NI, delta_NI = (
                 _cut(x, i, plan.queries, axis=1)
-                for x in (row.q_NTK, dout_NTK, lse_NT, delta_NT)
+                for x in (row.q_NTK, part_NTK, softmax.highest_NT, delta_NT)
             )
             q_NKI, dout_NKI = (
                 _cut(x, i, plan.queries, axis=2) for x in (q_NKT, dout_NKT)
             )
             logits_NJI = numerics.contract('njk,nki->nji', k_NJK, q_NKI)
             logits_NJI = _hide(plan, row, logits_NJI, (i, j), crosses=crosses)
-            p_NJI = jnp.exp(logits_NJI - lse_NI[:, None])
+            p_NJI = jnp.exp(logits_NJI - highest_NI[:, None])
             dp_NJI = numerics.contract('njk,nki->nji', v_NJK, dout_NKI)
             dropped_NJI = p_NJI
             if row.key is not None:
@@ -287,7 +302,7 @@ def _backward_rows(plan: Plan, row: _Row, out_NTK, lse_NT, dout_NTK):
         _, pullback = jax.vjp(
             lambda v_NSK: _own_values(plan, row._replace(v_NSK=v_NSK)), row.v_NSK
         )
-        alone_NT1 = jnp.isinf(lse_NT)[..., None]
+        alone_NT1 = softmax.alone_NT[..., None]
         dv_NSK += pullback(jnp.where(alone_NT1, dout_NTK, 0).astype(row.v_NSK.dtype))[0]
     return jnp.swapaxes(dq_NKT, 1, 2), dk_NSK, dv_NSK
 
