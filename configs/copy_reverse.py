@@ -10,7 +10,7 @@ so that its likelihoods are exact.
 64 symbols, 2 CPU cores, jax 0.12.0.1, one seed: the loss falls from that of guessing to
 0.06 nats between steps 300 and 400 (70 seconds); 0.004 on validation after 500 steps,
 0.00001 after all 2,000, and greedy decoding writes 100 of 100 unseen words exactly.
-768 symbols: not trained to the end yet.
+768 symbols: still at the loss of guessing after 1,600 steps.
 """
 
 import ml_collections
