@@ -9,6 +9,18 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 
+# LSH with a table, a vocabulary and a width that are not the decoder's.
+ENCODER_OF_ITS_OWN = {
+    'share_embedding': False,
+    'encoder': {
+        'rule': 'reformer',
+        'lsh_chunks_after': 1,
+        'd_model': 12,
+        'vocab_size': 13,
+        'axial_sizes': (5, 7),
+    },
+}
+
 
 def config(**changes) -> model_config.ModelConfig:
     fields = {

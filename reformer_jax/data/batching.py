@@ -88,6 +88,33 @@ def language_model_spec(batch_size: int, length: int) -> Spec:
     return {'tokens': (shape, INT), 'weights': (shape, FLOAT)}
 
 
+def pairs_spec(rows: int, source: int, target: int) -> Spec:
+    """Shapes and dtypes of batches of sources and targets, see `pad_pairs`."""
+    return {
+        'source': ((rows, source), INT),
+        'source_mask': ((rows, source), BOOL),
+        **language_model_spec(rows, target),
+    }
+
+
+def pad_pairs(sources: Rows, targets: Rows, spec: Spec, value: int = 0) -> Batch:
+    """A batch of at most B sources and as many targets, of the shapes of a spec:
+    'source_mask' is True at tokens, 'weights' are 1 there."""
+    source, source_mask = pad(sources, _rectangle(spec, 'source'), value)
+    target, target_mask = pad(targets, _rectangle(spec, 'tokens'), value)
+    return {
+        'source': source,
+        'source_mask': source_mask,
+        'tokens': target,
+        'weights': target_mask.astype(np.float32),
+    }
+
+
+def _rectangle(spec: Spec, name: str) -> tuple[int, int]:
+    rows, length = spec[name][0]
+    return rows, length
+
+
 def as_numbers(tokens: np.ndarray) -> bytes:
     """Token ids [n] as a text, each with a space after it."""
     return b''.join(b'%d ' % token for token in tokens)

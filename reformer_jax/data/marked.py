@@ -77,12 +77,8 @@ class Marked(dataset.Dataset):
 
     @property
     def spec(self) -> batching.Spec:
-        source = self.batch_size, self.source_length
-        return {
-            'source': (source, batching.INT),
-            'source_mask': (source, batching.BOOL),
-            **batching.language_model_spec(self.batch_size, self.target_length),
-        }
+        lengths = self.source_length, self.target_length
+        return batching.pairs_spec(self.batch_size, *lengths)
 
     def encode(self, text: bytes) -> np.ndarray:
         parts = [_BYTES.encode(part) for part in text.split(_MARKER)]
@@ -109,19 +105,7 @@ class Marked(dataset.Dataset):
                 for number in numbers
             ]
             sources, targets = zip(*examples, strict=True)
-            (source, source_mask), (target, mask) = (
-                batching.pad(side, (self.batch_size, length))
-                for side, length in (
-                    (sources, self.source_length),
-                    (targets, self.target_length),
-                )
-            )
-            return {
-                'source': source,
-                'source_mask': source_mask,
-                'tokens': target,
-                'weights': mask.astype(np.float32),
-            }
+            return batching.pad_pairs(sources, targets, self.spec)
 
         return self._stream(assemble, None if split == 'train' else self.eval_examples)
 

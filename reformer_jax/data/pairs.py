@@ -93,7 +93,7 @@ class Pairs(dataset.Dataset):
     @property
     def specs(self) -> tuple[batching.Spec, ...]:
         return tuple(
-            _spec(rows, *pair)
+            batching.pairs_spec(rows, *pair)
             for rows, pair in zip(self._rows, self.lengths, strict=True)
         )
 
@@ -103,8 +103,7 @@ class Pairs(dataset.Dataset):
 
     @property
     def told(self) -> str:
-        found = _encode(self._unbatched, 'train')
-        members = buckets.members(self.lengths, found.sizes_N2)
+        found, members = self._found('train')
         real = sum(int(found.sizes_N2[pairs, 1].sum()) for pairs in members)
         filled = sum(
             -(-pairs.size // rows) * rows * target
@@ -152,9 +151,8 @@ class Pairs(dataset.Dataset):
 
     def left_out(self, split: str) -> int:
         """Pairs of a split that no bucket holds."""
-        sizes_N2 = _encode(self._unbatched, split).sizes_N2
-        held = buckets.members(self.lengths, sizes_N2)
-        return len(sizes_N2) - sum(pairs.size for pairs in held)
+        found, members = self._found(split)
+        return len(found.sizes_N2) - sum(pairs.size for pairs in members)
 
     def judged(
         self, split: str, hypotheses: Sequence[str]
@@ -197,9 +195,8 @@ class Pairs(dataset.Dataset):
         return buckets.rows(self.lengths, self.batch_size)
 
     def _iterate(self, split: str) -> grain.DatasetIterator:
-        found = _encode(self._unbatched, split)
-        members = buckets.members(self.lengths, found.sizes_N2)
-        self._check(split, found, members)
+        found, members = self._found(split)
+        self._check(split, found)
         if split == 'train':
             counts = [pairs.size for pairs in members]
             chosen = buckets.training_batches(counts, self._rows, self.seed)
@@ -222,7 +219,12 @@ class Pairs(dataset.Dataset):
             lambda number: self._batch(found, *parts[order[number]]), parts
         )
 
-    def _check(self, split: str, found: '_Encoded', members: list[np.ndarray]) -> None:
+    def _found(self, split: str) -> tuple['_Encoded', list[np.ndarray]]:
+        """The pairs of a split, and which of them each bucket has."""
+        found = _encode(self._unbatched, split)
+        return found, buckets.members(self.lengths, found.sizes_N2)
+
+    def _check(self, split: str, found: '_Encoded') -> None:
         too_long = self.left_out(split)
         if self.too_long == 'error' and too_long:
             longest = tuple(int(size) for size in found.sizes_N2.max(axis=0))
@@ -240,19 +242,9 @@ class Pairs(dataset.Dataset):
     def _batch(
         self, found: '_Encoded', bucket: int, pairs: np.ndarray
     ) -> batching.Batch:
+        sources, targets = ([side.row(pair) for pair in pairs] for side in found.sides)
         pad_id = tokenizers.load(self.tokenizer).pad_id
-        (source, source_mask), (target, target_mask) = (
-            batching.pad(
-                [side.row(pair) for pair in pairs], (self._rows[bucket], length), pad_id
-            )
-            for side, length in zip(found.sides, self.lengths[bucket], strict=True)
-        )
-        return {
-            'source': source,
-            'source_mask': source_mask,
-            'tokens': target,
-            'weights': target_mask.astype(np.float32),
-        }
+        return batching.pad_pairs(sources, targets, self.specs[bucket], pad_id)
 
 
 class _Side(NamedTuple):
@@ -316,14 +308,6 @@ def _sample(texts: Sequence[str]) -> list[str]:
     """At most `_TOKENIZER_LINES` of the texts, at even places."""
     count = min(len(texts), _TOKENIZER_LINES)
     return [texts[i * len(texts) // count] for i in range(count)]
-
-
-def _spec(rows: int, source: int, target: int) -> batching.Spec:
-    return {
-        'source': ((rows, source), batching.INT),
-        'source_mask': ((rows, source), batching.BOOL),
-        **batching.language_model_spec(rows, target),
-    }
 
 
 def _split_names(given: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -136,8 +136,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
         if step not in validated:  # a signal came in between
             _validate(training, state.model, step)
     compiling = time.monotonic()
-    steps = {_shapes(batch): compile_train_step(run, batch) for batch in run.batches}
-    shapes = f' for {len(steps)} shapes of batches' if len(steps) > 1 else ''
+    compiled = {_shapes(batch): compile_train_step(run, batch) for batch in run.batches}
+    shapes = f' for {len(compiled)} shapes of batches' if len(compiled) > 1 else ''
     seconds = time.monotonic() - compiling
     metrics.say(f'compiled the training step{shapes} in {seconds:.0f} s')
     throughput = metrics.Throughput()
@@ -151,7 +151,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             if step in training.traced[:1]:
                 tracing.enter_context(jax.profiler.trace(training.folder / 'profile'))
             placed = sharding.place_batch(batch, run.mesh)
-            state, step_sums = steps[_shapes(batch)](state, placed, key)
+            state, step_sums = compiled[_shapes(batch)](state, placed, key)
             since_log.append(step_sums)
             tokens += _targets(batch)
             if step in training.traced[-1:]:

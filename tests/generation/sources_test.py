@@ -33,14 +33,7 @@ _CASES = {
         'buckets': (),
         'heads_at_once': 1,
         'feed_forward_chunk_length': 5,
-        'share_embedding': False,
-        'encoder': {
-            'rule': 'reformer',
-            'lsh_chunks_after': 1,
-            'd_model': 12,
-            'vocab_size': 13,
-            'axial_sizes': (5, 7),
-        },
+        **models.ENCODER_OF_ITS_OWN,
     },
 }
 

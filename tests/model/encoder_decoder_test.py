@@ -30,14 +30,7 @@ _CASES = {
         'rule': 'strict',
         'heads_at_once': 1,
         'feed_forward_chunk_length': 8,
-        'share_embedding': False,
-        'encoder': {
-            'rule': 'reformer',
-            'lsh_chunks_after': 1,
-            'd_model': 12,
-            'vocab_size': 13,
-            'axial_sizes': (5, 7),
-        },
+        **models.ENCODER_OF_ITS_OWN,
     },
 }
 

@@ -77,7 +77,8 @@ def _is_installed() -> bool:
     exact = functools.partial(attend, kinds.Full())
     try:
         jax.eval_shape(exact, x_BLHK, x_BLHK, x_BLHK)
-    except (RuntimeError, NotImplementedError):  # none or too old: XLA's path instead
+    except (RuntimeError, NotImplementedError):
+        # That is the answer: there is none, or it is too old to take the arrays.
         return False
     return True
 
