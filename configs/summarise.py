@@ -50,7 +50,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'layers': 2,
         'pattern': ('full',),
         'positions': 'learned',
-        'encoder': {
+        'encoder': training_config.encoder_fields()
+        | {
             'length': 4096,
             'layers': 2,
             'pattern': ('local', 'lsh'),

@@ -35,7 +35,7 @@ _QUERIES = 128
 
 # What an encoder has to be; and what it does not take from the decoder beside it.
 _ENCODER = {'causal': False, 'head': 'none', 'start_token': -1, 'encoder': None}
-_DECODERS_OWN = (
+DECODERS_OWN = (
     *_ENCODER,
     'share_embedding',
     'tie_output',
@@ -115,7 +115,8 @@ class ModelConfig:
       dtype: of matrix operands; parameters and streams are float32.
       encoder: a bidirectional Reformer whose hidden states each layer attends to,
         between attention and feed-forward: the fields in which it differs from this
-        one, or its whole ModelConfig; None or {} for a model without. It is completed
+        one (None: it does not), or its whole ModelConfig; None or {} for a model
+        without. It is completed
         when this config is made: dataclasses.replace later changes the decoder alone.
       share_embedding: whether the encoder uses this model's embedding of tokens.
     """
@@ -342,6 +343,7 @@ def _encoder(config: ModelConfig) -> ModelConfig | None:
             f'model.encoder={given!r} is no mapping: give the fields in which the '
             "encoder differs, such as {'layers': 6, 'length': 1024}, or {} for none."
         )
+    given = {name: value for name, value in given.items() if value is not None}
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -351,9 +353,9 @@ def _encoder(config: ModelConfig) -> ModelConfig | None:
         )
     if given.get('encoder'):
         raise ValueError('model.encoder.encoder is not empty: an encoder has none.')
-    same = {n: getattr(config, n) for n in known if n not in _DECODERS_OWN}
+    same = {n: getattr(config, n) for n in known if n not in DECODERS_OWN}
     try:
-        return ModelConfig(**(same | _ENCODER | dict(given)))
+        return ModelConfig(**(same | _ENCODER | given))
     except ValueError as error:
         raise ValueError(f'model.encoder: {error}') from error
 

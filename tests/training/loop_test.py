@@ -421,7 +421,7 @@ def test_rounds_at_evaluation_do_not_decide_what_is_exact(text_file, tmp_path):
 
 
 def _copy_reverse():
-    config = copy_reverse.get_config()
+    config = copy_reverse.get_config('lsh')
     config.update({'steps': 6, 'checkpoint_every': 3, 'eval_every': 0, 'log_every': 1})
     config.data.update({'word_length': 16, 'batch_size': 4, 'eval_examples': 6})
     small = {'length': 16, 'd_model': 16, 'd_ff': 16, 'head_size': 8, 'rounds': 1}
