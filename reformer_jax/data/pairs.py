@@ -1,5 +1,6 @@
 """Pairs of a source and a target, such as a sentence and its translation."""
 
+import array
 import dataclasses
 import functools
 import itertools
@@ -271,22 +272,31 @@ class _Encoded(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def _encode(pairs: Pairs, split: str) -> _Encoded:
     texts = pairs.texts(split)
-    lines = list(zip(*texts, strict=True))
-    if split == 'train':
-        lines = [line for line in lines if all(text.strip() for text in line)]
-    if not lines:
+    count = len(texts.sources)
+    dtype = np.uint16 if pairs.vocab_size <= 2**16 else np.int32
+    # Of millions of texts an array each would take several times what they hold.
+    sides = [(bytearray(), array.array('i')) for _ in texts]
+    lines = progress.track(zip(*texts, strict=True), f'tokenizing {split}', count)
+    for line in lines:
+        if split == 'train' and not all(text.strip() for text in line):
+            continue
+        for (tokens, sizes), text in zip(sides, line, strict=True):
+            ids = pairs.tokens(text)
+            tokens += ids.astype(dtype).tobytes()
+            sizes.append(ids.size)
+    first, second = (
+        _Side(np.frombuffer(tokens, dtype), np.cumsum([0, *sizes]))
+        for tokens, sizes in sides
+    )
+    kept = first.starts.size - 1
+    if not kept:
         raise ValueError(
             f'the {split} split of {pairs.source!r} has no pair of two texts: give '
             'another as config.data.source'
         )
-    rows: tuple[list[np.ndarray], list[np.ndarray]] = [], []
-    for line in progress.track(lines, f'tokenizing {split}'):
-        for side, text in zip(rows, line, strict=True):
-            side.append(pairs.tokens(text))
-    first, second = (
-        _Side(np.concatenate(side), np.cumsum([0, *map(len, side)])) for side in rows
-    )
-    return _Encoded((first, second), len(texts.sources) - len(lines))
+    if split == 'train':
+        parallel.forget()
+    return _Encoded((first, second), count - kept)
 
 
 # Folders of tokenizers trained for runs of this process, which keep copies.

@@ -135,6 +135,12 @@ def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]
     return ()
 
 
+def forget() -> None:
+    """Gives up the rows that were read, which are kept for who asks again."""
+    for kept in (read, _read_given, _read_file):
+        kept.cache_clear()
+
+
 # Splits.
 
 
