@@ -95,7 +95,7 @@ def evaluate_split(
     `stopped` is asked before each batch; once it says yes there are no means but None.
     """
     outcomes, real_rows = [], []
-    evaluate_model = _jit_evaluate(run.mesh)
+    evaluate_model = _jit_evaluate(run.mesh, run.config.accumulate)
     what, limit, shown = (
         f'evaluating {split}',
         batches or None,
@@ -172,9 +172,9 @@ def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
 
 
 @functools.cache
-def _jit_evaluate(mesh: jax.sharding.Mesh):
+def _jit_evaluate(mesh: jax.sharding.Mesh, accumulate: int):
     return jax.jit(
-        step_lib.evaluate,
+        functools.partial(step_lib.evaluate, accumulate=accumulate),
         out_shardings=NamedSharding(mesh, P()),
         compiler_options=compilation.options(),
     )

@@ -116,10 +116,20 @@ def sums(
     return trained, total
 
 
-def evaluate(model: model_lib.Reformer, batch: Batch) -> tuple[Sums, jax.Array | None]:
-    """Sums and predictions of a batch without dropout, with the same hashes always."""
-    result = outcome(model, batch)
-    return _sums(result), result.predictions
+def evaluate(
+    model: model_lib.Reformer, batch: Batch, *, accumulate: int = 1
+) -> tuple[Sums, jax.Array | None]:
+    """Sums and predictions of a batch without dropout, with the same hashes always; in
+    as many parts as a training step, lest it need more memory."""
+    if accumulate == 1:
+        result = outcome(model, batch)
+        return _sums(result), result.predictions
+    of_part = functools.partial(evaluate, model)
+    totals, predictions = jax.lax.map(of_part, _parts(batch, accumulate))
+    in_order = jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), predictions
+    )
+    return jax.tree.map(lambda x: x.sum(axis=0), totals), in_order
 
 
 def outcome(

@@ -1,5 +1,7 @@
 """Losses, accuracies and predictions of each head, against their definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,21 @@ def test_next_tokens_with_and_without_a_start_token():
         wanted = -(picked[..., 0] * counted).sum()
         assert total['loss'] == pytest.approx(wanted, rel=1e-4)
         assert total['weight'] == counted.sum()
+
+
+def test_in_parts_as_at_once():
+    """Rows in the caller's order: a part has some of every device's."""
+    model = _model('classification', classes=4)
+    rows = {name: np.concatenate([x, x[::-1]]) for name, x in _batch().items()}
+    batch = rows | {'tokens': np.concatenate([_tokens(), _tokens(1)])}
+    batch |= {'labels': np.int32([3, 0, 1, 2, 2, 0])}
+    total, predictions = _sums(model, batch)
+    in_parts = jax.jit(functools.partial(step_lib.evaluate, accumulate=3))
+    other, same = in_parts(model, batch)
+    np.testing.assert_allclose(same, predictions, rtol=1e-5)
+    assert other == pytest.approx(total, rel=1e-5)
+    spread = np.ptp(np.asarray(predictions), axis=0)
+    assert spread.max() > 1e-3
 
 
 def test_one_class():
