@@ -142,7 +142,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     metrics.say(f'compiled the training step{shapes} in {seconds:.0f} s')
     throughput = metrics.Throughput()
     since_log: list[Sums] = []
-    tokens = 0
+    tokens = of_sources = 0
     with contextlib.ExitStack() as tracing:
         while step < config.steps and not stop.now():
             batch = next(training.iterator)
@@ -154,6 +154,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             state, step_sums = compiled[_shapes(batch)](state, placed, key)
             since_log.append(step_sums)
             tokens += _targets(batch)
+            of_sources += _tokens_of_sources(batch)
             if step in training.traced[-1:]:
                 jax.block_until_ready(state)
                 tracing.close()
@@ -161,8 +162,13 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             if last or _is_due(step, config.log_every):
                 values = _train_values(step, since_log)
                 _warn_of_what_was_missed(run, values)
-                values['tokens_per_second'] = throughput.read(tokens, len(since_log))
-                since_log, tokens = [], 0
+                per_second = throughput.read(tokens, len(since_log))
+                values['tokens_per_second'] = per_second
+                if of_sources:
+                    values['source_tokens_per_second'] = (
+                        per_second * of_sources / tokens
+                    )
+                since_log, tokens, of_sources = [], 0, 0
                 writer.write(step, 'train', values)
                 left = stop.seconds_left(throughput.seconds_left(config.steps - step))
                 metrics.say(metrics.progress_line(step, config.steps, values, left))
@@ -252,6 +258,13 @@ def _targets(batch: Mapping[str, np.ndarray]) -> int:
     if 'source' in batch:
         return int(np.count_nonzero(batch['weights']))
     return batch['tokens'].size
+
+
+def _tokens_of_sources(batch: Mapping[str, np.ndarray]) -> int:
+    """Tokens of the sources without padding; 0 where there are none."""
+    if 'source_mask' in batch:
+        return int(np.count_nonzero(batch['source_mask']))
+    return batch['source'].size if 'source' in batch else 0
 
 
 def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:

@@ -557,6 +557,11 @@ def test_pairs_train_and_resume_across_shapes_of_batches(pairs_files, tmp_path, 
         parts = loop.train(_pairs(pairs_files, steps=steps), str(tmp_path / 'parts'))
     assert parts == whole and whole['tokens'] > 100
     assert _losses(tmp_path / 'parts') == _losses(tmp_path / 'whole')
+    run = start.open(_pairs(pairs_files), str(tmp_path / 'whole'))
+    first = next(run.config.data.batches('train'))
+    logged = metrics.read(tmp_path / 'whole' / 'metrics.jsonl')[0]
+    share = logged['source_tokens_per_second'] / logged['tokens_per_second']
+    assert share == pytest.approx(first['source_mask'].sum() / first['weights'].sum())
     said = capsys.readouterr().out
     assert 'compiled the training step for 2 shapes of batches' in said
     assert '158 pairs, ' in said and '42 longer than (12, 12) left out' in said
