@@ -310,7 +310,10 @@ def _trained(pairs: Pairs) -> str:
     file = pathlib.Path(_folders[-1].name) / 'spiece.model'
     size = tokenizers.size_to_train(pairs.tokenizer)
     texts = itertools.chain.from_iterable(map(_sample, pairs.texts('train')))
-    tokenizers.train(texts, file, vocab_size=size)
+    try:
+        tokenizers.train(texts, file, vocab_size=size)
+    except ValueError as error:
+        raise ValueError(f'data.tokenizer={pairs.tokenizer!r}: {error}') from error
     return str(file)
 
 

@@ -192,6 +192,8 @@ def test_a_tokenizer_made_of_both_sides(folder):
         assert made.decode(made.encode(text.encode())).decode().strip() == text
     mean = np.mean([len(made.encode(t.encode())) for t in made.texts('train').targets])
     assert mean < 0.7 * np.mean([len(t) for t in made.texts('train').targets])
+    with pytest.raises(ValueError, match=r"data.tokenizer='train:9000'.*<= \d+"):
+        _open(folder, tokenizer='train:9000').with_tokenizer(None)
     again = _open(folder, tokenizer='train:274', seed=9).with_tokenizer(None)
     assert again.tokenizer == made.tokenizer
 
