@@ -23,6 +23,13 @@ _SMALL = (
     '--config.model.axial_shape=(8,8)'
 ).split()
 
+_PAIRS = (
+    '--config=configs/multi30k.py --config.eval_every=0 --config.data.tokenizer=bytes '
+    '--config.model.vocab_size=258 --config.data.lengths=(8,32) '
+    '--config.data.batch_size=2 --config.model.d_model=16 --config.model.d_ff=16 '
+    '--config.model.length=48 --config.model.layers=1 --config.model.encoder.layers=1'
+).split()
+
 
 def _free_port():
     with socket.socket() as found:
@@ -81,13 +88,17 @@ def test_a_signal_to_any_process_stops_all(tmp_path):
 
 
 def test_time_is_over_for_all_processes(tmp_path):
-    text, workdir = tmp_path / 'text.txt', tmp_path / 'run'
-    text.write_text('to be or not to be, ' * 1000)
-    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={workdir}']
+    """Of pairs, whose translations all of them make in the end."""
+    for split in ('train', 'val', 'test_2016_flickr'):
+        for column, line in (('en', 'be to not or be to\n'), ('de', 'to be\n')):
+            (tmp_path / f'{split}.{column}').write_text(line * 50)
+    run = [*_PAIRS, f'--config.data.source={tmp_path}/{{split}}.{{column}}']
     before = time.monotonic()
     said = [
         process.communicate(timeout=120)[0]
-        for process in _start('train.py', *run, '--config.minutes=0.2')
+        for process in _start(
+            'train.py', *run, f'--workdir={tmp_path}/run', '--config.minutes=0.2'
+        )
     ]
     assert time.monotonic() - before > 12
-    assert 'final validation after' in said[0], said
+    assert re.search('final validation after .* BLEU', said[0]), said
