@@ -4,6 +4,7 @@ import glob
 import gzip
 import io
 import lzma
+import operator
 import os
 import pathlib
 import sysconfig
@@ -27,6 +28,9 @@ _CORRUPT = (
     zlib.error,
     RuntimeError,  # an encrypted zip member, or compressed by an unknown method
 )
+
+# Texts are packed to a tenth, and repetitions of a line to a thousandth.
+_ALWAYS, _TIMES = 64 * 2**20, 200
 
 _STDLIB_LIMIT = 16_000_000
 # Tests hold text that is broken on purpose; the others differ between machines.
@@ -114,22 +118,56 @@ def read_file(file: pathlib.Path, remedy: str) -> bytes:
     """Returns the content of a file, unpacked where its name says that it is packed.
 
     Raises:
-      ValueError: it is corrupt; with what to do but fetch it again, the remedy.
+      ValueError: it is corrupt, no regular file, or unpacks to more than a text of its
+        size does; with what to do but fetch it again, the remedy.
     """
+    if not file.is_file():
+        raise ValueError(
+            f'{str(file)!r} is a pipe or a device, which a run that resumes cannot '
+            f'read again: write what comes from it to a file, or {remedy}'
+        )
     packed = file.read_bytes()  # outside the try: an unreadable file is not corrupt
-    unpackers = {'.gz': gzip.decompress, '.xz': lzma.decompress, '.zip': _unzip}
+    most = most_unpacked(len(packed))
     try:
-        return unpackers.get(file.suffix, bytes)(packed)
+        content = _unpacked(file.suffix, packed, most)
     except _CORRUPT as error:
         raise ValueError(
             f'{str(file)!r} cannot be unpacked ({error}): fetch it again, or {remedy}'
         ) from error
+    if content is None:
+        raise ValueError(
+            f'{str(file)!r} of {len(packed):,} bytes unpacks to more than {most:,}, as '
+            f'no text does: unpack it yourself if it is meant to, or {remedy}'
+        )
+    return content
 
 
-def _unzip(packed: bytes) -> bytes:
+def most_unpacked(packed: int) -> int:
+    """Bytes that an archive of so many may hold: one with more is made to fill the
+    memory."""
+    return max(_ALWAYS, _TIMES * packed)
+
+
+def _unpacked(suffix: str, packed: bytes, most: int) -> bytes | None:
+    """The content, or None for more than `most` bytes."""
+    match suffix:
+        case '.gz' | '.xz':
+            opened = gzip.open if suffix == '.gz' else lzma.open
+            with opened(io.BytesIO(packed)) as stream:
+                content = stream.read(most + 1)
+            return content if len(content) <= most else None
+        case '.zip':
+            return _unzip(packed, most)
+    return packed
+
+
+def _unzip(packed: bytes, most: int) -> bytes | None:
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        members = sorted(archive.namelist())
-        shown = (m for m in members if not _is_hidden(pathlib.PurePosixPath(m)))
+        infos = sorted(archive.infolist(), key=operator.attrgetter('filename'))
+        shown = [i for i in infos if not _is_hidden(pathlib.PurePosixPath(i.filename))]
+        # No member gives more than it says.
+        if sum(info.file_size for info in shown) > most:
+            return None
         return b''.join(map(archive.read, shown))
 
 

@@ -246,7 +246,11 @@ def _npz(file: pathlib.Path) -> Iterator[Any]:
             f'np.savez, or give {_SOURCES}'
         )
     try:
-        with np.load(file) as arrays:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > corpus.most_unpacked(file.stat().st_size):
+            raise ValueError(f'it unpacks to {unpacked:,} bytes, as no photographs do')
+        with np.load(file, allow_pickle=False) as arrays:
             yield arrays
     except _CORRUPT as error:
         raise ValueError(

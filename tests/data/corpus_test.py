@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 import pathlib
 import re
 import sysconfig
@@ -107,6 +108,25 @@ def test_empty_file_is_refused(tmp_path):
     (tmp_path / 'empty').write_bytes(b'')
     with pytest.raises(ValueError, match=r"empty' holds no bytes.*config\.data\.path"):
         corpus.read(str(tmp_path / 'empty'))
+
+
+def test_archives_that_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, '_ALWAYS', 50_000)
+    content = bytes(10_000_000)
+    (tmp_path / 'a.gz').write_bytes(gzip.compress(content))
+    (tmp_path / 'a.xz').write_bytes(lzma.compress(content))
+    write_zip(tmp_path / 'a.zip', {'a': content[:5_000_000], 'b': content[5_000_000:]})
+    for name in ('a.gz', 'a.xz', 'a.zip'):
+        with pytest.raises(ValueError, match=rf'{name}. of .* unpacks to more than'):
+            read(tmp_path / name)
+    (tmp_path / 'b.gz').write_bytes(gzip.compress(content[:50_000]))
+    assert read(tmp_path / 'b.gz') == content[:50_000]
+
+
+def test_a_pipe_is_no_text(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(ValueError, match='pipe.*a run that resumes cannot read again'):
+        read(tmp_path / 'pipe')
 
 
 @pytest.mark.parametrize('suffix', ['.gz', '.xz', '.zip'])
