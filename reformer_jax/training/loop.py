@@ -28,6 +28,7 @@ from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
 from reformer_jax.training import evaluation
+from reformer_jax.training import memory
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start
 from reformer_jax.training import state as state_lib
@@ -70,6 +71,7 @@ def train(
     started = time.monotonic()
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
+    memory.check_arrays((run.state, run.state.model), 'state and gradients')
     traced = _steps_to_trace(profile, run.config.steps)
     parameters: dict[str, jax.Array] = {}
     if run.config.init_from and not checkpoint.exists(workdir):
@@ -137,6 +139,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             _validate(training, state.model, step)
     compiling = time.monotonic()
     compiled = {_shapes(batch): compile_train_step(run, batch) for batch in run.batches}
+    for program in compiled.values():
+        memory.check_step(program, run.config)
     shapes = f' for {len(compiled)} shapes of batches' if len(compiled) > 1 else ''
     seconds = time.monotonic() - compiling
     metrics.say(f'compiled the training step{shapes} in {seconds:.0f} s')

@@ -29,6 +29,7 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
+from reformer_jax.training import memory
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
 
@@ -98,7 +99,8 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     Raises:
       FileNotFoundError: init_from is no folder of a model; there is no run to take the
         config of.
-      ValueError: a field is unknown or impossible, or does not fit another.
+      ValueError: a field is unknown or impossible, or does not fit another, or the
+        parameters do not fit into memory.
     """
     if config is None:
         config = ml_collections.ConfigDict(run_folder.load_config(workdir))
@@ -120,6 +122,7 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
         state_lib.init_state, checked.model, optimizer, checked.seed
     )
     state = state_lib.abstract(init, mesh)
+    memory.check_arrays(state.model, 'the parameters')
     optimizer_lib.check_frozen(checked.optimizer, state.model)
     rows = NamedSharding(mesh, P(sharding.BATCH_AXES))
     batches = tuple(

@@ -1,0 +1,100 @@
+"""Whether a run fits into the memory there is: said before any of it is taken."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from reformer_jax.model import config as model_config
+from reformer_jax.training import config as training_config
+
+_CGROUPS = (
+    '/sys/fs/cgroup/memory.max',
+    '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
+
+
+def of_device() -> int | None:
+    """Bytes that a device of this process has; None where it does not say.
+
+    The devices of a CPU share what the machine has, or its container.
+    """
+    device, *_ = devices = jax.local_devices()
+    if stats := device.memory_stats():
+        return stats.get('bytes_limit')
+    if device.platform != 'cpu':
+        return None
+    try:
+        machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, OSError, ValueError):
+        return None
+    files = map(pathlib.Path, _CGROUPS)
+    limits = [file.read_text('utf-8') for file in files if file.is_file()]
+    known = [int(limit) for limit in limits if limit.strip().isdecimal()]
+    return min(machine, *known) // len(devices) if known else machine // len(devices)
+
+
+def check_arrays(arrays: Any, what: str) -> None:
+    """Raises a ValueError if a pytree of ShapeDtypeStructs with shardings, named in the
+    plural, is too large for a device."""
+    needed = sum(
+        int(np.prod(x.sharding.shard_shape(x.shape), dtype=object)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )
+    limit = of_device()
+    if limit is not None and needed > limit:
+        raise ValueError(
+            f'{what} take {_shown(needed)} on each device, which has {_shown(limit)}: '
+            'make model.vocab_size, d_model, d_ff or layers smaller, or spread them '
+            'over more devices with mesh.fsdp.'
+        )
+
+
+def check_step(compiled: jax.stages.Compiled, run: training_config.RunConfig) -> None:
+    """Raises a ValueError if a compiled training step is too large for a device."""
+    limit, found = of_device(), compiled.memory_analysis()
+    if limit is None or found is None:
+        return
+    kept = found.argument_size_in_bytes
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    needed = kept + new + found.temp_size_in_bytes
+    if needed > limit:
+        raise ValueError(
+            f'a training step takes {_shown(needed)} on each device, which has '
+            f'{_shown(limit)}, {_shown(kept)} of it for parameters and optimizer: '
+            f'{", ".join(_remedies(run))}.'
+        )
+
+
+def _remedies(run: training_config.RunConfig) -> list[str]:
+    """What would take less memory, the cheapest first."""
+    found, model = [], run.model
+    if model.stack != 'reversible' and model.streams == 2:
+        found.append("set model.stack='reversible'")
+    batch_size, length = run.data.spec['tokens'][0]
+    if not model.loss_chunk_length and model.head in ('lm', 'masked_lm'):
+        found.append('set model.loss_chunk_length=256')
+    sides = {'model': model, 'model.encoder': model.encoder}
+    for where, side in sides.items():
+        if side is not None:
+            found += _smaller_pieces(where, side)
+    if batch_size > run.accumulate:
+        found.append(
+            f'set accumulate={2 * run.accumulate} or a smaller data.batch_size'
+        )
+    return [*found, f'shorten sequences ({length} tokens)']
+
+
+def _smaller_pieces(where: str, side: model_config.ModelConfig) -> list[str]:
+    found = []
+    if not side.feed_forward_chunk_length:
+        found.append(f'set {where}.feed_forward_chunk_length=512')
+    if side.heads > 1 and side.heads_at_once != 1:
+        found.append(f'set {where}.heads_at_once=1')
+    return found
+
+
+def _shown(size: int) -> str:
+    return f'{size / 2**30:,.1f} GiB'
