@@ -33,13 +33,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
             'copy_reverse.py:long.'
         )
     config = ml_collections.ConfigDict(training_config.defaults())
-    config.steps = 1200
-    config.eval_every = 200
-    config.checkpoint_every = 200
+    config.steps = 1200 if variant == 'long' else 2000
+    config.eval_every = 400
+    config.checkpoint_every = 400
     config.data = data.defaults('copy_reverse') | {
         'word_length': 768 if variant == 'long' else 64,
         'symbols': 127,
-        'batch_size': 4 if variant == 'long' else 48,
+        'batch_size': 4 if variant == 'long' else 32,
         'seed': 0,
         'eval_examples': 128,
     }
@@ -66,7 +66,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'name': 'adam',
         'learning_rate': 1e-3,
         'warmup_steps': 200,
-        'decay': 'rsqrt',
+        'decay': 'cosine',
         'clip_norm': 1.0,
     }
     return config
