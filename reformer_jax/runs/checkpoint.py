@@ -3,30 +3,43 @@
 Only this file imports orbax. A state is saved as one flat dictionary of arrays with
 readable names (`params/layers/up/kernel`), so that a checkpoint does not depend on
 the classes that hold the arrays and can be inspected without them. orbax writes a
-checkpoint under a temporary name and renames it when it is complete: a killed run
-leaves no half checkpoint that a restore would pick.
+checkpoint under a temporary name and renames it when it is complete, with the digests
+of its files: a killed run leaves no half checkpoint that a restore would pick, and
+what is damaged later is found before it is used.
 """
 
-import json
+import contextlib
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import integrity
+from reformer_jax.runs import metrics as metrics_lib
+
+_METRICS = 'metrics/metrics'
+_DAMAGED = 'damaged_'
+_MANIFEST = 'state/manifest.ocdbt'
+# orbax writes into it after the digests; nothing reads it.
+_NOT_SEALED = '_CHECKPOINT_METADATA'
+_LONGEST = 1000  # bytes of what one process tells the others
 
 
 def exists(workdir: str | os.PathLike[str]) -> bool:
-    """Whether the run in a folder has saved a checkpoint."""
+    """Whether the run in a folder has saved a checkpoint, be it damaged since."""
     folder = _directory(workdir)
-    return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+    return bool(_on_disk(folder)) or any(folder.glob(f'{_DAMAGED}*'))
 
 
 class Checkpointer:
@@ -46,25 +59,32 @@ class Checkpointer:
         """
         if keep is not None and keep < 1:
             raise ValueError(f'keep={keep} checkpoints: it must be at least 1.')
-        self._keep = keep
         self._directory = _directory(workdir)
-        policies = checkpoint_managers.preservation_policy
-        best = policies.BestN(
-            get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
-        )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
+        self._keep = keep
+        self._saving = 0
+        self._closing = contextlib.ExitStack()
+        self._plain = self._closing.enter_context(_plainly_named(self._directory))
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager | None:
+        if self._keep is None:
+            return None
+        if os.path.lexists(self._directory) and not self._directory.is_dir():
+            raise ValueError(
+                f'{self._directory} is no folder: move it away to save checkpoints.'
+            )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return ocp.CheckpointManager(
+            self._plain,
             item_handlers={
                 'state': ocp.StandardCheckpointHandler(),
                 'data': grain.checkpoint.CheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                create=keep is not None,
-                cleanup_tmp_directories=keep is not None,
-                best_fn=_quality,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), best]
-                ),
+                cleanup_tmp_directories=True,
+                preservation_policy=_Kept(self._directory, self._keep),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                lightweight_initialize=True,  # reads no file that may be damaged
             ),
         )
 
@@ -72,7 +92,9 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+        with self._closing:
+            if self._manager is not None:
+                self._manager.close()
 
     def save(
         self, step: int, state: Any, iterator: grain.DatasetIterator | None = None
@@ -90,19 +112,33 @@ class Checkpointer:
         Raises:
           ValueError: opened for reading only.
         """
-        if self._keep is None:
+        if self._manager is None:
             raise ValueError(
                 f'cannot save step {step}: the checkpoints of {self._directory.parent} '
                 'are open for reading only. Give Checkpointer a number to keep.'
             )
-        if step in self._manager.all_steps():
+        if step in self._steps():
             return False
-        items = {'state': ocp.args.StandardSave(_named(state)[0])}
+        self._saving = step
+        items = {
+            'state': ocp.args.StandardSave(_named(state)[0]),
+            'metrics': ocp.args.JsonSave({}),
+        }
         if iterator is not None:
             items['data'] = grain.checkpoint.CheckpointSave(iterator)
-        return self._manager.save(
-            step, args=ocp.args.Composite(**items), metrics={}, force=True
-        )
+        return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _seal(self) -> None:
+        """Writes the digests; orbax calls this last before it renames the folder."""
+        if jax.process_index() != 0:
+            return
+        folder = self._directory / f'{self._saving}.orbax-checkpoint-tmp'
+        if not (folder / _MANIFEST).is_file():
+            raise RuntimeError(
+                f'checkpoint {self._saving} in {self._directory} cannot be restored: '
+                f'orbax made no {_MANIFEST}. Give another --workdir.'
+            )
+        integrity.seal(folder, but=[_NOT_SEALED])
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds to a checkpoint, if the step has one, how its state was evaluated.
@@ -112,13 +148,60 @@ class Checkpointer:
         if step not in self._steps():
             return
         if jax.process_index() == 0:
-            # Where orbax has the metrics of a save.
-            file = self._directory / str(step) / 'metrics' / 'metrics'
-            file.parent.mkdir(exist_ok=True)
-            run_folder.write_json(file, metrics)
+            folder = self._directory / str(step)
+            (folder / _METRICS).parent.mkdir(exist_ok=True)
+            integrity.replace_json(folder, _METRICS, metrics)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'metrics of step {step}')
-        self._manager.reload()
+
+    def resume(
+        self, template: Any, iterator: grain.DatasetIterator
+    ) -> tuple[Any, int] | None:
+        """Restores the newest checkpoint that is not damaged, to go on from there.
+
+        Newer ones, which are damaged, are moved aside to `checkpoints/damaged_<step>`,
+        and a line says so.
+
+        Returns:
+          The state and its step; None where the run has saved none yet.
+
+        Raises:
+          ValueError: all are damaged, and left as they are; or as `restore`.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self._steps()):
+            try:
+                restored = self.restore(template, iterator, step)
+            except integrity.DamagedError as error:
+                damaged[step] = str(error)
+            else:
+                self._move_aside(damaged, step)
+                return restored
+        aside = sorted(path.name for path in self._directory.glob(f'{_DAMAGED}*'))
+        if damaged or aside:
+            told = [*damaged.values(), *(f'{name}: moved aside' for name in aside)]
+            raise ValueError(
+                f'no checkpoint in {self._directory} is intact, so nothing is trained:'
+                f'\n{run_folder.listed(told)}\nRestore one from a copy, or give '
+                'another --workdir.'
+            )
+        return None
+
+    def _move_aside(self, damaged: Mapping[int, str], intact: int) -> None:
+        for step, problem in damaged.items():
+            taken = len(list(self._directory.glob(f'{_DAMAGED}{step}*')))
+            name = f'{_DAMAGED}{step}' + (f'.{taken}' if taken else '')
+            if jax.process_index() == 0:
+                (self._directory / str(step)).rename(self._directory / name)
+            metrics_lib.say(
+                f'WARNING: {problem}; moved to {name}, going on from step {intact}'
+            )
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices('damaged checkpoints')
+            assert self._manager is not None
+            self._manager.close()  # orbax is to look again at what there is
+            self._manager = self._open()
 
     def restore(
         self,
@@ -141,21 +224,25 @@ class Checkpointer:
 
         Raises:
           FileNotFoundError: there is no such checkpoint.
+          DamagedError: a file of it, which this names, is not as it was written.
           ValueError: the checkpoint has other arrays than the template, or no iterator.
         """
         state, step = self.restore_part(template, step, whole=True)
         if iterator is not None:
             # The saved iterator's state: that of any process, for all read the same.
-            files = (self._directory / str(step) / 'data').glob('process_*.json')
+            folder = self._directory / str(step)
+            files = (folder / 'data').glob('process_*.json')
             file = min(files, default=None)
             if file is None:
-                folder = self._directory.parent
+                workdir = self._directory.parent
                 raise ValueError(
-                    f'checkpoint {step} in {folder} has no place in the data, as that '
+                    f'checkpoint {step} in {workdir} has no place in the data, as that '
                     'of an imported model: start another run with '
-                    f'--config.init_from={folder}.'
+                    f'--config.init_from={workdir}.'
                 )
-            iterator.set_state(json.loads(file.read_text('utf-8')))
+            name = file.relative_to(folder).as_posix()
+            with self._naming(step):
+                iterator.set_state(integrity.read_json(folder, name))
         return state, step
 
     def restore_part(
@@ -163,17 +250,21 @@ class Checkpointer:
     ) -> tuple[Any, int]:
         """As `restore`; unless `whole`, of some arrays, as {'model': ...}."""
         step = self._choose(step)
+        self._verify(step)
         named, structure = _named(template)
         abstract = {name: _abstract(name, leaf) for name, leaf in named.items()}
-        self._check_fits(step, abstract, whole)
         restoring = ocp.args.PyTreeRestore(
             item=abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
             partial_restore=not whole,
         )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            folder = self._directory / str(step) / 'state'
-            arrays = checkpointer.restore(folder, args=restoring)
+        folder = self._plain / str(step) / 'state'
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            with self._naming(step):
+                saved = handler.metadata(folder).tree
+            self._check_fits(step, saved, abstract, whole)
+            with self._naming(step):
+                arrays = handler.restore(folder, args=restoring)
         return structure.unflatten([arrays[name] for name in named]), step
 
     def latest_step(self) -> int | None:
@@ -197,16 +288,60 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step of the lowest loss, of equal ones the last; None if none has one."""
-        self._steps()
-        step = self._manager.best_step()
-        known = step is not None and math.isfinite(
-            _quality(self._manager.metrics(step))
-        )
-        return step if known else None
+        qualities = {}
+        for step in self._steps():
+            with self._naming(step):
+                qualities[step] = _quality(self._directory / str(step))
+        return _best(qualities)
 
     def _steps(self) -> list[int]:
+        if self._manager is None:
+            return _on_disk(self._directory)
         self._manager.wait_until_finished()
-        return sorted(self._manager.all_steps())
+        # Not read from the disk, which several processes may see at different times.
+        steps = sorted(self._manager.all_steps())
+        return [step for step in steps if not (self._directory / str(step)).is_file()]
+
+    def _verify(self, step: int) -> None:
+        """Compares the files of a checkpoint with their digests, in process 0."""
+        folder = self._directory / str(step)
+
+        def problem() -> str:
+            if not integrity.is_sealed(folder):
+                # Not on standard output, where a sample is.
+                told = f'checkpoint {step} in {self._directory} has no digests, as none'
+                print(f'{told} had once: it is not verified', file=sys.stderr)
+                return ''
+            try:
+                integrity.check(folder)
+            except integrity.DamagedError as error:
+                return str(error)
+            return ''
+
+        if found := _of_first_process(problem):
+            raise self._damaged(step, found)
+
+    @contextlib.contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        """Turns errors of reading a checkpoint into one that names it."""
+        try:
+            yield
+        except integrity.DamagedError as error:
+            raise self._damaged(step, str(error)) from error
+        except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+            if integrity.is_sealed(self._directory / str(step)):
+                raise  # the files are as they were written
+            told = str(error).strip('. \n').splitlines() or [type(error).__name__]
+            raise self._damaged(step, told[0][:300]) from error
+
+    def _damaged(self, step: int, problem: str) -> integrity.DamagedError:
+        others = [other for other in _on_disk(self._directory) if other != step]
+        other = f', or use --checkpoint={max(others)}' if others else ''
+        remedy = f'. Restore it from a copy{other}.' if self._manager is None else ''
+        return integrity.DamagedError(
+            f'checkpoint {step} in {self._directory} is damaged or incomplete: '
+            f'{problem}{remedy}'
+        )
 
     def _choose(self, step: int | str | None) -> int:
         steps = self._steps()
@@ -230,17 +365,10 @@ class Checkpointer:
         return chosen
 
     def _check_fits(
-        self, step: int, asked: dict[str, jax.ShapeDtypeStruct], whole: bool
+        self, step: int, saved: Mapping[str, Any], asked: Mapping[str, Any], whole: bool
     ) -> None:
         """Compares with the checkpoint's metadata, before any array is read."""
-        metadata = self._manager.item_metadata(step).get('state')
-        if metadata is None:
-            raise ValueError(
-                f'checkpoint {step} in {self._directory} is incomplete, copied or '
-                'removed in part: copy it again, or move it away to restore another.'
-            )
-        saved = metadata.tree
-        names = asked | saved if whole else asked
+        names = {**asked, **saved} if whole else asked
         pairs = [(n, _shape(saved.get(n)), _shape(asked.get(n))) for n in names]
         differing = [
             f'{name}: {old} in the checkpoint, {new} asked for'
@@ -259,10 +387,77 @@ def _directory(workdir: str | os.PathLike[str]) -> pathlib.Path:
     return run_folder.absolute(workdir) / 'checkpoints'
 
 
-def _quality(metrics: Mapping[str, float | None] | None) -> float:
+def _on_disk(directory: pathlib.Path) -> list[int]:
+    """The steps of the complete checkpoints in a folder, ascending."""
+    if not directory.is_dir():
+        return []
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        # Not 0100, a copy that somebody made.
+        if path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
+    )
+
+
+@contextlib.contextmanager
+def _plainly_named(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name for a folder that is no pattern where orbax has a glob, and has no
+    backslash, which TensorStore takes for a slash."""
+    if not re.search(r'[][*?\\]', str(directory)):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder, 'checkpoints')
+        link.symlink_to(directory)
+        yield link
+
+
+class _Kept:
+    """Which checkpoints stay: the last, the best, and what may be the best of them."""
+
+    def __init__(self, directory: pathlib.Path, last: int):
+        self._directory = directory
+        self._last = last
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        del context
+        folders = {c.step: self._directory / str(c.step) for c in checkpoints}
+        stray = {step for step, folder in folders.items() if folder.is_file()}
+        steps = [step for step in folders if step not in stray]
+        qualities, unknown = {}, set()
+        for step in steps:
+            try:
+                qualities[step] = _quality(folders[step])
+            except integrity.DamagedError:
+                unknown.add(step)
+        kept = {*steps[-self._last :], _best(qualities), *unknown, *stray}
+        return [step in kept for step in folders]
+
+
+def _quality(folder: pathlib.Path) -> float:
     """What the best checkpoint has most of; infinitely little if it has no loss."""
-    loss = (metrics or {}).get('loss')
+    metrics = integrity.read_json(folder, _METRICS)
+    loss = metrics.get('loss') if isinstance(metrics, dict) else None
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def _best(qualities: Mapping[int, float]) -> int | None:
+    known = [(q, step) for step, q in qualities.items() if q > -math.inf]
+    return max(known)[1] if known else None
+
+
+def _of_first_process(told: Callable[[], str]) -> str:
+    """What process 0 is told, in every process."""
+    if jax.process_count() == 1:
+        return told()
+    text = np.zeros(_LONGEST, np.uint8)
+    if jax.process_index() == 0:
+        encoded = told().encode()[:_LONGEST]
+        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    text = multihost_utils.broadcast_one_to_all(text)
+    return bytes(text).rstrip(b'\0').decode('utf-8', 'ignore')
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

@@ -95,10 +95,8 @@ def train(
 
 def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, Any]:
     run, checkpointer = training.run, training.checkpointer
-    if checkpointer.latest_step() is None:
-        state = start.first_state(run, parameters)
-    else:
-        state, _ = checkpointer.restore(run.state, training.iterator)
+    restored = checkpointer.resume(run.state, training.iterator)
+    state = restored[0] if restored else start.first_state(run, parameters)
     first_step = int(state.step)
     traced, steps = training.traced, run.config.steps
     if traced and first_step >= traced[0]:

@@ -102,3 +102,28 @@ def test_time_is_over_for_all_processes(tmp_path):
     ]
     assert time.monotonic() - before > 12
     assert re.search('final validation after .* BLEU', said[0]), said
+
+
+def test_all_processes_go_on_from_the_same_intact_checkpoint(tmp_path):
+    text, workdir = tmp_path / 'text.txt', tmp_path / 'run[1]'
+    text.write_text('to be or not to be, ' * 1000)
+    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={workdir}']
+
+    def train(steps):
+        flags = (f'--config.steps={steps}', '--config.checkpoint_every=2')
+        both = _start('train.py', *run, *flags)
+        said = [process.communicate(timeout=120)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        return said
+
+    train(4)
+    arrays = (workdir / 'checkpoints' / '4' / 'state').rglob('d/*')
+    largest = max(arrays, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    said = train(6)
+    assert f'{largest.name} is not as it was written' in said[0]
+    assert 'going on from step 2' in said[0] and 'resuming at step 2' in said[0]
+    saved = {path.name for path in (workdir / 'checkpoints').iterdir()}
+    assert saved >= {'4', '6', 'damaged_4'}
