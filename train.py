@@ -4,8 +4,24 @@ Resumes by itself what the run folder (--workdir) already holds. Every field of 
 config can be set on the command line: --config.optimizer.learning_rate=1e-3
 """
 
+# ruff: noqa: E402
 import os
+import signal
 import sys
+
+
+def _end(number: int, _: object) -> None:
+    # Not print, which may be what was interrupted.
+    line = f'stopped by {signal.Signals(number).name}; the same command goes on\n'
+    os.write(1, line.encode())
+    os._exit(os.EX_TEMPFAIL)
+
+
+# Heard from before the imports, which take seconds, to the end; loop.train, which has
+# something to save, listens itself.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(_number) != signal.SIG_IGN:
+        signal.signal(_number, _end)
 
 from absl import app
 from absl import flags

@@ -1,7 +1,8 @@
-"""Run folders: config and record (folder), checkpoints, metrics."""
+"""Run folders: config and record (folder), owner (lock), checkpoints, metrics."""
 
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder
+from reformer_jax.runs import lock
 from reformer_jax.runs import metrics
 
-__all__ = ('checkpoint', 'folder', 'metrics')
+__all__ = ('checkpoint', 'folder', 'lock', 'metrics')

@@ -4,6 +4,7 @@ A run folder (`workdir`) holds
 
     config.json, config.1.json, ...   the run's config, and its allowed later changes
     runs.jsonl                        one line per start: when, what command and code
+    .lock                             see lock.py
     checkpoints/<step>/               see checkpoint.py
     metrics.jsonl, tensorboard/       see metrics.py
     evaluations/                      one file per call of eval.py
@@ -66,6 +67,7 @@ NO_TOKENIZER = 'bytes'
 _TOKENIZER = 'tokenizer.model'
 _RESULT = 'result.json'
 _TEMPORARY = '.config.json.tmp'
+LOCK = '.lock'
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
 
 
@@ -102,6 +104,22 @@ def open_workdir(
     if jax.process_index() != 0:
         return path
     config, record = as_json(config), _run_record()
+    make(path)
+    earlier = _config_files(path)
+    if earlier:
+        saved = check_same_run(path, config, defaults)
+        if saved != config:
+            write_json(path / f'config.{len(earlier)}.json', config)
+    else:
+        write_json(path / 'config.json', config)
+    with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
+        file.write(json.dumps(record) + '\n')
+    return path
+
+
+def make(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Makes a folder that may become or is a run's; errors as of `open_workdir`."""
+    path = absolute(workdir)
     if path.is_file():
         raise FileExistsError(f'workdir {path} is a file. Give --workdir a folder.')
     try:
@@ -113,22 +131,13 @@ def open_workdir(
         raise ValueError(
             f'workdir {path} {problem}. Give --workdir a folder you may write to.'
         )
-    earlier = _config_files(path)
-    if earlier:
-        saved = check_same_run(path, config, defaults)
-        if saved != config:
-            write_json(path / f'config.{len(earlier)}.json', config)
-    else:
-        entries = sorted(p.name for p in path.iterdir() if p.name != _TEMPORARY)
-        if entries:
-            raise FileExistsError(
-                f'workdir {path} is not empty ({", ".join(entries[:3])}) and has no '
-                'config.json: it is not a run folder, and is left as it is. Give '
-                '--workdir a new or an empty folder.'
-            )
-        write_json(path / 'config.json', config)
-    with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
-        file.write(json.dumps(record) + '\n')
+    entries = sorted({p.name for p in path.iterdir()} - {_TEMPORARY, LOCK})
+    if entries and not _config_files(path):
+        raise FileExistsError(
+            f'workdir {path} is not empty ({", ".join(entries[:3])}) and has no '
+            'config.json: it is not a run folder, and is left as it is. Give '
+            '--workdir a new or an empty folder.'
+        )
     return path
 
 
@@ -183,7 +192,7 @@ def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
     """Copies a tokenizer into a run folder that has none; process 0 does."""
     kept = absolute(workdir) / _TOKENIZER
     if jax.process_index() == 0 and not kept.is_file():
-        _write(kept, absolute(source).read_bytes())
+        write_file(kept, absolute(source).read_bytes())
 
 
 def write_evaluation(
@@ -200,7 +209,7 @@ def write_evaluation(
     path = folder / f'step_{step}_{now}.json'
     for name, texts in (lines or {}).items():
         content = ''.join(f'{text}\n' for text in texts)
-        _write(path.with_suffix(f'.{name}'), content.encode())
+        write_file(path.with_suffix(f'.{name}'), content.encode())
     write_json(path, record)
     return path
 
@@ -293,10 +302,11 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     """Writes all of a JSON file or nothing of it; numbers that are none as null."""
     text = json.dumps(as_json(fields), indent=2, allow_nan=False)
-    _write(file, f'{text}\n'.encode())
+    write_file(file, f'{text}\n'.encode())
 
 
-def _write(file: pathlib.Path, content: bytes) -> None:
+def write_file(file: pathlib.Path, content: bytes) -> None:
+    """Writes all of a file or nothing of it."""
     temporary = file.with_name(f'.{file.name}.tmp')
     with open(temporary, 'wb') as stream:
         stream.write(content)

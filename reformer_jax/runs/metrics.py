@@ -1,8 +1,9 @@
 """Metrics of a run: written as JSON lines and TensorBoard files, shown as text.
 
 `<workdir>/metrics.jsonl` holds one JSON object a line: step, split and the values of
-that moment. It is only ever appended to. A run that resumes from a checkpoint writes
-the steps since that checkpoint again: of two lines of one step, the later counts.
+that moment. A run that resumes from a checkpoint does the steps since that checkpoint
+again, and their lines too: the earlier ones are taken out, so that a step has one line
+of each split. (Folders of before have several: the last counts.)
 """
 
 import contextlib
@@ -20,16 +21,22 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from reformer_jax import progress
+from reformer_jax.runs import folder as run_folder
 
 
 class Writer:
-    """Appends a run's metrics to its folder.
+    """Adds to a run's metrics in its folder.
 
     A context manager. Every process of a run makes one; the first one's writes.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
-        """Opens `<workdir>/metrics.jsonl` and a new file in `<workdir>/tensorboard`.
+    def __init__(self, workdir: str | os.PathLike[str], step: int):
+        """Opens `<workdir>/metrics.jsonl` and a new file in `<workdir>/tensorboard`,
+        for a run that has done `step` steps and will do the later ones again.
+
+        Their lines are taken out of metrics.jsonl, which is replaced as a whole. Of
+        TensorBoard's files none is changed: the new one tells TensorBoard to leave them
+        out, which shows what it has loaded of them until it is started again.
 
         Raises:
           FileNotFoundError: there is no such folder.
@@ -42,15 +49,15 @@ class Writer:
             raise FileNotFoundError(
                 f'workdir {folder} is not a folder: run_folder.open_workdir makes it.'
             )
-        path = folder / 'metrics.jsonl'
-        earlier = path.read_bytes() if path.is_file() else b''
-        self._file = open(path, 'a', encoding='utf-8')
-        if earlier and not earlier.endswith(b'\n'):  # killed in the middle of a line
-            self._file.write('\n')
+        self._path = folder / 'metrics.jsonl'
+        _take_out(self._path, lambda line: line['step'] > step)
+        self._file = open(self._path, 'a', encoding='utf-8')
         # Event files are named by the second, which two starts may share, and opening
         # one of the same name would empty it.
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(folder / 'tensorboard'), filename_suffix=f'.{time.time_ns()}'
+            str(folder / 'tensorboard'),
+            filename_suffix=f'.{time.time_ns()}',
+            purge_step=step + 1,
         )
 
     def __enter__(self) -> Self:
@@ -85,6 +92,31 @@ class Writer:
         for name, value in scalars.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f'{split}/{name}', value, int(step))
+
+    def replace(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """As `write`, in place of what there is of this split after so many steps."""
+        if self._writes:
+            self._file.close()
+            of = (step, split)
+            _take_out(self._path, lambda line: (line['step'], line['split']) == of)
+            self._file = open(self._path, 'a', encoding='utf-8')
+        self.write(step, split, values)
+
+
+def _take_out(path: pathlib.Path, chosen: Callable[[dict[str, Any]], bool]) -> None:
+    """Takes lines out of a metrics.jsonl, and a last one that a killed run left
+    incomplete; what else is no metrics stays."""
+    content = path.read_bytes() if path.is_file() else b''
+    kept = []
+    for line in content.splitlines(keepends=True):
+        try:
+            out = chosen(json.loads(line))
+        except (ValueError, TypeError, KeyError):
+            out = not line.endswith(b'\n')
+        if not out:
+            kept.append(line if line.endswith(b'\n') else line + b'\n')
+    if (rest := b''.join(kept)) != content:
+        run_folder.write_file(path, rest)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

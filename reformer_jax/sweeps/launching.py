@@ -1,8 +1,6 @@
 """Runs the commands of a sweep: each in a process of its own, some at a time."""
 
 import concurrent.futures
-import contextlib
-import fcntl
 import os
 import pathlib
 import queue
@@ -11,22 +9,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from reformer_jax import progress
+from reformer_jax.runs import lock
 from reformer_jax.sweeps import points as points_lib
 
 _GPUS = 'CUDA_VISIBLE_DEVICES'
 _SECONDS_BETWEEN_LOOKS = 1.0  # at how far the runs are
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+# Becomes the command that follows, which Linux stops (prctl, PR_SET_PDEATHSIG) when the
+# process named first, the one that started it, has ended, kill -9 included.
+_WITH_PARENT = f"""
+import ctypes, os, sys
+if sys.platform == 'linux':
+    ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+if os.getppid() != int(sys.argv[1]):
+    sys.exit('the sweep has ended')
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class _Processes:
     """The processes that are running; a context manager that listens for signals.
 
-    The first SIGINT, SIGTERM or SIGHUP stops all, each run after the step in progress
-    with a checkpoint; the second kills them. Then nothing more is to be started, which
-    `stopping` says.
+    The first SIGINT, SIGTERM, SIGHUP (not under nohup) or SIGUSR1 stops all, each run
+    after the step in progress with a checkpoint; the second kills them. Then nothing
+    more is to be started, which `stopping` says. When this process is killed the others
+    get a SIGTERM (on Linux).
     """
 
     def __init__(self, lock_file: int) -> None:
@@ -36,8 +48,11 @@ class _Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def __enter__(self) -> Self:
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._handlers = {n: signal.signal(n, self._stop) for n in signals}
+        self._handlers = {
+            number: signal.signal(number, self._stop)
+            for number in _SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -50,8 +65,9 @@ class _Processes:
             output.write(f'$ {shlex.join(command)}\n'.encode())
             output.flush()
             # In a session of its own: a terminal's Ctrl-C comes from here alone.
+            parent = [sys.executable, '-c', _WITH_PARENT, str(os.getpid())]
             process = subprocess.Popen(
-                command,
+                [*parent, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -92,7 +108,7 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
     points_lib.record(sweep)
     (sweep.workdir / 'logs').mkdir(exist_ok=True)
     with (
-        _locked(sweep.workdir) as lock_file,
+        lock.hold(sweep.workdir) as lock_file,
         _Processes(lock_file) as processes,
         concurrent.futures.ThreadPoolExecutor(parallel) as pool,
     ):
@@ -131,20 +147,6 @@ def _show_progress(
             steps = sum(points_lib.step(point) or 0 for point in unfinished)
             advance(steps - shown)
             shown = steps
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[int]:
-    """Holds the lock of a sweep's folder; its processes hold it as long as they run."""
-    with open(folder / '.lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f'a sweep is running in {folder}, or what is left of one: wait for it, '
-                'or stop its processes.'
-            ) from error
-        yield file.fileno()
 
 
 def _run_point(

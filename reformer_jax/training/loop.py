@@ -24,6 +24,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import lock
 from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
@@ -58,18 +59,41 @@ def train(
 ) -> dict[str, Any]:
     """Trains for config.steps, resuming what `workdir` has; returns final metrics.
 
-    Everything the config says is checked before the run folder is touched. SIGINT and
-    SIGTERM end the run after the step in progress, with a checkpoint; it then returns
+    Everything the config says is checked before the run folder is touched, which this
+    call then keeps for itself. A signal (stopping.SIGNALS) ends the run after the step
+    in progress, with a checkpoint, before the first step at once; it then returns
     nothing. The last checkpoint is written before the final evaluation, which the next
     call makes up for where it is missing. A `profile` of 'FIRST:LAST' writes a trace of
     these steps into `<workdir>/profile`.
 
     Raises:
-      ValueError: a field is unknown or impossible, or the folder is another run's.
+      ValueError: a field is unknown or impossible, or the folder is another run's or in
+        use.
       FloatingPointError: the loss is not finite.
     """
-    started = time.monotonic()
+    with (
+        stopping.Stop(time.monotonic()) as stop,
+        contextlib.ExitStack() as opened,
+    ):
+        try:
+            with stop.at_once():
+                training, state = _open(config, workdir, profile, stop, opened)
+            return _train(training, state)
+        except stopping.Interrupted:
+            metrics.say('stopped before the first step; the same command goes on')
+            return {}
+
+
+def _open(
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    profile: str,
+    stop: stopping.Stop,
+    opened: contextlib.ExitStack,
+) -> tuple[_Training, TrainState]:
+    lock.check(workdir)
     run = start.open(config, workdir)
+    stop.limit(run.config.minutes)
     training_config.check_devices(run.config, run.mesh)
     memory.check_arrays((run.state, run.state.model), 'state and gradients')
     traced = _steps_to_trace(profile, run.config.steps)
@@ -79,24 +103,23 @@ def train(
     iterator = run.config.data.batches('train')
     evaluation.check_split(run, 'validation')
     absent = training_config.absent(run.fields)
+    if jax.process_index() == 0:  # for all of them
+        opened.enter_context(lock.hold(run_folder.make(workdir)))
     folder = run_folder.open_workdir(workdir, run.fields, absent)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
-    keep = run.config.keep_checkpoints
-    with (
-        jax.set_mesh(run.mesh),
-        checkpoint.Checkpointer(folder, keep=keep) as checkpointer,
-        metrics.Writer(folder) as writer,
-        stopping.Stop(started, run.config.minutes) as stop,
-    ):
-        training = _Training(run, folder, iterator, checkpointer, writer, stop, traced)
-        return _train(training, parameters)
-
-
-def _train(training: _Training, parameters: dict[str, jax.Array]) -> dict[str, Any]:
-    run, checkpointer = training.run, training.checkpointer
-    restored = checkpointer.resume(run.state, training.iterator)
+    opened.enter_context(jax.set_mesh(run.mesh))
+    checkpointer = opened.enter_context(
+        checkpoint.Checkpointer(folder, keep=run.config.keep_checkpoints)
+    )
+    restored = checkpointer.resume(run.state, iterator)
     state = restored[0] if restored else start.first_state(run, parameters)
+    writer = opened.enter_context(metrics.Writer(folder, int(state.step)))
+    return _Training(run, folder, iterator, checkpointer, writer, stop, traced), state
+
+
+def _train(training: _Training, state: TrainState) -> dict[str, Any]:
+    run, checkpointer = training.run, training.checkpointer
     first_step = int(state.step)
     traced, steps = training.traced, run.config.steps
     if traced and first_step >= traced[0]:
@@ -136,7 +159,10 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
         if step not in validated:  # a signal came in between
             _validate(training, state.model, step)
     compiling = time.monotonic()
-    compiled = {_shapes(batch): compile_train_step(run, batch) for batch in run.batches}
+    with stop.at_once():
+        compiled = {
+            _shapes(batch): compile_train_step(run, batch) for batch in run.batches
+        }
     for program in compiled.values():
         memory.check_step(program, run.config)
     shapes = f' for {len(compiled)} shapes of batches' if len(compiled) > 1 else ''
@@ -221,8 +247,9 @@ def _validate(
         if found is None:
             return None
         values |= found[0]
-    training.writer.write(step, 'validation', values)
+    # In this order: what a kill in between leaves out is made up for.
     training.checkpointer.record(step, values)
+    training.writer.replace(step, 'validation', values)
     if not np.isfinite(values['loss']):
         metrics.say(
             f'WARNING: the validation loss after {step} steps is {values["loss"]}, '

@@ -1,43 +1,62 @@
 """When a run ends before its last step."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+# Ctrl-C, kill, a terminal that closes, and the warning that Slurm sends when asked to.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Interrupted(BaseException):
+    """A signal came while there was nothing to save."""
+
 
 class Stop:
-    """A time limit, SIGINT or SIGTERM; a context manager that listens for the signals.
+    """A time limit or one of `SIGNALS`; a context manager that listens for these.
 
-    Several processes stop after the same step, whichever of them a signal reaches: JAX
-    passes SIGTERM on between them, so that one becomes what the others (SIGINT, the
-    first process's time limit) are told by. No step waits for that.
+    A signal that is ignored, as SIGHUP under nohup, stays so. A second one of a kind
+    ends the process as ever. Several processes stop after the same step, whichever of
+    them a signal reaches: JAX passes SIGTERM on between them, so that one becomes what
+    the others (the other signals, the first process's time limit) are told by. No step
+    waits for that.
 
     Attributes:
       by_signal: whether a signal came.
     """
 
-    def __init__(self, started: float, minutes: float):
-        """Stops `minutes` after `started` (time.monotonic); never by time if 0."""
-        self._end = started + 60 * minutes if minutes else None
+    def __init__(self, started: float):
+        """Counts time from `started` (time.monotonic)."""
+        self._started = started
+        self._end: float | None = None
         self._handlers: dict[int, Any] = {}
         self._several = jax.process_count() > 1
         self._calls = 0
+        self._at_once = False
         self._out_of_time = False
         self._agreed = False  # the processes have: JAX says so once
         self.by_signal = False
 
+    def limit(self, minutes: float) -> None:
+        """Stops `minutes` after the start; never by time if 0."""
+        self._end = self._started + 60 * minutes if minutes else None
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            # Of several processes SIGTERM belongs to JAX.
-            ours = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
-            for number in ours:
-                self._handlers[number] = signal.signal(number, self._stop)
+            for number in SIGNALS:
+                # Of several processes SIGTERM belongs to JAX.
+                if self._several and number == signal.SIGTERM:
+                    continue
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -49,8 +68,22 @@ class Stop:
         signal.signal(number, self._handlers[number])
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            self.by_signal = True
+            return
+        self.by_signal = True
+        if self._at_once:
+            raise Interrupted
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Where there is nothing to save: a signal raises `Interrupted`, unless there
+        are several processes, which stop together when they come to `now`."""
+        self._at_once = True
+        try:
+            if self.by_signal:
+                raise Interrupted
+            yield
+        finally:
+            self._at_once = False
 
     def now(self) -> bool:
         """Whether to stop; every process asks equally often."""

@@ -22,23 +22,30 @@ class Clock:
         return self.now
 
 
-def events(folder: pathlib.Path) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of every scalar of the folder's TensorBoard files."""
+def raw_events(folder: pathlib.Path) -> list[proto.event_pb2.Event]:
+    """All that the folder's TensorBoard files hold."""
     found = []
     for file in sorted(folder.iterdir()):
         data = file.read_bytes()
         while data:  # records: length (8 bytes), checksum (4), event, checksum (4)
             length = int.from_bytes(data[:8], 'little')
-            event = proto.event_pb2.Event.FromString(data[12 : 12 + length])
+            found.append(proto.event_pb2.Event.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
-            for value in event.summary.value:
-                found.append((value.tag, event.step, value.simple_value))
     return found
+
+
+def events(folder: pathlib.Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of every scalar of the folder's TensorBoard files."""
+    return [
+        (value.tag, event.step, value.simple_value)
+        for event in raw_events(folder)
+        for value in event.summary.value
+    ]
 
 
 def test_writes_each_line_at_once_and_tensorboard(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    with metrics.Writer(tmp_path) as writer:
+    with metrics.Writer(tmp_path, 0) as writer:
         writer.write(1, 'train', {'loss': np.float32(1.5), 'tokens_per_second': 7})
         assert path.read_text() == (
             '{"step": 1, "split": "train", "loss": 1.5, "tokens_per_second": 7.0}\n'
@@ -54,7 +61,7 @@ def test_writes_each_line_at_once_and_tensorboard(tmp_path):
 
 def test_an_earlier_run_stays(tmp_path):
     for step in (1, 2, 3):  # within one second, the resolution of event file names
-        with metrics.Writer(tmp_path) as writer:
+        with metrics.Writer(tmp_path, step - 1) as writer:
             writer.write(step, 'train', {'loss': step})
     lines = metrics.read(tmp_path / 'metrics.jsonl')
     assert [line['step'] for line in lines] == [1, 2, 3]
@@ -65,23 +72,55 @@ def test_a_truncated_line_spoils_no_other(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
     assert [line['step'] for line in metrics.read(path)] == [1]
-    with metrics.Writer(tmp_path) as writer:
+    with metrics.Writer(tmp_path, 1) as writer:
         writer.write(2, 'train', {'loss': 1.0})
     assert path.read_text().startswith(
-        '{"step": 1, "split": "train"}\n{"step": 2, "spl\n{"step": 2,'
+        '{"step": 1, "split": "train"}\n{"step": 2, "split'
     )
     assert [line['step'] for line in metrics.read(path)] == [1, 2]
 
 
+def test_lines_of_steps_that_are_done_again_are_taken_out(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    with metrics.Writer(tmp_path, 0) as writer:
+        for step in (1, 2, 3, 4):
+            writer.write(step, 'train', {'loss': step})
+            writer.write(step, 'validation', {'loss': step})
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write('a remark\n')
+    before = path.read_text().splitlines()
+    with open(path, encoding='utf-8') as reader, metrics.Writer(tmp_path, 2) as writer:
+        assert path.read_text().splitlines() == [*before[:4], 'a remark']
+        assert reader.read().splitlines() == before  # replaced, not rewritten in place
+        writer.write(3, 'train', {'loss': 9})
+        writer.replace(2, 'validation', {'loss': 8})
+        writer.replace(3, 'validation', {'loss': 7})
+    assert [(r['step'], r['split'], r.get('loss')) for r in metrics.read(path)] == [
+        (1, 'train', 1),
+        (1, 'validation', 1),
+        (2, 'train', 2),
+        (3, 'train', 9),
+        (2, 'validation', 8),
+        (3, 'validation', 7),
+    ]
+
+
+def test_tensorboard_is_told_where_a_run_goes_on(tmp_path):
+    with metrics.Writer(tmp_path, 2):
+        pass
+    found = raw_events(tmp_path / 'tensorboard')
+    assert [e.step for e in found if e.HasField('session_log')] == [3]
+
+
 def test_no_empty_lines_between_runs(tmp_path):
     for step in (1, 2):
-        with metrics.Writer(tmp_path) as writer:
+        with metrics.Writer(tmp_path, step - 1) as writer:
             writer.write(step, 'train', {})
     assert (tmp_path / 'metrics.jsonl').read_text().count('\n') == 2
 
 
 def test_non_finite_values_are_null(tmp_path):
-    with metrics.Writer(tmp_path) as writer:
+    with metrics.Writer(tmp_path, 0) as writer:
         writer.write(1, 'train', {'loss': math.nan, 'norm': -math.inf, 'rate': 2.0})
     text = (tmp_path / 'metrics.jsonl').read_text()
     strict = json.loads(text, parse_constant=pytest.fail)
@@ -104,7 +143,7 @@ def test_non_finite_values_are_null(tmp_path):
     ],
 )
 def test_wrong_values_are_named_and_nothing_is_written(tmp_path, values, message):
-    with metrics.Writer(tmp_path) as writer:
+    with metrics.Writer(tmp_path, 0) as writer:
         with pytest.raises(ValueError, match=message):
             writer.write(1, 'train', {'accuracy': 1.0} | values)
     assert (tmp_path / 'metrics.jsonl').read_text() == ''
@@ -113,7 +152,7 @@ def test_wrong_values_are_named_and_nothing_is_written(tmp_path, values, message
 
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere is not a folder'):
-        metrics.Writer(tmp_path / 'nowhere')
+        metrics.Writer(tmp_path / 'nowhere', 0)
 
 
 def test_read_refuses_what_is_not_metrics(tmp_path):
@@ -258,7 +297,7 @@ def test_table():
 
 def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('jax.process_index', lambda: 1)
-    with metrics.Writer(tmp_path) as writer:
+    with metrics.Writer(tmp_path, 0) as writer:
         writer.write(1, 'train', {'loss': 1.0})
         metrics.say('step  1/1')
     assert not capsys.readouterr().out and not list(tmp_path.iterdir())

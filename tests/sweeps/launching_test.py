@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from reformer_jax.runs import lock
 from reformer_jax.sweeps import launching
 from reformer_jax.sweeps import points as points_lib
 
@@ -118,8 +119,10 @@ def test_a_run_that_ends_early_is_not_evaluated(sweep_of, capsys):
 def test_one_sweep_at_a_time_in_a_folder(sweep_of):
     sweep = sweep_of({'seed': 5})
     points_lib.record(sweep)
-    with launching._locked(sweep.workdir):
-        with pytest.raises(ValueError, match='a sweep is running in'):
+    with lock.hold(sweep.workdir):
+        with pytest.raises(
+            ValueError, match=f'runs is in use by process {os.getpid()}'
+        ):
             launching.run(sweep, parallel=1)
     assert launching.run(sweep, parallel=1)
 
@@ -145,7 +148,7 @@ def test_more_points_at_a_time_than_gpus_are_refused(sweep_of, monkeypatch):
         launching.run(sweep_of({'seed': 5}), parallel=3)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize('number', launching._SIGNALS)
 def test_a_signal_stops_the_runs_and_starts_no_more(sweep_of, capsys, number):
     sweep = sweep_of({'seed': 2}, {'seed': 6})
 
@@ -188,6 +191,46 @@ def test_a_second_signal_kills(sweep_of):
     assert not launching.run(sweep, parallel=1)
     thread.join()
     assert time.monotonic() - started < 30
+
+
+def test_a_hangup_under_nohup_is_ignored(sweep_of):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with launching._Processes(0) as processes:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not processes.stopping
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+_SWEEP = """
+import pathlib, sys
+from reformer_jax.sweeps import launching
+with launching._Processes(0) as processes:
+    processes.call([sys.executable, sys.argv[1]], pathlib.Path(sys.argv[2]), None)
+"""
+_RUN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit('saved'))
+print('running', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not tell')
+def test_a_killed_sweep_stops_its_runs(tmp_path):
+    def wait_for(line):
+        end = time.monotonic() + 30
+        while not (log.exists() and line in log.read_text().splitlines()):
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.02)
+
+    log, program = tmp_path / 'log', tmp_path / 'train.py'
+    program.write_text(_RUN)
+    with subprocess.Popen([sys.executable, '-c', _SWEEP, program, log]) as sweep:
+        wait_for('running')
+        sweep.kill()
+    wait_for('saved')
 
 
 def test_command_lines_are_for_a_shell(sweep_of):
