@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from reformer_jax.model import config as model_config
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')
+# Of the running mean of the gradient's norm: about 100 steps.
+_MEAN_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,11 @@ class OptimizerConfig:
       eps: Adam's.
       weight_decay: adamw's, on matrices only.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+      skips: most updates in a row that are skipped because loss, gradient or the
+        parameters behind them are not finite, or for a spike; then the run stops. 0
+        stops at the first.
+      spike: the norm of a gradient above so many times its running mean is a spike,
+        such as 10; 0 for none.
       frozen: regular expression; parameters in whose names it is found stay as they
         are, '' for none. Names are those of checkpoints: embedding, position_tables.0,
         layers.<place in the pattern>.attention.query_key, norm.scale, head.output ...
@@ -48,6 +55,8 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    skips: int = 0
+    spike: float = 0.0
     frozen: str = ''
 
     def __post_init__(self):
@@ -125,7 +134,31 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             return 'frozen' if re.search(config.frozen, name) else 'trained'
 
         optimizer = optax.partition(parts, functools.partial(_map_names, label))
-    return optimizer
+    return optax.chain(_keep_norm_mean(), optimizer) if config.spike else optimizer
+
+
+class _NormMean(NamedTuple):
+    norm_mean: jax.Array  # 0 before the first step
+
+
+def _keep_norm_mean() -> optax.GradientTransformation:
+    """Keeps a running mean of the gradient's norm, and the gradient as it is."""
+
+    def update(
+        gradient: Any, state: _NormMean, params: Any = None
+    ) -> tuple[Any, _NormMean]:
+        del params
+        norm, mean = optax.tree.norm(gradient), state.norm_mean
+        moved = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * norm
+        return gradient, _NormMean(jnp.where(mean > 0, moved, norm))
+
+    return optax.GradientTransformation(lambda _: _NormMean(jnp.zeros(())), update)
+
+
+def of_mean(gradient_norm: jax.Array, opt_state: Any) -> jax.Array:
+    """The norm of a gradient by the running mean before it; 0 at the first step."""
+    mean = optax.tree.get(opt_state, 'norm_mean')
+    return jnp.where(mean > 0, gradient_norm / mean, 0.0)
 
 
 def check_frozen(config: OptimizerConfig, model: Any) -> None:
