@@ -12,6 +12,7 @@ import optax
 
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
+from reformer_jax.model import fields
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')
@@ -60,24 +61,33 @@ class OptimizerConfig:
     frozen: str = ''
 
     def __post_init__(self):
+        fields.check(self, 'optimizer.')
         for name, allowed in (('name', NAMES), ('decay', DECAYS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f'optimizer.{name}={getattr(self, name)!r} is none of {allowed}.'
                 )
-        if self.learning_rate <= 0 or self.warmup_steps < 1:
-            raise ValueError(
-                f'optimizer.learning_rate={self.learning_rate} and warmup_steps='
-                f'{self.warmup_steps} must be positive.'
-            )
+        for name, fits, limit in (
+            ('learning_rate', self.learning_rate > 0, 'must be positive'),
+            ('warmup_steps', self.warmup_steps > 0, 'must be positive'),
+            ('b1', 0 <= self.b1 < 1, 'is not in [0, 1): 0.9 is usual'),
+            ('b2', 0 <= self.b2 < 1, 'is not in [0, 1): 0.98 is usual'),
+            ('eps', self.eps > 0, 'must be positive: 1e-9 is usual'),
+            ('weight_decay', self.weight_decay >= 0, 'is negative: 0 has none'),
+            ('clip_norm', self.clip_norm >= 0, 'is negative: 0 does not clip'),
+            ('skips', self.skips >= 0, 'is negative: 0 skips none'),
+            (
+                'spike',
+                not 0 != self.spike <= 1,
+                'is not above 1: 10 is wide, 0 has none',
+            ),
+        ):
+            if not fits:
+                raise ValueError(f'optimizer.{name}={getattr(self, name)} {limit}.')
         if self.weight_decay and self.name != 'adamw':
             raise ValueError(
                 f'optimizer.weight_decay={self.weight_decay} has no effect on '
                 f"{self.name!r}: use optimizer.name='adamw' or 0."
-            )
-        if self.clip_norm < 0:
-            raise ValueError(
-                f'optimizer.clip_norm={self.clip_norm} is negative: 0 does not clip.'
             )
         try:
             re.compile(self.frozen)
