@@ -65,7 +65,7 @@ def step_products(config: ml_collections.ConfigDict) -> collections.Counter[Prod
         optimizer=run.optimizer,
         schedule=optimizer_lib.schedule(run.config.optimizer, run.config.steps),
         accumulate=run.config.accumulate,
-        frozen=run.config.optimizer.frozen,
+        config=run.config.optimizer,
     )
     with jax.set_mesh(run.mesh):
         return products(step, run.state, run.batch, jax.random.key(0))

@@ -1,6 +1,7 @@
 """Reformers as Flax modules: embeddings, layers, heads, and the config of them all."""
 
 from reformer_jax.model import config
+from reformer_jax.model import fields
 from reformer_jax.model import layers
 from reformer_jax.model import padding
 from reformer_jax.model.config import ModelConfig
@@ -19,6 +20,7 @@ __all__ = (
     'build',
     'config',
     'defaults',
+    'fields',
     'hash_rotations',
     'layers',
     'padding',

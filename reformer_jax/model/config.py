@@ -13,6 +13,7 @@ import numpy as np
 from reformer_jax.attention import choice
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
+from reformer_jax.model import fields
 
 ATTENTIONS = ('lsh', 'local', 'full')
 POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')
@@ -168,11 +169,12 @@ class ModelConfig:
     share_embedding: bool = _architecture(True)
 
     def __post_init__(self):
-        object.__setattr__(self, 'encoder', _encoder(self))
         for name in ('pattern', 'buckets', 'axial_shape', 'axial_sizes'):
             value = getattr(self, name)
             several = value if isinstance(value, tuple | list) else (value,)
             object.__setattr__(self, name, tuple(several))
+        fields.check(self, 'model.')
+        object.__setattr__(self, 'encoder', _encoder(self))
         _check_sizes(self)
         _check_choices(self)
         _check_attention(self)
@@ -257,14 +259,14 @@ class ModelConfig:
 def defaults(kind: Any = ModelConfig) -> dict[str, Any]:
     """The fields of a dataclass that have a default, for configs to list: a field that
     is not in a config can't be set on the command line."""
-    fields = dataclasses.fields(kind)
-    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    listed = dataclasses.fields(kind)
+    return {f.name: f.default for f in listed if f.default is not dataclasses.MISSING}
 
 
 def architecture_fields() -> tuple[str, ...]:
     """What a model that starts from another's parameters has to share with it."""
-    fields = dataclasses.fields(ModelConfig)
-    return tuple(field.name for field in fields if field.metadata.get('architecture'))
+    listed = dataclasses.fields(ModelConfig)
+    return tuple(field.name for field in listed if field.metadata.get('architecture'))
 
 
 def check_tokens(config: ModelConfig, tokens: np.ndarray, remedy: str = '') -> None:
@@ -411,6 +413,12 @@ def _check_sizes(config: ModelConfig) -> None:
             raise ValueError(
                 f'model.{name}={getattr(config, name)} must be at least 1.'
             )
+    for name in ('feed_forward_chunk_length', 'loss_chunk_length'):
+        if getattr(config, name) < 0:
+            raise ValueError(
+                f'model.{name}={getattr(config, name)} is negative: give the tokens at '
+                'a time, or 0 for all.'
+            )
     if not 0 <= config.dropout < 1:
         raise ValueError(f'model.dropout={config.dropout} is no rate in [0, 1).')
     if not 0 <= config.label_smoothing < 1:
@@ -423,7 +431,11 @@ def _check_sizes(config: ModelConfig) -> None:
             f'model.label_smoothing={config.label_smoothing} has no effect with '
             f'model.head={config.head!r}: set it to 0.'
         )
-    if not config.pattern or config.layers % len(config.pattern):
+    if not config.pattern:
+        raise ValueError(
+            f'model.pattern=() has no layer: give one or more of {ATTENTIONS}.'
+        )
+    if config.layers % len(config.pattern):
         raise ValueError(
             f'model.layers={config.layers} is no multiple of the pattern '
             f'{config.pattern} of {len(config.pattern)}: change one of them.'

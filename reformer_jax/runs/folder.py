@@ -39,6 +39,8 @@ CHANGEABLE = (
     'keep_checkpoints',
     'decoding',
     'mesh',
+    # No more than whether the run stops: what is finite is computed all the same.
+    'optimizer.skips',
 )
 # And these in how much memory, or by which code, the same function is computed. (What
 # is drawn for dropout, with accumulate for hashes too, may be something else.)
@@ -342,8 +344,8 @@ def check_same_run(
 
 
 def is_changeable(name: str) -> bool:
-    """Whether a field of this dotted name is one of `CHANGEABLE`."""
-    return name.split('.')[0] in CHANGEABLE
+    """Whether a field of this dotted name is one of `CHANGEABLE`, or in one."""
+    return name in CHANGEABLE or name.split('.')[0] in CHANGEABLE
 
 
 def differing_fields(

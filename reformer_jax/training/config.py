@@ -12,6 +12,7 @@ from reformer_jax import data
 from reformer_jax import sharding
 from reformer_jax.generation import translation
 from reformer_jax.model import config as model_config
+from reformer_jax.model import fields as fields_lib
 from reformer_jax.training import optimizer as optimizer_lib
 
 
@@ -104,6 +105,8 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
     if 'data' in fields:
         checked['data'] = data.open(fields['data'])
     run = _section(RunConfig, checked, '')
+    fields_lib.check(run.decoding, 'decoding.')
+    fields_lib.check(run, 'config.')
     for name in ('steps', 'log_every', 'keep_checkpoints', 'accumulate'):
         if getattr(run, name) < 1:
             raise ValueError(f'config.{name}={getattr(run, name)} must be at least 1.')

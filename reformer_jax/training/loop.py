@@ -28,6 +28,7 @@ from reformer_jax.runs import lock
 from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
 from reformer_jax.training import config as training_config
+from reformer_jax.training import divergence
 from reformer_jax.training import evaluation
 from reformer_jax.training import memory
 from reformer_jax.training import optimizer as optimizer_lib
@@ -69,7 +70,7 @@ def train(
     Raises:
       ValueError: a field is unknown or impossible, or the folder is another run's or in
         use.
-      FloatingPointError: the loss is not finite.
+      FloatingPointError: a loss, gradient or parameter is not finite.
     """
     with (
         stopping.Stop(time.monotonic()) as stop,
@@ -169,6 +170,7 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     seconds = time.monotonic() - compiling
     metrics.say(f'compiled the training step{shapes} in {seconds:.0f} s')
     throughput = metrics.Throughput()
+    watch = divergence.Watch(config.optimizer, training.checkpointer, step)
     since_log: list[Sums] = []
     tokens = of_sources = 0
     with contextlib.ExitStack() as tracing:
@@ -188,8 +190,10 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                 tracing.close()
             last = step == config.steps
             if last or _is_due(step, config.log_every):
-                values = _train_values(step, since_log)
+                watch.look(step, since_log)
+                values = _train_values(since_log)
                 _warn_of_what_was_missed(run, values)
+                divergence.warn_of_loss(config, 'training', step, values['loss'])
                 per_second = throughput.read(tokens, len(since_log))
                 values['tokens_per_second'] = per_second
                 if of_sources:
@@ -201,15 +205,13 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                 left = stop.seconds_left(throughput.seconds_left(config.steps - step))
                 metrics.say(metrics.progress_line(step, config.steps, values, left))
             if not last and _is_due(step, config.checkpoint_every):
-                if since_log:  # no checkpoint of a loss that is not finite
-                    _train_values(step, since_log)
+                watch.look(step, since_log)  # no checkpoint of what is not finite
                 with throughput.pause():
                     training.checkpointer.save(step, state, training.iterator)
             if not last and _is_due(step, config.eval_every):
                 with throughput.pause():
                     _validate(training, state.model, step)
-    if since_log:
-        _train_values(step, since_log)
+    watch.look(step, since_log)
     return state
 
 
@@ -250,11 +252,18 @@ def _validate(
     # In this order: what a kill in between leaves out is made up for.
     training.checkpointer.record(step, values)
     training.writer.replace(step, 'validation', values)
+    divergence.warn_of_loss(training.run.config, 'validation', step, values['loss'])
     if not np.isfinite(values['loss']):
-        metrics.say(
-            f'WARNING: the validation loss after {step} steps is {values["loss"]}, '
-            'though that of training is finite: this is never the best checkpoint'
+        told = (
+            f'the validation loss after {step} steps is {values["loss"]}, though that '
+            'of training is finite: this is never the best checkpoint'
         )
+        if final:
+            raise FloatingPointError(
+                f'{told}. Evaluate another, or start another run in '
+                "model.dtype='float32' or with a lower optimizer.learning_rate."
+            )
+        metrics.say(f'WARNING: {told}')
     if not final:
         metrics.say(metrics.summary('validation', step, values))
     return values
@@ -269,7 +278,7 @@ def compile_train_step(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]):
         optimizer=run.optimizer,
         schedule=optimizer_lib.schedule(config.optimizer, config.steps),
         accumulate=config.accumulate,
-        frozen=config.optimizer.frozen,
+        config=config.optimizer,
     )
     shardings = jax.tree.map(lambda x: x.sharding, run.state)
     everywhere = NamedSharding(run.mesh, P())
@@ -296,24 +305,22 @@ def _tokens_of_sources(batch: Mapping[str, np.ndarray]) -> int:
     return batch['source'].size if 'source' in batch else 0
 
 
-def _train_values(step: int, since_log: list[Sums]) -> dict[str, float]:
-    """Means over the steps since the last log; waits for the last of them."""
-    host = jax.device_get(since_log)
+def _train_values(since_log: list[Sums]) -> dict[str, float]:
+    """Means over the steps since the last log, without those that were skipped unless
+    all were; waits for the last of them."""
+    every = jax.device_get(since_log)
+    host = [s for s in every if not s.get('skipped')] or every
     total = {name: sum(float(s[name]) for s in host) for name in host[0]}
     values = metrics.means(total)
-    if not np.isfinite(values['loss']):
-        raise FloatingPointError(
-            f'the loss became {values["loss"]} between steps {step - len(host)} and '
-            f'{step}: the run stops before a checkpoint is written. Resume from the '
-            'last one with a lower optimizer.learning_rate or optimizer.clip_norm=1.'
-        )
     if 'smoothed_loss' in total:
         values['smoothed_loss'] = total['smoothed_loss'] / max(total['weight'], 1.0)
-    for name in ('grad_norm', 'learning_rate'):
+    for name in ('grad_norm', 'parameter_norm', 'learning_rate'):
         values[name] = float(host[-1][name])
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
     if 'missed' in total:
         values['missed'] = total['missed']
+    if 'skipped' in total:
+        values['skipped'] = float(sum(bool(s['skipped']) for s in every))
     return values
 
 

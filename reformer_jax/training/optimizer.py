@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,12 @@ import optax
 
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
+from reformer_jax.model import fields
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')
+# Of the running mean of the gradient's norm: about 100 steps.
+_MEAN_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,11 @@ class OptimizerConfig:
       eps: Adam's.
       weight_decay: adamw's, on matrices only.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+      skips: most updates in a row that are skipped because loss, gradient or the
+        parameters behind them are not finite, or for a spike; then the run stops. 0
+        stops at the first.
+      spike: the norm of a gradient above so many times its running mean is a spike,
+        such as 10; 0 for none.
       frozen: regular expression; parameters in whose names it is found stay as they
         are, '' for none. Names are those of checkpoints: embedding, position_tables.0,
         layers.<place in the pattern>.attention.query_key, norm.scale, head.output ...
@@ -48,27 +56,38 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0
     clip_norm: float = 0.0
+    skips: int = 0
+    spike: float = 0.0
     frozen: str = ''
 
     def __post_init__(self):
+        fields.check(self, 'optimizer.')
         for name, allowed in (('name', NAMES), ('decay', DECAYS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f'optimizer.{name}={getattr(self, name)!r} is none of {allowed}.'
                 )
-        if self.learning_rate <= 0 or self.warmup_steps < 1:
-            raise ValueError(
-                f'optimizer.learning_rate={self.learning_rate} and warmup_steps='
-                f'{self.warmup_steps} must be positive.'
-            )
+        for name, fits, limit in (
+            ('learning_rate', self.learning_rate > 0, 'must be positive'),
+            ('warmup_steps', self.warmup_steps > 0, 'must be positive'),
+            ('b1', 0 <= self.b1 < 1, 'is not in [0, 1): 0.9 is usual'),
+            ('b2', 0 <= self.b2 < 1, 'is not in [0, 1): 0.98 is usual'),
+            ('eps', self.eps > 0, 'must be positive: 1e-9 is usual'),
+            ('weight_decay', self.weight_decay >= 0, 'is negative: 0 has none'),
+            ('clip_norm', self.clip_norm >= 0, 'is negative: 0 does not clip'),
+            ('skips', self.skips >= 0, 'is negative: 0 skips none'),
+            (
+                'spike',
+                not 0 != self.spike <= 1,
+                'is not above 1: 10 is wide, 0 has none',
+            ),
+        ):
+            if not fits:
+                raise ValueError(f'optimizer.{name}={getattr(self, name)} {limit}.')
         if self.weight_decay and self.name != 'adamw':
             raise ValueError(
                 f'optimizer.weight_decay={self.weight_decay} has no effect on '
                 f"{self.name!r}: use optimizer.name='adamw' or 0."
-            )
-        if self.clip_norm < 0:
-            raise ValueError(
-                f'optimizer.clip_norm={self.clip_norm} is negative: 0 does not clip.'
             )
         try:
             re.compile(self.frozen)
@@ -125,7 +144,31 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
             return 'frozen' if re.search(config.frozen, name) else 'trained'
 
         optimizer = optax.partition(parts, functools.partial(_map_names, label))
-    return optimizer
+    return optax.chain(_keep_norm_mean(), optimizer) if config.spike else optimizer
+
+
+class _NormMean(NamedTuple):
+    norm_mean: jax.Array  # 0 before the first step
+
+
+def _keep_norm_mean() -> optax.GradientTransformation:
+    """Keeps a running mean of the gradient's norm, and the gradient as it is."""
+
+    def update(
+        gradient: Any, state: _NormMean, params: Any = None
+    ) -> tuple[Any, _NormMean]:
+        del params
+        norm, mean = optax.tree.norm(gradient), state.norm_mean
+        moved = _MEAN_DECAY * mean + (1 - _MEAN_DECAY) * norm
+        return gradient, _NormMean(jnp.where(mean > 0, moved, norm))
+
+    return optax.GradientTransformation(lambda _: _NormMean(jnp.zeros(())), update)
+
+
+def of_mean(gradient_norm: jax.Array, opt_state: Any) -> jax.Array:
+    """The norm of a gradient by the running mean before it; 0 at the first step."""
+    mean = optax.tree.get(opt_state, 'norm_mean')
+    return jnp.where(mean > 0, gradient_norm / mean, 0.0)
 
 
 def check_frozen(config: OptimizerConfig, model: Any) -> None:

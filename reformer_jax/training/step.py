@@ -53,9 +53,13 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     accumulate: int,
-    frozen: str = '',
+    config: optimizer_lib.OptimizerConfig = optimizer_lib.OptimizerConfig(),  # noqa: B008, it is immutable
 ) -> tuple[TrainState, Sums]:
-    """One optimizer step on the mean loss of the batch; returns its sums as well."""
+    """One optimizer step on the mean loss of the batch; returns its sums as well.
+
+    With config.skips the state stays as it is, but for the number of steps, where they
+    are not finite or there is a spike: 'skipped' then is True.
+    """
     key = jax.random.fold_in(key, state.step)
     gradients_of = jax.grad(sums, argnums=(0, 1), has_aux=True)
     of_part = functools.partial(gradients_of, state.model, jnp.zeros(()))
@@ -77,15 +81,31 @@ def train_step(
             add_part, zeros, (parts, jnp.arange(accumulate))
         )
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
-    gradient = optimizer_lib.without_frozen(frozen, gradient)
+    gradient = optimizer_lib.without_frozen(config.frozen, gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-    config = state.model.config
-    if any(_has_exact_inversion(c) for c in (config, config.encoder)):
+    sides = state.model.config, state.model.config.encoder
+    if any(map(_has_exact_inversion, sides)):
         total['missed'] = missed
     total['grad_norm'] = optax.tree.norm(gradient)
     total['learning_rate'] = schedule(state.step)
     model = optax.apply_updates(state.model, updates)
+    total['parameter_norm'] = optax.tree.norm(model)
+    if config.spike:
+        total['spike'] = optimizer_lib.of_mean(total['grad_norm'], state.opt_state)
+    if config.skips:
+        total['skipped'] = wrong = _is_wrong(config, total)
+        model, opt_state = jax.tree.map(
+            lambda old, new: jnp.where(wrong, old, new),
+            (state.model, state.opt_state),
+            (model, opt_state),
+        )
     return TrainState(state.step + 1, model, opt_state), total
+
+
+def _is_wrong(config: optimizer_lib.OptimizerConfig, total: Sums) -> jax.Array:
+    names = ('loss', 'grad_norm', 'parameter_norm')
+    wrong = ~jnp.isfinite(jnp.stack([total[name] for name in names])).all()
+    return wrong | (total['spike'] > config.spike) if config.spike else wrong
 
 
 def _together(a: Sums, b: Sums) -> Sums:

@@ -180,7 +180,16 @@ def test_every_optimizer_descends(name):
         ({'learning_rate': 0.0}, 'learning_rate=0.0 .*must be positive'),
         ({'warmup_steps': 0}, 'warmup_steps=0 must be positive'),
         ({'weight_decay': 0.1}, "weight_decay=0.1 .*'adam': use .*adamw"),
+        ({'weight_decay': -0.1, 'name': 'adamw'}, 'weight_decay=-0.1 is negative'),
         ({'clip_norm': -1.0}, 'clip_norm=-1.0 is negative: 0 does not clip'),
+        ({'learning_rate': np.inf}, 'learning_rate=inf must be a finite number'),
+        ({'eps': np.nan}, 'eps=nan must be a finite number'),
+        ({'eps': 0.0}, 'eps=0.0 must be positive: 1e-9 is usual'),
+        ({'b1': 1.0}, r'optimizer.b1=1.0 is not in \[0, 1\): 0.9 is usual'),
+        ({'b2': -0.1}, r'optimizer.b2=-0.1 is not in \[0, 1\)'),
+        ({'warmup_steps': 1.5}, 'warmup_steps=1.5 must be a whole number'),
+        ({'skips': -1}, 'skips=-1 is negative: 0 skips none'),
+        ({'spike': 1.0}, 'spike=1.0 is not above 1: 10 is wide, 0 has none'),
     ],
 )
 def test_errors(fields, message):
