@@ -9,6 +9,7 @@ what is damaged later is found before it is used.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import pathlib
@@ -150,7 +151,8 @@ class Checkpointer:
         if jax.process_index() == 0:
             folder = self._directory / str(step)
             (folder / _METRICS).parent.mkdir(exist_ok=True)
-            integrity.replace_json(folder, _METRICS, metrics)
+            with self._naming(step):
+                integrity.replace_json(folder, _METRICS, metrics)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'metrics of step {step}')
 
@@ -189,8 +191,9 @@ class Checkpointer:
 
     def _move_aside(self, damaged: Mapping[int, str], intact: int) -> None:
         for step, problem in damaged.items():
-            taken = len(list(self._directory.glob(f'{_DAMAGED}{step}*')))
-            name = f'{_DAMAGED}{step}' + (f'.{taken}' if taken else '')
+            numbered = (f'{_DAMAGED}{step}.{number}' for number in itertools.count(1))
+            names = itertools.chain([f'{_DAMAGED}{step}'], numbered)
+            name = next(n for n in names if not (self._directory / n).exists())
             if jax.process_index() == 0:
                 (self._directory / str(step)).rename(self._directory / name)
             metrics_lib.say(
