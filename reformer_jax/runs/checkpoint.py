@@ -312,8 +312,8 @@ class Checkpointer:
         def problem() -> str:
             if not integrity.is_sealed(folder):
                 # Not on standard output, where a sample is.
-                told = f'checkpoint {step} in {self._directory} has no digests, as none'
-                print(f'{told} had once: it is not verified', file=sys.stderr)
+                told = f'checkpoint {step} in {self._directory} is not verified:'
+                print(f'{told} it has no digests, as once none had', file=sys.stderr)
                 return ''
             try:
                 integrity.check(folder)
