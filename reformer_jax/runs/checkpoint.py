@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from reformer_jax.runs import metrics as metrics_lib
 
 _METRICS = 'metrics/metrics'
 _DAMAGED = 'damaged_'
+_REMOVING = 'removing'
 _MANIFEST = 'state/manifest.ocdbt'
 # orbax writes into it after the digests; nothing reads it.
 _NOT_SEALED = '_CHECKPOINT_METADATA'
@@ -84,6 +86,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
                 preservation_policy=_Kept(self._directory, self._keep),
+                todelete_subdir=_REMOVING,  # or a kill would leave half of one
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 lightweight_initialize=True,  # reads no file that may be damaged
             ),
@@ -95,6 +98,7 @@ class Checkpointer:
     def __exit__(self, *_: Any) -> None:
         with self._closing:
             if self._manager is not None:
+                self._settle(self._manager)
                 self._manager.close()
 
     def save(
@@ -300,10 +304,16 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         if self._manager is None:
             return _on_disk(self._directory)
-        self._manager.wait_until_finished()
+        self._settle(self._manager)
         # Not read from the disk, which several processes may see at different times.
         steps = sorted(self._manager.all_steps())
         return [step for step in steps if not (self._directory / str(step)).is_file()]
+
+    def _settle(self, manager: ocp.CheckpointManager) -> None:
+        """Waits for a save in progress; what is not to be kept then goes."""
+        manager.wait_until_finished()
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / _REMOVING, ignore_errors=True)
 
     def _verify(self, step: int) -> None:
         """Compares the files of a checkpoint with their digests, in process 0."""

@@ -201,6 +201,25 @@ def test_a_kill_while_metrics_are_recorded(run, monkeypatch, writes):
     assert _resume(run) == 3
 
 
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(run, monkeypatch):
+    def killed(folder, **_):
+        if os.path.exists(folder):
+            raise KeyboardInterrupt
+
+    checkpoints = run / 'checkpoints'
+    whole = len(list((checkpoints / '1').rglob('*')))
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, 'rmtree', killed)
+        with pytest.raises(KeyboardInterrupt):
+            with checkpoint.Checkpointer(run, keep=2) as saver:
+                saver.save(4, _of_step(4), _iterator())
+    assert not (checkpoints / '1').exists()
+    assert len(list((checkpoints / 'removing' / '1').rglob('*'))) == whole
+    with checkpoint.Checkpointer(run, keep=2) as saver:
+        assert saver.latest_step() == 4
+    assert {path.name for path in checkpoints.iterdir()} == {'2', '3', '4'}
+
+
 def test_metrics_are_recorded_while_a_checkpoint_is_read(run, monkeypatch):
     digest = integrity._digest
 
