@@ -9,10 +9,12 @@ what is damaged later is found before it is used.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +32,7 @@ from reformer_jax.runs import metrics as metrics_lib
 
 _METRICS = 'metrics/metrics'
 _DAMAGED = 'damaged_'
+_REMOVING = 'removing'
 _MANIFEST = 'state/manifest.ocdbt'
 # orbax writes into it after the digests; nothing reads it.
 _NOT_SEALED = '_CHECKPOINT_METADATA'
@@ -83,6 +86,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
                 preservation_policy=_Kept(self._directory, self._keep),
+                todelete_subdir=_REMOVING,  # or a kill would leave half of one
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 lightweight_initialize=True,  # reads no file that may be damaged
             ),
@@ -94,6 +98,7 @@ class Checkpointer:
     def __exit__(self, *_: Any) -> None:
         with self._closing:
             if self._manager is not None:
+                self._settle(self._manager)
                 self._manager.close()
 
     def save(
@@ -150,7 +155,8 @@ class Checkpointer:
         if jax.process_index() == 0:
             folder = self._directory / str(step)
             (folder / _METRICS).parent.mkdir(exist_ok=True)
-            integrity.replace_json(folder, _METRICS, metrics)
+            with self._naming(step):
+                integrity.replace_json(folder, _METRICS, metrics)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'metrics of step {step}')
 
@@ -189,8 +195,9 @@ class Checkpointer:
 
     def _move_aside(self, damaged: Mapping[int, str], intact: int) -> None:
         for step, problem in damaged.items():
-            taken = len(list(self._directory.glob(f'{_DAMAGED}{step}*')))
-            name = f'{_DAMAGED}{step}' + (f'.{taken}' if taken else '')
+            numbered = (f'{_DAMAGED}{step}.{number}' for number in itertools.count(1))
+            names = itertools.chain([f'{_DAMAGED}{step}'], numbered)
+            name = next(n for n in names if not (self._directory / n).exists())
             if jax.process_index() == 0:
                 (self._directory / str(step)).rename(self._directory / name)
             metrics_lib.say(
@@ -297,10 +304,16 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         if self._manager is None:
             return _on_disk(self._directory)
-        self._manager.wait_until_finished()
+        self._settle(self._manager)
         # Not read from the disk, which several processes may see at different times.
         steps = sorted(self._manager.all_steps())
         return [step for step in steps if not (self._directory / str(step)).is_file()]
+
+    def _settle(self, manager: ocp.CheckpointManager) -> None:
+        """Waits for a save in progress; what is not to be kept then goes."""
+        manager.wait_until_finished()
+        if jax.process_index() == 0:
+            shutil.rmtree(self._directory / _REMOVING, ignore_errors=True)
 
     def _verify(self, step: int) -> None:
         """Compares the files of a checkpoint with their digests, in process 0."""
@@ -309,8 +322,8 @@ class Checkpointer:
         def problem() -> str:
             if not integrity.is_sealed(folder):
                 # Not on standard output, where a sample is.
-                told = f'checkpoint {step} in {self._directory} has no digests, as none'
-                print(f'{told} had once: it is not verified', file=sys.stderr)
+                told = f'checkpoint {step} in {self._directory} is not verified:'
+                print(f'{told} it has no digests, as once none had', file=sys.stderr)
                 return ''
             try:
                 integrity.check(folder)

@@ -43,7 +43,8 @@ def check(folder: pathlib.Path) -> None:
             found = _digest(folder / name)
         except OSError as error:
             raise _unreadable(name, error) from error
-        if found not in known:
+        # It may have been replaced since the digests were read.
+        if found not in known and found not in _digests(folder).get(name, []):
             raise _changed(name)
 
 
@@ -53,10 +54,14 @@ def read_json(folder: pathlib.Path, name: str) -> Any:
     Raises:
       DamagedError: it was changed, or is not JSON.
     """
-    known = _digests(folder).get(name) if is_sealed(folder) else None
-    if known is None and not (folder / name).exists():
+    sealed = is_sealed(folder)
+    if not (folder / name).exists() and not (sealed and name in _digests(folder)):
         return None
-    return _json(folder, name, known)
+    content = _content(folder, name)
+    found = hashlib.sha256(content).hexdigest()
+    if sealed and found not in _digests(folder).get(name, []):
+        raise _changed(name)
+    return _json(name, content)
 
 
 def replace_json(folder: pathlib.Path, name: str, fields: Mapping[str, Any]) -> None:
@@ -70,20 +75,21 @@ def replace_json(folder: pathlib.Path, name: str, fields: Mapping[str, Any]) -> 
 
 
 def _digests(folder: pathlib.Path) -> dict[str, list[str]]:
-    digests = _json(folder, FILE, None)
+    digests = _json(FILE, _content(folder, FILE))
     is_dict = isinstance(digests, dict) and digests
     if not is_dict or not all(isinstance(known, list) for known in digests.values()):
         raise _changed(FILE)
     return digests
 
 
-def _json(folder: pathlib.Path, name: str, known: list[str] | None) -> Any:
+def _content(folder: pathlib.Path, name: str) -> bytes:
     try:
-        content = (folder / name).read_bytes()
+        return (folder / name).read_bytes()
     except OSError as error:
         raise _unreadable(name, error) from error
-    if known is not None and hashlib.sha256(content).hexdigest() not in known:
-        raise _changed(name)
+
+
+def _json(name: str, content: bytes) -> Any:
     try:
         # Folders of before have NaN, which is not JSON.
         return json.loads(content, parse_constant=lambda _: None)

@@ -109,11 +109,10 @@ def test_a_damaged_checkpoint_is_named_and_moved_aside(run, damage, capsys):
 def test_a_resumed_run_goes_on_beside_what_was_moved_aside(run):
     for _ in range(2):
         _flip(_files(run)[-1])
-        assert _resume(run) == 2
-        with checkpoint.Checkpointer(run, keep=3) as saver:
-            saver.save(3, _of_step(3), _iterator())
-            saver.save(4, _of_step(4), _iterator())
-        shutil.rmtree(run / 'checkpoints' / '4')
+        with checkpoint.Checkpointer(run, keep=1) as saver:
+            _, step = saver.resume(_STATE, _iterator())
+            assert step == 2
+            assert saver.save(3, _of_step(3), _iterator())
     names = {path.name for path in (run / 'checkpoints').iterdir()}
     assert names == {'2', '3', 'damaged_3', 'damaged_3.1'}
 
@@ -141,21 +140,27 @@ def test_a_run_without_checkpoints_starts(tmp_path):
 
 
 def test_a_damaged_best_one_is_not_passed_over(run):
-    _flip(run / 'checkpoints' / '2' / 'metrics' / 'metrics')
-    with checkpoint.Checkpointer(run) as reader:
-        with pytest.raises(
-            ValueError, match='checkpoint 2 .* metrics/metrics is not as'
-        ):
-            reader.restore(_STATE, step='best')
+    folder = run / 'checkpoints' / '2'
+    digests = (folder / integrity.FILE).read_text()
+    for known in (digests.replace('metrics', 'metrik'), digests):
+        (folder / integrity.FILE).write_text(known)
+        with checkpoint.Checkpointer(run) as reader:
+            with pytest.raises(
+                ValueError, match='checkpoint 2 .* metrics/metrics is not'
+            ):
+                reader.restore(_STATE, step='best')
+        _flip(folder / 'metrics' / 'metrics')
     with checkpoint.Checkpointer(run, keep=1) as saver:
         saver.save(4, _of_step(4), _iterator())
     assert (run / 'checkpoints' / '2').is_dir()  # it may be the best
 
 
+# orbax closes its event loop under the other arrays' reads when one fails.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_from_before_digests(run, capsys):
     os.remove(run / 'checkpoints' / '3' / integrity.FILE)
     assert _resume(run) == 3
-    assert 'checkpoint 3 in' in (told := capsys.readouterr().err) and 'digests' in told
+    assert 'is not verified: it has no digests' in capsys.readouterr().err
     with checkpoint.Checkpointer(run, keep=3) as saver:
         saver.record(3, {'loss': 0.5})
         assert saver.best_step() == 3
@@ -194,6 +199,40 @@ def test_a_kill_while_metrics_are_recorded(run, monkeypatch, writes):
         saver.record(3, {'loss': 0.25})
         assert saver.best_step() == 3
     assert _resume(run) == 3
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(run, monkeypatch):
+    def killed(folder, **_):
+        if os.path.exists(folder):
+            raise KeyboardInterrupt
+
+    checkpoints = run / 'checkpoints'
+    whole = len(list((checkpoints / '1').rglob('*')))
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, 'rmtree', killed)
+        with pytest.raises(KeyboardInterrupt):
+            with checkpoint.Checkpointer(run, keep=2) as saver:
+                saver.save(4, _of_step(4), _iterator())
+    assert not (checkpoints / '1').exists()
+    assert len(list((checkpoints / 'removing' / '1').rglob('*'))) == whole
+    with checkpoint.Checkpointer(run, keep=2) as saver:
+        assert saver.latest_step() == 4
+    assert {path.name for path in checkpoints.iterdir()} == {'2', '3', '4'}
+
+
+def test_metrics_are_recorded_while_a_checkpoint_is_read(run, monkeypatch):
+    digest = integrity._digest
+
+    def recorded_before(file):
+        monkeypatch.undo()
+        with checkpoint.Checkpointer(run, keep=3) as saver:
+            saver.record(3, {'loss': 0.5})
+        return digest(file)
+
+    monkeypatch.setattr(integrity, '_digest', recorded_before)
+    with checkpoint.Checkpointer(run) as reader:
+        assert reader.restore(_STATE)[1] == 3
+        assert reader.best_step() == 3
 
 
 def test_a_kill_before_the_digests_leaves_no_checkpoint(run, monkeypatch):

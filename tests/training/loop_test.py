@@ -107,6 +107,27 @@ def test_resumed_is_uninterrupted_bit_for_bit(finished, text_file, tmp_path):
         np.testing.assert_array_equal(array, actual[name], err_msg=name)
 
 
+def test_a_run_goes_on_before_a_damaged_checkpoint(
+    finished, text_file, tmp_path, capsys
+):
+    whole, final = finished
+    workdir = tmp_path / 'run'
+    loop.train(_config(text_file, steps=4, checkpoint_every=2), str(workdir))
+    arrays = (workdir / 'checkpoints' / '4' / 'state' / 'd').iterdir()
+    largest = max(arrays, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(ValueError, match=f'{largest.name} .* --checkpoint=2'):
+        evaluation.evaluate(None, str(workdir))
+    capsys.readouterr()
+    assert loop.train(_config(text_file), str(workdir)) == final
+    assert 'moved to damaged_4, going on from step 2' in capsys.readouterr().out
+    expected, actual = _arrays(whole), _arrays(workdir)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(array, actual[name], err_msg=name)
+
+
 def test_a_complete_run_says_what_it_came_to(finished, text_file, tmp_path):
     workdir, final = finished
     result = run_folder.load_result(workdir)
