@@ -22,6 +22,12 @@ from orbax.checkpoint import checkpoint_managers
 
 from reformer_jax.runs import folder as run_folder
 
+# orbax measures how long a save takes by the wall clock, which may be set on by a day:
+# ten years, and nothing that waits for the folder's creation, for 300 s at most.
+_SAVING = ocp.AsyncOptions(
+    timeout_secs=10 * 365 * 24 * 3600, create_directories_asynchronously=False
+)
+
 
 def exists(workdir: str | os.PathLike[str]) -> bool:
     """Whether the run in a folder has saved a checkpoint."""
@@ -62,6 +68,7 @@ class Checkpointer:
                 create=keep is not None,
                 cleanup_tmp_directories=keep is not None,
                 best_fn=_quality,
+                async_options=_SAVING,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(keep), best]
                 ),
