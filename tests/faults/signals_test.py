@@ -24,6 +24,7 @@ _FIELDS = {
     'eval_every': 2,
     'eval_batches': 2,
     'checkpoint_every': 2,
+    'keep_checkpoints': 3,
     'data.length': 16,
     'data.batch_size': 4,
     'model.length': 16,
@@ -84,16 +85,17 @@ def whole(config, tmp_path_factory):
 
 
 def _outcome(workdir):
-    """Arrays, lines of metrics, best checkpoint and result of a complete run."""
+    """Arrays, metrics of checkpoints and of steps, and result of a complete run."""
     run = start.open(None, str(workdir))
     with checkpoint.Checkpointer(workdir) as checkpointer:
         state, step = checkpointer.restore(run.state)
-        best = checkpointer.best_step()
+    files = sorted(pathlib.Path(workdir).glob('checkpoints/*/metrics/metrics'))
+    evaluated = {file.parts[-3]: file.read_text() for file in files}
     arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     lines = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
     for line in lines:
         line.pop('tokens_per_second', None)
-    return arrays, step, best, lines, run_folder.load_result(workdir)
+    return arrays, step, evaluated, lines, run_folder.load_result(workdir)
 
 
 def _on_call(monkeypatch, where, name, number, act):
