@@ -3,6 +3,8 @@
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +168,22 @@ def test_a_signal_while_the_last_save_is_awaited(config, whole, tmp_path, monkey
     loop.train(config, str(tmp_path))
     monkeypatch.undo()
     assert _outcome(tmp_path) == whole
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'])
+def test_the_program_hears_signals_while_it_imports(tmp_path, name):
+    # What train.py imports first.
+    (tmp_path / 'absl.py').write_text(
+        f'import os, signal\nos.kill(os.getpid(), signal.{name})\n'
+    )
+    done = subprocess.run(
+        [sys.executable, pathlib.Path(__file__).parents[2] / 'train.py'],
+        env=os.environ | {'PYTHONPATH': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    told = f'stopped by {name}; the same command goes on\n'
+    assert (done.returncode, done.stdout) == (os.EX_TEMPFAIL, told), done.stderr
 
 
 def test_before_the_first_step_a_run_stops_at_once(
