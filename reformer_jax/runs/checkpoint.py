@@ -38,6 +38,12 @@ _MANIFEST = 'state/manifest.ocdbt'
 _NOT_SEALED = '_CHECKPOINT_METADATA'
 _LONGEST = 1000  # bytes of what one process tells the others
 
+# orbax measures how long a save takes by the wall clock, which may be set on by a day:
+# ten years, and nothing that waits for the folder's creation, for 300 s at most.
+_SAVING = ocp.AsyncOptions(
+    timeout_secs=10 * 365 * 24 * 3600, create_directories_asynchronously=False
+)
+
 
 def exists(workdir: str | os.PathLike[str]) -> bool:
     """Whether the run in a folder has saved a checkpoint, be it damaged since."""
@@ -87,7 +93,9 @@ class Checkpointer:
                 cleanup_tmp_directories=True,
                 preservation_policy=_Kept(self._directory, self._keep),
                 todelete_subdir=_REMOVING,  # or a kill would leave half of one
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=dataclasses.replace(
+                    _SAVING, post_finalization_callback=self._seal
+                ),
                 lightweight_initialize=True,  # reads no file that may be damaged
             ),
         )

@@ -3,6 +3,8 @@
 import os
 import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ _FIELDS = {
     'eval_every': 2,
     'eval_batches': 2,
     'checkpoint_every': 2,
+    'keep_checkpoints': 3,
     'data.length': 16,
     'data.batch_size': 4,
     'model.length': 16,
@@ -84,16 +87,17 @@ def whole(config, tmp_path_factory):
 
 
 def _outcome(workdir):
-    """Arrays, lines of metrics, best checkpoint and result of a complete run."""
+    """Arrays, metrics of checkpoints and of steps, and result of a complete run."""
     run = start.open(None, str(workdir))
     with checkpoint.Checkpointer(workdir) as checkpointer:
         state, step = checkpointer.restore(run.state)
-        best = checkpointer.best_step()
+    files = sorted(pathlib.Path(workdir).glob('checkpoints/*/metrics/metrics'))
+    evaluated = {file.parts[-3]: file.read_text() for file in files}
     arrays = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
     lines = metrics.read(pathlib.Path(workdir) / 'metrics.jsonl')
     for line in lines:
         line.pop('tokens_per_second', None)
-    return arrays, step, best, lines, run_folder.load_result(workdir)
+    return arrays, step, evaluated, lines, run_folder.load_result(workdir)
 
 
 def _on_call(monkeypatch, where, name, number, act):
@@ -164,6 +168,22 @@ def test_a_signal_while_the_last_save_is_awaited(config, whole, tmp_path, monkey
     loop.train(config, str(tmp_path))
     monkeypatch.undo()
     assert _outcome(tmp_path) == whole
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'])
+def test_the_program_hears_signals_while_it_imports(tmp_path, name):
+    # What train.py imports first.
+    (tmp_path / 'absl.py').write_text(
+        f'import os, signal\nos.kill(os.getpid(), signal.{name})\n'
+    )
+    done = subprocess.run(
+        [sys.executable, pathlib.Path(__file__).parents[2] / 'train.py'],
+        env=os.environ | {'PYTHONPATH': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    told = f'stopped by {name}; the same command goes on\n'
+    assert (done.returncode, done.stdout) == (os.EX_TEMPFAIL, told), done.stderr
 
 
 def test_before_the_first_step_a_run_stops_at_once(

@@ -60,7 +60,7 @@ def test_a_signal_to_any_process_stops_all(tmp_path):
     first, second = _start('train.py', *run, '--config.steps=100000')
     while 'step  ' not in (line := first.stdout.readline()):
         assert line, 'ended before the first step'
-    second.send_signal(signal.SIGTERM)
+    second.send_signal(signal.SIGUSR1)
     said = [process.communicate(timeout=120)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [os.EX_TEMPFAIL] * 2, said
     stopped = int(re.search(r'stopped after (\d+) steps', said[0])[1])
