@@ -78,7 +78,8 @@ def train(
     iterator = run.config.data.batches('train')
     evaluation.check_split(run, 'validation')
     absent = training_config.absent(run.fields)
-    folder = run_folder.open_workdir(workdir, run.fields, absent)
+    files = data.fingerprint.of(run.config.data.files)
+    folder = run_folder.open_workdir(workdir, run.fields, absent, files)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
     keep = run.config.keep_checkpoints

@@ -193,6 +193,21 @@ def test_a_loss_that_is_no_number_is_no_evaluation(finished, monkeypatch):
     assert len(run_folder.load_evaluations(workdir)) == evaluations
 
 
+def test_a_run_does_not_go_on_with_other_data(finished, text_file, tmp_path):
+    """Not even where all of what was to be done is."""
+    shutil.copytree(finished[0], tmp_path / 'run')
+    shutil.copy(text_file, tmp_path / 'kept')
+    with open(text_file, 'a') as file:
+        file.write('more')
+    try:
+        with pytest.raises(ValueError, match=r'text.txt.bytes: was \d+, is \d+'):
+            loop.train(_config(text_file), str(tmp_path / 'run'))
+        config = _config(text_file, data_may_change=True)
+        assert loop.train(config, str(tmp_path / 'run')) == finished[1]
+    finally:
+        shutil.copy(tmp_path / 'kept', text_file)
+
+
 def test_profile(text_file, tmp_path):
     config = _config(text_file, steps=3)
     with pytest.raises(ValueError, match='--profile=3: give the first and the last'):
