@@ -409,6 +409,22 @@ def test_an_unknown_field_is_named(text_file, section):
         start.open(config, 'none')
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('door', ['train.py', 'eval.py', 'sample.py'])
+def test_an_unknown_field_on_the_command_line_is_named(door, tmp_path):
+    flags = [
+        '--config=configs/text.py',
+        f'--workdir={tmp_path}/run',
+        '--config.model.wdith=3',
+    ]
+    done = subprocess.run(
+        [sys.executable, door, *flags], capture_output=True, text=True, check=False
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode and 'unknown config field model.wdith: there are' in last
+    assert not (tmp_path / 'run').exists()
+
+
 def test_an_older_run_folder_lacks_fields_of_the_data(tmp_path):
     """They had the values that are the defaults today."""
     config = text.get_config('tiny').to_dict()
