@@ -4,6 +4,8 @@ import jax
 from absl import app
 from absl import flags
 from absl import logging
+from ml_collections import config_dict
+from ml_collections import config_flags
 
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'Whether this is one of several processes of one run.'
@@ -13,6 +15,14 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer('processes', None, 'Their number, if not found.')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, if not found.')
+
+
+def define_config(told: str) -> flags.FlagHolder[config_dict.ConfigDict | None]:
+    """Defines --config, of which any field can be set; where a run is opened those that
+    there are not are named with those that there are."""
+    return config_flags.DEFINE_config_file(
+        'config', None, told, lock_config=False, accept_new_attributes=True
+    )
 
 
 def begin(argv: list[str]) -> None:

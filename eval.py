@@ -8,12 +8,11 @@ all that keeps the parameters' shapes:
 
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 import distributed
 from reformer_jax.training import evaluation
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
+_CONFIG = distributed.define_config("Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _SPLITS = flags.DEFINE_list('splits', [], 'Default: all but the training split.')
 _CHECKPOINT = flags.DEFINE_string(

@@ -18,14 +18,13 @@ from typing import Any
 import jax
 from absl import app
 from absl import flags
-from ml_collections import config_flags
 
 import distributed
 from reformer_jax import data
 from reformer_jax.generation import show
 from reformer_jax.training import start
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, "Default: the run's own.")
+_CONFIG = distributed.define_config("Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue or translate.')
 _PROMPT_FILE = flags.DEFINE_string('prompt_file', None, 'File with it; else stdin.')

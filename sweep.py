@@ -19,7 +19,9 @@ from reformer_jax.runs import folder as run_folder
 from reformer_jax.sweeps import launching
 from reformer_jax.sweeps import points as points_lib
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment.', lock_config=False, accept_new_attributes=True
+)
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run folders. Without it runs/sweep_<config>.'
 )

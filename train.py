@@ -32,7 +32,7 @@ from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.')
+_CONFIG = distributed.define_config('The experiment.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run folder. Without it runs/<name of the config>.'
 )

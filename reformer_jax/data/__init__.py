@@ -15,6 +15,7 @@ from reformer_jax.data import copy_reverse
 from reformer_jax.data import corpus
 from reformer_jax.data import duplication
 from reformer_jax.data import enwik8
+from reformer_jax.data import fingerprint
 from reformer_jax.data import images
 from reformer_jax.data import marked
 from reformer_jax.data import pairs
@@ -30,6 +31,7 @@ __all__ = (
     'batching',
     'corpus',
     'defaults',
+    'fingerprint',
     'images',
     'open',
     'pairs',

@@ -1,5 +1,6 @@
 """Reads a text corpus into memory as bytes: files, folders, globs, archives."""
 
+import functools
 import glob
 import gzip
 import io
@@ -13,7 +14,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,20 +58,26 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     """
     if not path:
         return python_source()
-    location = pathlib.Path(path).expanduser()
-    if location.is_dir():
-        files = files_below(location)
-    elif location.exists():
-        files = [location]
-    else:
-        matches = sorted(glob.glob(str(location), recursive=True))
-        files = [file for file in map(pathlib.Path, matches) if file.is_file()]
-    if not files:
+    found = files(path)
+    if not found:
         raise FileNotFoundError(f'no file found at {str(path)!r}; {_REMEDY}')
-    text = b''.join(read_file(file, _REMEDY) for file in files)
+    text = b''.join(read_file(file, _REMEDY) for file in found)
     if not text:
         raise ValueError(f'{str(path)!r} holds no bytes; {_REMEDY}')
     return np.frombuffer(text, np.uint8)
+
+
+def files(path: str | os.PathLike[str]) -> Sequence[pathlib.Path]:
+    """The files that `path` names, as for `read`; empty if there is none."""
+    if not path:
+        return _python_files(sysconfig.get_path('stdlib'))
+    location = pathlib.Path(path).expanduser()
+    if location.is_dir():
+        return files_below(location)
+    if location.exists():
+        return [location]
+    matches = sorted(glob.glob(str(location), recursive=True))
+    return [file for file in map(pathlib.Path, matches) if file.is_file()]
 
 
 def python_source() -> np.ndarray:
@@ -83,21 +90,29 @@ def python_source() -> np.ndarray:
     Returns:
       uint8 [number of bytes], at most 16 million.
     """
-    root = pathlib.Path(sysconfig.get_path('stdlib'))
+    root = sysconfig.get_path('stdlib')
     sources, size = [], 0
-    for file in files_below(root, '*.py'):
-        parts = file.relative_to(root).parts
-        machines = any(part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in parts)
-        if machines or not _STDLIB_SKIPPED_FOLDERS.isdisjoint(parts):
-            continue
+    for file in _python_files(root):
         source = file.read_bytes()
         size += len(source) + 1
         if size > _STDLIB_LIMIT:
             break
         sources.append(source)
     if not sources:
-        raise FileNotFoundError(f'no Python source text below {str(root)!r}; {_REMEDY}')
+        raise FileNotFoundError(f'no Python source text below {root!r}; {_REMEDY}')
     return np.frombuffer(b'\n'.join(sources), np.uint8)
+
+
+@functools.cache
+def _python_files(root: str) -> tuple[pathlib.Path, ...]:
+    """Those of the standard library, without tests and machine-specific ones."""
+    found = []
+    for file in files_below(pathlib.Path(root), '*.py'):
+        parts = file.relative_to(root).parts
+        machines = any(part.startswith(_STDLIB_SKIPPED_PREFIXES) for part in parts)
+        if not machines and _STDLIB_SKIPPED_FOLDERS.isdisjoint(parts):
+            found.append(file)
+    return tuple(found)
 
 
 def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:

@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
+import pathlib
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 
 import grain
 import numpy as np
@@ -74,6 +75,12 @@ class Dataset(abc.ABC):
     def splits(self) -> tuple[str, ...]:
         """The splits there are: 'train', 'validation' and most often 'test'."""
         return batching.SPLITS
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        """The files that training reads, in their order; none of generated data, nor
+        of those that tensorflow_datasets has prepared."""
+        return ()
 
     def resolved(self) -> 'Dataset':
         """The dataset with all that was found in the data (labels) among its fields."""

@@ -6,8 +6,9 @@ array_record files, which needs no TensorFlow; or read from a local copy.
 
 import dataclasses
 import functools
+import pathlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,10 @@ class Enwik8(text.Text):
     """
 
     data_dir: str = ''
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        return super().files if self.path else ()
 
     def read(self, split: str) -> np.ndarray:
         return super().read(split) if self.path else load(split, self.data_dir)

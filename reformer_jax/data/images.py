@@ -19,7 +19,7 @@ import math
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -75,6 +75,13 @@ class Images(dataset.Dataset):
     def splits(self) -> tuple[str, ...]:
         _, there = _parts_of(self.source)
         return tuple(split for split in batching.SPLITS if split in there)
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        if self.source == imagenet64.SOURCE:
+            return ()
+        location = _locate(self.source, _SOURCES)
+        return _files_below(location) if location.is_dir() else [location]
 
     def encode(self, text: bytes) -> np.ndarray:
         raise ValueError(

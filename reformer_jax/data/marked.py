@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import pathlib
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -79,6 +81,10 @@ class Marked(dataset.Dataset):
     def spec(self) -> batching.Spec:
         lengths = self.source_length, self.target_length
         return batching.pairs_spec(self.batch_size, *lengths)
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        return corpus.files(self.path)
 
     def encode(self, text: bytes) -> np.ndarray:
         parts = [_BYTES.encode(part) for part in text.split(_MARKER)]

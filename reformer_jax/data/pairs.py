@@ -19,6 +19,7 @@ from reformer_jax.data import dataset
 from reformer_jax.data import parallel
 from reformer_jax.data import tokenizers
 from reformer_jax.data import translation_scores
+from reformer_jax.data.tasks import tables
 
 _TOO_LONG = ('skip', 'error')
 # Lines of each side that a tokenizer is made of at most: its trainer holds all of them
@@ -121,6 +122,14 @@ class Pairs(dataset.Dataset):
         return '; '.join(
             [f'{kept:,} pairs, {real / filled:.0%} of their batches tokens', *left_out]
         )
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        if not self._files.aligned_by_lines:
+            return tables.files(self.source)
+        read = ('train', 'validation')
+        parts = [part for split in read for part in self._files.paths(split)]
+        return [path for part in parts for path in part]
 
     def with_tokenizer(self, kept: str | None) -> 'Pairs':
         """With the file of a tokenizer, where one is to be made of the training pairs:

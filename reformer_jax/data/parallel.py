@@ -57,6 +57,13 @@ class Files:
             return tuple(split for split, given in self.splits if given)
         return tables.splits(self.source, self.data_dir)
 
+    def paths(self, split: str) -> list[list[pathlib.Path]]:
+        """Of text files those of each part of a split: of its sources and targets."""
+        return [
+            [_file(self.source, name, column) for column in self.columns]
+            for name in dict(self.splits)[split]
+        ]
+
 
 @functools.lru_cache(maxsize=6)
 def read(files: Files, split: str) -> Texts:
@@ -75,8 +82,7 @@ def read(files: Files, split: str) -> Texts:
         table = tables.read(files.source, split, files.data_dir)
         return Texts(*(_texts(table, column) for column in files.columns))
     whole = Texts([], [])
-    for name in dict(files.splits)[split]:
-        paths = [_file(files.source, name, column) for column in files.columns]
+    for paths in files.paths(split):
         sides = [
             lines(corpus.read_file(path, _REMEDY), repr(str(path))) for path in paths
         ]

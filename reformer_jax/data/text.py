@@ -10,7 +10,8 @@ parts held out for validation and test are ours.
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -98,6 +99,10 @@ class Text(dataset.Tokenized):
             shape = (self.batch_size, self.length)
             spec |= {'targets': (shape, batching.INT), 'mask': (shape, batching.BOOL)}
         return spec
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        return corpus.files(self.path)
 
     def read(self, split: str) -> np.ndarray:
         """The bytes of a split, or of all of a novel, uint8 [n]; kept when read."""

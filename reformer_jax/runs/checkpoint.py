@@ -9,6 +9,7 @@ what is damaged later is found before it is used.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os

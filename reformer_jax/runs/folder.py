@@ -4,6 +4,7 @@ A run folder (`workdir`) holds
 
     config.json, config.1.json, ...   the run's config, and its allowed later changes
     runs.jsonl                        one line per start: when, what command and code
+    data.json, data.1.json, ...       what the files of the data are known again by
     .lock                             see lock.py
     checkpoints/<step>/               see checkpoint.py
     metrics.jsonl, tensorboard/       see metrics.py
@@ -27,6 +28,7 @@ from typing import Any
 
 import jax
 
+
 # Config fields that a resumed run may change. These say how long, how often and on
 # which devices, not what is computed:
 CHANGEABLE = (
@@ -41,6 +43,7 @@ CHANGEABLE = (
     'mesh',
     # No more than whether the run stops: what is finite is computed all the same.
     'optimizer.skips',
+    'data_may_change',
 )
 # And these in how much memory, or by which code, the same function is computed. (What
 # is drawn for dropout, with accumulate for hashes too, may be something else.)
@@ -83,6 +86,7 @@ def open_workdir(
     workdir: str | os.PathLike[str],
     config: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Makes `workdir` the folder of this run, or opens it to resume the run in it.
 
@@ -93,13 +97,15 @@ def open_workdir(
       workdir: a folder on a mounted file system; created when absent.
       config: of values that JSON can hold.
       defaults: values of fields that a config from before they existed lacks.
+      data: what the files of the data are known by; recorded, and checked unless the
+        config says data_may_change. None or {} if there are none.
 
     Returns:
       The absolute path of the folder.
 
     Raises:
       ValueError: the folder cannot be created or written, or the config is not JSON
-        or differs from the one in the folder.
+        or differs from the one in the folder, or the data do.
       FileExistsError: `workdir` is a file, or a folder of something else.
     """
     path = absolute(workdir)
@@ -107,13 +113,18 @@ def open_workdir(
         return path
     config, record = as_json(config), _run_record()
     make(path)
-    earlier = _config_files(path)
+    earlier = _numbered(path, 'config')
     if earlier:
         saved = check_same_run(path, config, defaults)
+        _check_data(path, data, config)
         if saved != config:
             write_json(path / f'config.{len(earlier)}.json', config)
     else:
         write_json(path / 'config.json', config)
+    records = _numbered(path, 'data')
+    if data and not (records and _read_json(records[-1]) == data):
+        number = f'.{len(records)}' if records else ''
+        write_json(path / f'data{number}.json', data)
     with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
         file.write(json.dumps(record) + '\n')
     return path
@@ -134,13 +145,32 @@ def make(workdir: str | os.PathLike[str]) -> pathlib.Path:
             f'workdir {path} {problem}. Give --workdir a folder you may write to.'
         )
     entries = sorted({p.name for p in path.iterdir()} - {_TEMPORARY, LOCK})
-    if entries and not _config_files(path):
+    if entries and not _numbered(path, 'config'):
         raise FileExistsError(
             f'workdir {path} is not empty ({", ".join(entries[:3])}) and has no '
             'config.json: it is not a run folder, and is left as it is. Give '
             '--workdir a new or an empty folder.'
         )
     return path
+
+
+def _check_data(
+    path: pathlib.Path, data: Mapping[str, Any] | None, config: Mapping[str, Any]
+) -> None:
+    """Raises a ValueError if the data are not those on record, or says it where they
+    may change. Runs of before have no record."""
+    records = _numbered(path, 'data')
+    differing = differing_fields(_read_json(records[-1]), data or {}) if records else {}
+    if not differing:
+        return
+    lines = [f'{name}: was {old}, is {new}' for name, (old, new) in differing.items()]
+    told = f'the data of the run in {path} have changed:\n{listed(lines)}'
+    if not config.get('data_may_change'):
+        raise ValueError(
+            f'{told}\nPut back the files that it began with, or go on with these by '
+            '--config.data_may_change=True.'
+        )
+    print(f'WARNING: {told}', flush=True)
 
 
 def load_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -159,7 +189,7 @@ def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
       ValueError: there is a model of transformers, or a file is damaged.
     """
     path = absolute(workdir)
-    files = _config_files(path)
+    files = _numbered(path, 'config')
     if not files:
         raise FileNotFoundError(
             f'no config.json in {path}: no run was started there. Give --workdir the '
@@ -261,10 +291,10 @@ def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return fields
 
 
-def _config_files(path: pathlib.Path) -> list[pathlib.Path]:
+def _numbered(path: pathlib.Path, name: str) -> list[pathlib.Path]:
     """config.json, config.1.json, ... as far as they go, oldest first."""
-    numbered = (path / f'config.{number}.json' for number in itertools.count(1))
-    files = itertools.chain([path / 'config.json'], numbered)
+    numbered = (path / f'{name}.{number}.json' for number in itertools.count(1))
+    files = itertools.chain([path / f'{name}.json'], numbered)
     return list(itertools.takewhile(pathlib.Path.is_file, files))
 
 

@@ -39,6 +39,7 @@ class RunConfig:
       init_from: folder that training starts from instead of fresh parameters, a Hugging
         Face model or a run; '' for none. See start.py.
       decoding: of translations, generation.translation.Decoding; {} is its defaults.
+      data_may_change: whether a run resumes though files of its data have changed.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
     """
 
@@ -55,6 +56,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     init_from: str = ''
+    data_may_change: bool = False
     accumulate: int = 1
     decoding: translation.Decoding = translation.Decoding()
 

@@ -106,7 +106,8 @@ def _open(
     absent = training_config.absent(run.fields)
     if jax.process_index() == 0:  # for all of them
         opened.enter_context(lock.hold(run_folder.make(workdir)))
-    folder = run_folder.open_workdir(workdir, run.fields, absent)
+    files = data.fingerprint.of(run.config.data.files)
+    folder = run_folder.open_workdir(workdir, run.fields, absent, files)
     if run.tokenizer:
         run_folder.keep_tokenizer(folder, run.tokenizer)
     opened.enter_context(jax.set_mesh(run.mesh))

@@ -260,3 +260,28 @@ def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr('jax.process_index', lambda: 1)
     assert run_folder.open_workdir(tmp_path / 'run', CONFIG) == tmp_path / 'run'
     assert not (tmp_path / 'run').exists()
+
+
+def test_data_that_changed(tmp_path, capsys):
+    began, now = ({'a.txt': {'bytes': size, 'ends': 'f0'}} for size in (7, 8))
+    run_folder.open_workdir(tmp_path, CONFIG)  # of before: no record, no complaint
+    run_folder.open_workdir(tmp_path, CONFIG, data=began)
+    run_folder.open_workdir(tmp_path, CONFIG, data=began)
+    recorded = names(tmp_path), (tmp_path / 'runs.jsonl').read_text()
+    assert recorded[0] == {'config.json', 'runs.jsonl', 'data.json'}
+    message = (
+        r'have changed:\n  a.txt.bytes: was 7, is 8\nPut back .*data_may_change=True'
+    )
+    with pytest.raises(ValueError, match=message):
+        run_folder.open_workdir(tmp_path, CONFIG, data=now)
+    with pytest.raises(ValueError, match='another config'):
+        run_folder.open_workdir(tmp_path, CONFIG | {'data': {}}, data=now)
+    assert recorded == (names(tmp_path), (tmp_path / 'runs.jsonl').read_text())
+    told = CONFIG | {'data_may_change': True}
+    run_folder.open_workdir(tmp_path, told, data=now)
+    assert 'WARNING: the data of the run' in capsys.readouterr().out
+    # From now on these are the run's, and nothing is forgotten.
+    run_folder.open_workdir(tmp_path, CONFIG, data=now)
+    assert json.loads((tmp_path / 'data.json').read_text()) == began
+    assert json.loads((tmp_path / 'data.1.json').read_text()) == now
+    assert not capsys.readouterr().out

@@ -214,6 +214,21 @@ def test_a_loss_that_is_no_number_is_no_evaluation(finished, monkeypatch):
     assert len(run_folder.load_evaluations(workdir)) == evaluations
 
 
+def test_a_run_does_not_go_on_with_other_data(finished, text_file, tmp_path):
+    """Not even where all of what was to be done is."""
+    shutil.copytree(finished[0], tmp_path / 'run')
+    shutil.copy(text_file, tmp_path / 'kept')
+    with open(text_file, 'a') as file:
+        file.write('more')
+    try:
+        with pytest.raises(ValueError, match=r'text.txt.bytes: was \d+, is \d+'):
+            loop.train(_config(text_file), str(tmp_path / 'run'))
+        config = _config(text_file, data_may_change=True)
+        assert loop.train(config, str(tmp_path / 'run')) == finished[1]
+    finally:
+        shutil.copy(tmp_path / 'kept', text_file)
+
+
 def test_profile(text_file, tmp_path):
     config = _config(text_file, steps=3)
     with pytest.raises(ValueError, match='--profile=3: give the first and the last'):
@@ -413,6 +428,22 @@ def test_an_unknown_field_is_named(text_file, section):
         (config[section] if section else config).wdith = 1
     with pytest.raises(ValueError, match='wdith'):
         start.open(config, 'none')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('door', ['train.py', 'eval.py', 'sample.py'])
+def test_an_unknown_field_on_the_command_line_is_named(door, tmp_path):
+    flags = [
+        '--config=configs/text.py',
+        f'--workdir={tmp_path}/run',
+        '--config.model.wdith=3',
+    ]
+    done = subprocess.run(
+        [sys.executable, door, *flags], capture_output=True, text=True, check=False
+    )
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode and 'unknown config field model.wdith: there are' in last
+    assert not (tmp_path / 'run').exists()
 
 
 def test_an_older_run_folder_lacks_fields_of_the_data(tmp_path):

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -46,6 +47,10 @@ class Rows(dataset.Tokenized):
     @property
     def splits(self) -> tuple[str, ...]:
         return tables.splits(self.source, self.data_dir)
+
+    @property
+    def files(self) -> Sequence[pathlib.Path]:
+        return tables.files(self.source)
 
     def table(self, split: str) -> tables.Table:
         """The rows of a split."""

@@ -124,6 +124,16 @@ def splits(source: str, data_dir: str = '') -> tuple[str, ...]:
     return tuple(s for s in batching.SPLITS if s in given or s == 'validation')
 
 
+def files(source: str) -> list[pathlib.Path]:
+    """The files of training and validation; none of tfds."""
+    if source.startswith(_TFDS):
+        return []
+    if _is_one_file(source):
+        return [_existing(source)]
+    given = _given_splits(source, '')
+    return [pathlib.Path(given[s]) for s in batching.SPLITS[:2] if s in given]
+
+
 def label_names(source: str, column: str, data_dir: str = '') -> tuple[str, ...]:
     """Returns the classes of a tfds ClassLabel, or of a list of them; else ()."""
     if not source.startswith(_TFDS):
