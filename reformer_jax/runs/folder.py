@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 
-
 # Config fields that a resumed run may change. These say how long, how often and on
 # which devices, not what is computed:
 CHANGEABLE = (
