@@ -83,7 +83,8 @@ class Checkpointer:
             raise ValueError(
                 f'{self._directory} is no folder: move it away to save checkpoints.'
             )
-        self._directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:  # the others wait in orbax
+            self._directory.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(
             self._plain,
             item_handlers={
