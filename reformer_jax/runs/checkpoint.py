@@ -11,6 +11,7 @@ what is damaged later is found before it is used.
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import pathlib
@@ -30,6 +31,7 @@ from jax.experimental import multihost_utils
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import integrity
 from reformer_jax.runs import metrics as metrics_lib
+from reformer_jax.runs import writing
 
 _METRICS = 'metrics/metrics'
 _DAMAGED = 'damaged_'
@@ -84,7 +86,9 @@ class Checkpointer:
                 f'{self._directory} is no folder: move it away to save checkpoints.'
             )
         if jax.process_index() == 0:  # the others wait in orbax
-            self._directory.mkdir(parents=True, exist_ok=True)
+            with writing.named(self._directory):
+                self._directory.mkdir(parents=True, exist_ok=True)
+        logging.getLogger('absl').addFilter(_not_raised_too)
         return ocp.CheckpointManager(
             self._plain,
             item_handlers={
@@ -105,11 +109,28 @@ class Checkpointer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        with self._closing:
-            if self._manager is not None:
-                self._settle(self._manager)
-                self._manager.close()
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        try:
+            with self._closing, self._writing():
+                if self._manager is not None:
+                    self._settle(self._manager)
+                    self._manager.close()
+        except OSError as failure:
+            if error is None:
+                raise
+            if str(failure) != str(error):
+                error.add_note(str(failure))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what orbax raises where it cannot write into one error that says so."""
+        try:
+            yield
+        except Exception as error:
+            if not (problem := _of_disk(error)):
+                raise
+            failure = writing.failure(self._directory, problem)
+            raise OSError(f'{failure} Earlier checkpoints are intact.') from None
 
     def save(
         self, step: int, state: Any, iterator: grain.DatasetIterator | None = None
@@ -125,6 +146,7 @@ class Checkpointer:
           False, with nothing written, when the step has a checkpoint already.
 
         Raises:
+          OSError: there is no space, or no access, for this one or the one before.
           ValueError: opened for reading only.
         """
         if self._manager is None:
@@ -141,7 +163,9 @@ class Checkpointer:
         }
         if iterator is not None:
             items['data'] = grain.checkpoint.CheckpointSave(iterator)
-        return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        args = ocp.args.Composite(**items)
+        with self._writing():
+            return self._manager.save(step, args=args, force=True)
 
     def _seal(self) -> None:
         """Writes the digests; orbax calls this last before it renames the folder."""
@@ -164,7 +188,8 @@ class Checkpointer:
             return
         if jax.process_index() == 0:
             folder = self._directory / str(step)
-            (folder / _METRICS).parent.mkdir(exist_ok=True)
+            with writing.named(folder / _METRICS):
+                (folder / _METRICS).parent.mkdir(exist_ok=True)
             with self._naming(step):
                 integrity.replace_json(folder, _METRICS, metrics)
         if jax.process_count() > 1:
@@ -314,7 +339,8 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         if self._manager is None:
             return _on_disk(self._directory)
-        self._settle(self._manager)
+        with self._writing():
+            self._settle(self._manager)
         # Not read from the disk, which several processes may see at different times.
         steps = sorted(self._manager.all_steps())
         return [step for step in steps if not (self._directory / str(step)).is_file()]
@@ -404,6 +430,22 @@ class Checkpointer:
                 f'model asked for:\n{run_folder.listed(differing)}\nThis is the wrong '
                 'config for this workdir: use its config.json, or another --workdir.'
             )
+
+
+def _of_disk(error: BaseException | None) -> str:
+    """Why a file could not be written, as an error or what led to it says; or ''."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+            return os.strerror(int(found[1]))
+        error = error.__cause__ or error.__context__
+    return ''
+
+
+def _not_raised_too(record: logging.LogRecord) -> bool:
+    """Not the page from each of orbax's threads of an error that it raises as well."""
+    return not (record.exc_info and 'orbax' in record.pathname)
 
 
 def _directory(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -28,6 +28,8 @@ from typing import Any
 
 import jax
 
+from reformer_jax.runs import writing
+
 # Config fields that a resumed run may change. These say how long, how often and on
 # which devices, not what is computed:
 CHANGEABLE = (
@@ -38,6 +40,7 @@ CHANGEABLE = (
     'eval_batches',
     'checkpoint_every',
     'keep_checkpoints',
+    'log_may_fail',
     'decoding',
     'mesh',
     # No more than whether the run stops: what is finite is computed all the same.
@@ -124,8 +127,11 @@ def open_workdir(
     if data and not (records and _read_json(records[-1]) == data):
         number = f'.{len(records)}' if records else ''
         write_json(path / f'data{number}.json', data)
-    with open(path / 'runs.jsonl', 'a', encoding='utf-8') as file:
-        file.write(json.dumps(record) + '\n')
+    starts = writing.Lines(path / 'runs.jsonl')
+    starts.add(json.dumps(record) + '\n')
+    starts.close()
+    if starts.problem:
+        raise writing.failure(path / 'runs.jsonl', starts.problem)
     return path
 
 
@@ -223,7 +229,7 @@ def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
     """Copies a tokenizer into a run folder that has none; process 0 does."""
     kept = absolute(workdir) / _TOKENIZER
     if jax.process_index() == 0 and not kept.is_file():
-        write_file(kept, absolute(source).read_bytes())
+        writing.whole(kept, absolute(source).read_bytes())
 
 
 def write_evaluation(
@@ -235,12 +241,13 @@ def write_evaluation(
     """Writes a new file `<workdir>/evaluations/step_<step>_<time>.json`, and before it
     the lines of each name beside it, as `step_<step>_<time>.<name>`."""
     folder = absolute(workdir) / 'evaluations'
-    folder.mkdir(exist_ok=True)
+    with writing.named(folder):
+        folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
     path = folder / f'step_{step}_{now}.json'
     for name, texts in (lines or {}).items():
         content = ''.join(f'{text}\n' for text in texts)
-        write_file(path.with_suffix(f'.{name}'), content.encode())
+        writing.whole(path.with_suffix(f'.{name}'), content.encode())
     write_json(path, record)
     return path
 
@@ -333,17 +340,7 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
 def write_json(file: pathlib.Path, fields: Mapping[str, Any]) -> None:
     """Writes all of a JSON file or nothing of it; numbers that are none as null."""
     text = json.dumps(as_json(fields), indent=2, allow_nan=False)
-    write_file(file, f'{text}\n'.encode())
-
-
-def write_file(file: pathlib.Path, content: bytes) -> None:
-    """Writes all of a file or nothing of it."""
-    temporary = file.with_name(f'.{file.name}.tmp')
-    with open(temporary, 'wb') as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, file)
+    writing.whole(file, f'{text}\n'.encode())
 
 
 def check_same_run(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import writing
 
 # A look at the lock, or an owner that is just ending, holds it for less.
 _SECONDS = 1.0
@@ -31,14 +32,19 @@ def hold(folder: str | os.PathLike[str]) -> Iterator[int]:
     Where there are no locks at all a warning says so.
 
     Raises:
+      OSError: the file cannot be written.
       ValueError: another process has it.
     """
-    with open(run_folder.absolute(folder) / run_folder.LOCK, 'a+') as file:
+    path = run_folder.absolute(folder) / run_folder.LOCK
+    with writing.named(path):
+        opened = open(path, 'a+')
+    with opened as file:
         _take(file)
-        file.truncate(0)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-        file.write(f'process {os.getpid()} on {socket.gethostname()} since {now}\n')
-        file.flush()
+        owner = f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
+        with writing.named(path):
+            file.truncate(0)
+            os.write(file.fileno(), owner.encode())
         yield file.fileno()
 
 

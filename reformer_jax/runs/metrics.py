@@ -11,17 +11,22 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
-import tensorboardX
 from rich import console as rich_console
 from rich import table as rich_table
+from tensorboardX import proto
+from tensorboardX import record_writer
+from tensorboardX import summary as summaries
 
 from reformer_jax import progress
-from reformer_jax.runs import folder as run_folder
+from reformer_jax.runs import writing
+
+_SECONDS_UNTIL_FLUSHED = 60.0  # TensorBoard's file
 
 
 class Writer:
@@ -40,6 +45,7 @@ class Writer:
 
         Raises:
           FileNotFoundError: there is no such folder.
+          OSError: metrics.jsonl cannot be written.
         """
         self._writes = jax.process_index() == 0
         if not self._writes:
@@ -51,28 +57,28 @@ class Writer:
             )
         self._path = folder / 'metrics.jsonl'
         _take_out(self._path, lambda line: line['step'] > step)
-        self._file = open(self._path, 'a', encoding='utf-8')
-        # Event files are named by the second, which two starts may share, and opening
-        # one of the same name would empty it.
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(folder / 'tensorboard'),
-            filename_suffix=f'.{time.time_ns()}',
-            purge_step=step + 1,
-        )
+        self._lines = writing.Lines(self._path)
+        self._tensorboard = _TensorBoard(folder / 'tensorboard', step + 1)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._writes:
-            self._file.close()
-            self._tensorboard.close()
+        if not self._writes:
+            return
+        self._lines.add()
+        if failure := self.failure():
+            lacking = self._lines.waiting.decode().rstrip()
+            say(f'WARNING: {failure} It lacks:\n{lacking}')
+        self._lines.close()
+        self._tensorboard.close()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes the values of `split` ('train', 'valid', ...) after `step` steps.
 
-        The line is with the operating system when this returns. A value that is not
-        finite is written as null, for JSON has no NaN, and not to TensorBoard.
+        The line is with the operating system when this returns, unless there is then a
+        `failure`. A value that is not finite is written as null, for JSON has no NaN,
+        and not to TensorBoard.
 
         Raises:
           ValueError: a value is not one number, or is named 'step' or 'split'.
@@ -87,25 +93,88 @@ class Writer:
             record[name] = value if math.isfinite(value) else None
         if not self._writes:
             return
-        self._file.write(json.dumps(record, allow_nan=False) + '\n')
-        self._file.flush()
-        for name, value in scalars.items():
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(f'{split}/{name}', value, int(step))
+        known = self._lines.problem
+        self._lines.add(json.dumps(record, allow_nan=False) + '\n')
+        if self._lines.problem and not known:
+            say(f'WARNING: {self.failure()}')
+        finite = {n: value for n, value in scalars.items() if math.isfinite(value)}
+        self._tensorboard.write(int(step), split, finite)
 
     def replace(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """As `write`, in place of what there is of this split after so many steps."""
-        if self._writes:
-            self._file.close()
+        if self._writes and not self.failure():
             of = (step, split)
-            _take_out(self._path, lambda line: (line['step'], line['split']) == of)
-            self._file = open(self._path, 'a', encoding='utf-8')
+            if _take_out(self._path, lambda line: (line['step'], line['split']) == of):
+                self._lines.close()
+                self._lines = writing.Lines(self._path)
         self.write(step, split, values)
 
+    def failure(self) -> OSError | None:
+        """The error of a metrics.jsonl that lacks lines; each `write`, and the end,
+        tries again."""
+        if not self._writes or not self._lines.problem:
+            return None
+        return writing.failure(self._path, self._lines.problem)
 
-def _take_out(path: pathlib.Path, chosen: Callable[[dict[str, Any]], bool]) -> None:
+
+class _TensorBoard:
+    """A new file for TensorBoard, given up when it cannot be written.
+
+    tensorboardX's SummaryWriter writes in a thread, which ends with its first error;
+    whoever then adds to its queue waits for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        """Of files there are TensorBoard leaves out what is of `step` and later."""
+        self._folder = folder
+        self._file: record_writer.RecordWriter | None = None
+        self._flushed = -math.inf
+        with self._or_none():
+            folder.mkdir(exist_ok=True)
+            # Not by the second, which two starts may share: opening would empty it.
+            path = folder / f'events.out.tfevents.{time.time_ns()}'
+            self._file = record_writer.RecordWriter(str(path))
+            self._add(file_version='brain.Event:2')
+            log = proto.event_pb2.SessionLog
+            self._add(step=step, session_log=log(status=log.START))
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        with self._or_none():
+            for name, value in values.items():
+                summary = summaries.scalar(f'{split}/{name}', value)
+                self._add(step=step, summary=summary)
+            if self._file and time.monotonic() > self._flushed + _SECONDS_UNTIL_FLUSHED:
+                self._flushed = time.monotonic()
+                self._file.flush()
+
+    def close(self) -> None:
+        with self._or_none():
+            if self._file:
+                self._file.close()
+
+    def _add(self, **event: Any) -> None:
+        if self._file:
+            record = proto.event_pb2.Event(wall_time=time.time(), **event)
+            self._file.write(record.SerializeToString())
+
+    @contextlib.contextmanager
+    def _or_none(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            say(
+                f'WARNING: {self._folder} cannot be written ({error.strerror}): '
+                'TensorBoard gets no more of this run, metrics.jsonl has it all'
+            )
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
+
+
+def _take_out(path: pathlib.Path, chosen: Callable[[dict[str, Any]], bool]) -> bool:
     """Takes lines out of a metrics.jsonl, and a last one that a killed run left
-    incomplete; what else is no metrics stays."""
+    incomplete; what else is no metrics stays. Whether there were any."""
     content = path.read_bytes() if path.is_file() else b''
     kept = []
     for line in content.splitlines(keepends=True):
@@ -115,8 +184,10 @@ def _take_out(path: pathlib.Path, chosen: Callable[[dict[str, Any]], bool]) -> N
             out = not line.endswith(b'\n')
         if not out:
             kept.append(line if line.endswith(b'\n') else line + b'\n')
-    if (rest := b''.join(kept)) != content:
-        run_folder.write_file(path, rest)
+    if (rest := b''.join(kept)) == content:
+        return False
+    writing.whole(path, rest)
+    return True
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -224,8 +295,14 @@ def progress_line(
 
 def say(line: str) -> None:
     """Prints a line; only the first of several processes does."""
-    if jax.process_index() == 0:
+    if jax.process_index() != 0:
+        return
+    try:
         print(line, flush=True)
+    except OSError as error:  # a log on a full disk, a pipe that nobody reads
+        with contextlib.suppress(OSError):
+            print(f'WARNING: no more is said here ({error.strerror})', file=sys.stderr)
+        sys.stdout = open(os.devnull, 'w')
 
 
 def means(total: Mapping[str, float]) -> dict[str, float]:

@@ -40,6 +40,7 @@ class RunConfig:
         Face model or a run; '' for none. See start.py.
       decoding: of translations, generation.translation.Decoding; {} is its defaults.
       data_may_change: whether a run resumes though files of its data have changed.
+      log_may_fail: whether a run goes on while metrics.jsonl cannot be written.
       accumulate: parts that a batch is cut into, one forward and backward pass each.
     """
 
@@ -57,6 +58,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     init_from: str = ''
     data_may_change: bool = False
+    log_may_fail: bool = False
     accumulate: int = 1
     decoding: translation.Decoding = translation.Decoding()
 

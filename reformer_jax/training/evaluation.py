@@ -47,6 +47,7 @@ def evaluate(
 
     Raises:
       FloatingPointError: a loss is not finite; nothing is written.
+      OSError: the file cannot be written; the metrics are printed.
     """
     run = start.open(config, workdir)
     training_config.check_devices(run.config, run.mesh)
@@ -77,7 +78,11 @@ def evaluate(
     if jax.process_index() == 0:
         record = {'results': results, 'config': run.fields, 'checkpoint': step}
         record |= {'signatures': signatures} if signatures else {}
-        file = run_folder.write_evaluation(workdir, at_step, record, lines)
+        try:
+            file = run_folder.write_evaluation(workdir, at_step, record, lines)
+        except OSError:
+            show(results)
+            raise
         metrics.say(f'wrote {file}')
     return results
 

@@ -71,6 +71,7 @@ def train(
       ValueError: a field is unknown or impossible, or the folder is another run's or in
         use.
       FloatingPointError: a loss, gradient or parameter is not finite.
+      OSError: checkpoints, or metrics unless config.log_may_fail, cannot be written.
     """
     with (
         stopping.Stop(time.monotonic()) as stop,
@@ -121,7 +122,7 @@ def _open(
 
 
 def _train(training: _Training, state: TrainState) -> dict[str, Any]:
-    run, checkpointer = training.run, training.checkpointer
+    run = training.run
     first_step = int(state.step)
     traced, steps = training.traced, run.config.steps
     if traced and first_step >= traced[0]:
@@ -133,12 +134,14 @@ def _train(training: _Training, state: TrainState) -> dict[str, Any]:
     if first_step < steps:
         state = _train_steps(training, state)
     step = int(state.step)
-    checkpointer.save(step, state, training.iterator)
+    _save(training, step, state)
+    _check_log(training)
     result = run_folder.load_result(training.folder) or {}
     if step == first_step == result.get('step'):
         validation = result['validation']
     else:
         validation = _validate(training, state.model, step, final=True)
+        _check_log(training)
     if validation is None:
         metrics.say(f'stopped after {step} steps; the same command resumes')
         return {}
@@ -152,7 +155,7 @@ def _train(training: _Training, state: TrainState) -> dict[str, Any]:
 
 def _train_steps(training: _Training, state: TrainState) -> TrainState:
     """The loop: steps until config.steps or until it is time to stop."""
-    run, config, writer = training.run, training.run.config, training.writer
+    run, config = training.run, training.run.config
     stop, step, key = training.stop, int(state.step), jax.random.key(config.seed)
     if step > 0 and _is_due(step, config.eval_every):
         file = training.folder / 'metrics.jsonl'
@@ -202,16 +205,18 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                         per_second * of_sources / tokens
                     )
                 since_log, tokens, of_sources = [], 0, 0
-                writer.write(step, 'train', values)
+                training.writer.write(step, 'train', values)
                 left = stop.seconds_left(throughput.seconds_left(config.steps - step))
                 metrics.say(metrics.progress_line(step, config.steps, values, left))
             if not last and _is_due(step, config.checkpoint_every):
                 watch.look(step, since_log)  # no checkpoint of what is not finite
                 with throughput.pause():
-                    training.checkpointer.save(step, state, training.iterator)
+                    _save(training, step, state)
             if not last and _is_due(step, config.eval_every):
                 with throughput.pause():
                     _validate(training, state.model, step)
+            if _log_fails(training):
+                stop.soon()
     watch.look(step, since_log)
     return state
 
@@ -268,6 +273,28 @@ def _validate(
     if not final:
         metrics.say(metrics.summary('validation', step, values))
     return values
+
+
+def _save(training: _Training, step: int, state: TrainState) -> None:
+    """Saves a checkpoint; of a folder that was removed orbax would make one again."""
+    if not (training.folder / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'{training.folder} or its config.json has been removed: the run ends '
+            f'without a checkpoint of step {step}.'
+        )
+    training.checkpointer.save(step, state, training.iterator)
+
+
+def _log_fails(training: _Training) -> OSError | None:
+    """What ends the run after the step in progress."""
+    return None if training.run.config.log_may_fail else training.writer.failure()
+
+
+def _check_log(training: _Training) -> None:
+    """Raises the error of a metrics.jsonl that lacks lines; all else is saved."""
+    if failure := _log_fails(training):
+        step = training.checkpointer.latest_step()
+        raise OSError(f'{failure} Step {step} is saved.')
 
 
 def compile_train_step(run: Run, batch: Mapping[str, jax.ShapeDtypeStruct]):
