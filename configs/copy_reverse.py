@@ -59,8 +59,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         # A place of the source is the same turn of all places of the target, which one
         # product learns; learned positions would have to meet each place.
         'positions': 'sinusoidal',
-        'encoder': training_config.encoder_fields()
-        | {'rule': 'reformer', 'lsh_chunks_after': 1},
+        'encoder': {'rule': 'reformer', 'lsh_chunks_after': 1},
     }
     config.optimizer = optimizer_lib.defaults() | {
         'name': 'adam',

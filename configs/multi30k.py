@@ -65,7 +65,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'tie_output': True,
         'dropout': 0.1,
         'label_smoothing': 0.1,
-        'encoder': training_config.encoder_fields() | {'layers': 3},
+        'encoder': {'layers': 3},
     }
     config.decoding = training_config.decoding_defaults()
     config.optimizer = optimizer_lib.defaults() | {

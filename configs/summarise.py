@@ -50,8 +50,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'layers': 2,
         'pattern': ('full',),
         'positions': 'learned',
-        'encoder': training_config.encoder_fields()
-        | {
+        'encoder': {
             'length': 4096,
             'layers': 2,
             'pattern': ('local', 'lsh'),

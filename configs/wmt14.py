@@ -96,7 +96,7 @@ def _base() -> ml_collections.ConfigDict:
         'dropout': 0.1,
         'label_smoothing': 0.1,
         'dtype': 'bfloat16',
-        'encoder': training_config.encoder_fields() | {'layers': 6},
+        'encoder': {'layers': 6},
     }
     config.decoding = training_config.decoding_defaults()
     config.optimizer = optimizer_lib.defaults() | {

@@ -44,7 +44,9 @@ def _given(monkeypatch, file, *flags_of_fields):
     given = ['train.py', f'--config={folder / file}', *flags_of_fields]
     monkeypatch.setattr(sys, 'argv', given)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file('config', flag_values=values)
+    config_flags.DEFINE_config_file(
+        'config', lock_config=False, accept_new_attributes=True, flag_values=values
+    )
     values(sys.argv)
     return values.config
 

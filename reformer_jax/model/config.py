@@ -36,7 +36,7 @@ _QUERIES = 128
 
 # What an encoder has to be; and what it does not take from the decoder beside it.
 _ENCODER = {'causal': False, 'head': 'none', 'start_token': -1, 'encoder': None}
-DECODERS_OWN = (
+_DECODERS_OWN = (
     *_ENCODER,
     'share_embedding',
     'tie_output',
@@ -116,8 +116,7 @@ class ModelConfig:
       dtype: of matrix operands; parameters and streams are float32.
       encoder: a bidirectional Reformer whose hidden states each layer attends to,
         between attention and feed-forward: the fields in which it differs from this
-        one (None: it does not), or its whole ModelConfig; None or {} for a model
-        without. It is completed
+        one, or its whole ModelConfig; None or {} for a model without. It is completed
         when this config is made: dataclasses.replace later changes the decoder alone.
       share_embedding: whether the encoder uses this model's embedding of tokens.
     """
@@ -257,8 +256,7 @@ class ModelConfig:
 
 
 def defaults(kind: Any = ModelConfig) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, for configs to list: a field that
-    is not in a config can't be set on the command line."""
+    """The fields of a dataclass that have a default, for configs to list."""
     listed = dataclasses.fields(kind)
     return {f.name: f.default for f in listed if f.default is not dataclasses.MISSING}
 
@@ -345,7 +343,6 @@ def _encoder(config: ModelConfig) -> ModelConfig | None:
             f'model.encoder={given!r} is no mapping: give the fields in which the '
             "encoder differs, such as {'layers': 6, 'length': 1024}, or {} for none."
         )
-    given = {name: value for name, value in given.items() if value is not None}
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     unknown = sorted(set(given) - set(known))
     if unknown:
@@ -355,9 +352,9 @@ def _encoder(config: ModelConfig) -> ModelConfig | None:
         )
     if given.get('encoder'):
         raise ValueError('model.encoder.encoder is not empty: an encoder has none.')
-    same = {n: getattr(config, n) for n in known if n not in DECODERS_OWN}
+    same = {n: getattr(config, n) for n in known if n not in _DECODERS_OWN}
     try:
-        return ModelConfig(**(same | _ENCODER | given))
+        return ModelConfig(**(same | _ENCODER | dict(given)))
     except ValueError as error:
         raise ValueError(f'model.encoder: {error}') from error
 

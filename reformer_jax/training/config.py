@@ -1,12 +1,10 @@
 """The config of a run, checked: what is wrong with it is said before any work."""
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import config_dict
 
 from reformer_jax import data
 from reformer_jax import sharding
@@ -82,19 +80,6 @@ def defaults() -> dict[str, Any]:
 def decoding_defaults() -> dict[str, Any]:
     """Of `decoding`, for configs of pairs to list."""
     return model_config.defaults(translation.Decoding)
-
-
-def encoder_fields() -> dict[str, Any]:
-    """Of `model.encoder`, for configs to list: None, as its decoder has it, in each
-    until it is set, which the command line can then do too."""
-    taken = model_config.DECODERS_OWN
-    listed = [
-        f for f in dataclasses.fields(model_config.ModelConfig) if f.name not in taken
-    ]
-    types = {
-        field.name: typing.get_origin(field.type) or field.type for field in listed
-    }
-    return {name: config_dict.placeholder(kind) for name, kind in types.items()}
 
 
 def run_config(fields: Mapping[str, Any]) -> RunConfig:

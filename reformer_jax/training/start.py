@@ -148,10 +148,6 @@ def read(
     """
     fields = config.to_dict()
     if isinstance(fields.get('data'), dict) and isinstance(fields.get('model'), dict):
-        if isinstance(encoder := fields['model'].get('encoder'), dict):
-            fields['model']['encoder'] = {
-                name: value for name, value in encoder.items() if value is not None
-            }
         fields = resolve(fields, workdir)
     checked = training_config.run_config(fields)
     training_config.check(checked)
