@@ -26,6 +26,7 @@ from reformer_jax.generation import prompts as prompts_lib
 from reformer_jax.generation import steps as steps_lib
 from reformer_jax.stack import chunking
 from reformer_jax.stack import compilation
+from reformer_jax.stack import memory
 
 # Tokens that one call of the compiled loop adds: few enough to watch them appear, so
 # many that the copy of the parameters at its start does not count.
@@ -86,14 +87,15 @@ def stream(
     Raises:
       ValueError: a prompt or a source is empty, too long for the model or has unknown
         tokens; there are not as many sources as prompts, or some for a model without
-        an encoder, or none for one with it; an argument is out of its range. Raised by
-        the call, before the first tokens.
+        an encoder, or none for one with it; an argument is out of its range, or the
+        samples do not fit into memory. Raised by the call, before the first tokens.
     """
     sampling = sampling_of(model.config.vocab_size, **settings)
     steps = operator.index(steps)
     _check_at_least_one(samples=samples)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
+    _check_fits(model, prompts, samples=samples)
     rows_N = jnp.arange(prompts.lengths_B.size * samples)
     keys_N = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_N)
     return _parts(model, prompts, keys_N, sampling, stop, steps)
@@ -142,6 +144,7 @@ def beam_search(
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
     limits_B = prompts_lib.limits(steps, prompts.lengths_B.size)
     most = int(limits_B.max())
+    _check_fits(model, prompts, beams=beams)
     tokens_BES, scores_BE = _compiled(beams_lib.search, static=('beams', 'steps'))(
         model,
         prompts,
@@ -296,6 +299,29 @@ def _score(model, inputs, targets_BP):
         model.logits, streams, targets_BP, chunk_length=length
     )
     return -nll_BP
+
+
+def _check_fits(model, prompts: prompts_lib.Prompts, **copies: int) -> None:
+    """Raises a ValueError if the caches of so many continuations of each prompt are too
+    large for the device."""
+    ((name, count),) = copies.items()
+    limit = memory.of_device()
+    if count == 1 or limit is None:
+        return
+    _, state = _compiled(steps_lib.prefill, static=('capacity',)).eval_shape(
+        model,
+        prompts.tokens_BP,
+        prompts.lengths_B,
+        capacity=prompts.capacity,
+        source=prompts.source,
+    )
+    caches = jax.tree.leaves(state.caches)
+    needed = count * sum(x.size * x.dtype.itemsize for x in caches)
+    if needed > limit:
+        raise ValueError(
+            f'{name}={count:,} need {memory.shown(needed)} of caches, and the device '
+            f'has {memory.shown(limit)}: ask for fewer at a time.'
+        )
 
 
 def _stop(model, stop_token: int | None) -> jax.Array:

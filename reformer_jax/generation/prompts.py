@@ -104,6 +104,9 @@ def filled_up(
     return Prompts(tokens_BP, lengths_B, width, source)
 
 
+_MOST_STEPS = 2**31 - 1  # which int32 holds
+
+
 def limits(steps: Any, rows: int) -> np.ndarray:
     """Most tokens to add to each row, int32 [B], of one number or one for each.
 
@@ -115,8 +118,10 @@ def limits(steps: Any, rows: int) -> np.ndarray:
             f'steps={steps} for {rows} prompts: give a whole number, or one for each '
             'prompt.'
         )
-    if (steps_B < 1).any():
-        raise ValueError(f'steps={steps} must be at least 1.')
+    if (steps_B < 1).any() or (steps_B > _MOST_STEPS).any():
+        raise ValueError(
+            f'steps={steps} must be at least 1, and not more than the model has places.'
+        )
     return np.broadcast_to(steps_B, rows).astype(np.int32)
 
 

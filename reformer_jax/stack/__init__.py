@@ -8,6 +8,7 @@ chunk of the sequence at a time.
 from reformer_jax.stack import chunking
 from reformer_jax.stack import compilation
 from reformer_jax.stack import linear
+from reformer_jax.stack import memory
 from reformer_jax.stack import reversible
 from reformer_jax.stack.chunking import cross_entropy
 from reformer_jax.stack.chunking import map_chunks
@@ -26,6 +27,7 @@ __all__ = (
     'cross_entropy',
     'linear',
     'map_chunks',
+    'memory',
     'residual_scan',
     'reversible',
     'reversible_scan',

@@ -1,39 +1,13 @@
 """Whether a run fits into the memory there is: said before any of it is taken."""
 
-import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from reformer_jax.model import config as model_config
+from reformer_jax.stack import memory
 from reformer_jax.training import config as training_config
-
-_CGROUPS = (
-    '/sys/fs/cgroup/memory.max',
-    '/sys/fs/cgroup/memory/memory.limit_in_bytes',
-)
-
-
-def of_device() -> int | None:
-    """Bytes that a device of this process has; None where it does not say.
-
-    The devices of a CPU share what the machine has, or its container.
-    """
-    device, *_ = devices = jax.local_devices()
-    if stats := device.memory_stats():
-        return stats.get('bytes_limit')
-    if device.platform != 'cpu':
-        return None
-    try:
-        machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, OSError, ValueError):
-        return None
-    files = map(pathlib.Path, _CGROUPS)
-    limits = [file.read_text('utf-8') for file in files if file.is_file()]
-    known = [int(limit) for limit in limits if limit.strip().isdecimal()]
-    return min(machine, *known) // len(devices) if known else machine // len(devices)
 
 
 def check_arrays(arrays: Any, what: str) -> None:
@@ -43,10 +17,11 @@ def check_arrays(arrays: Any, what: str) -> None:
         int(np.prod(x.sharding.shard_shape(x.shape), dtype=object)) * x.dtype.itemsize
         for x in jax.tree.leaves(arrays)
     )
-    limit = of_device()
+    limit = memory.of_device()
     if limit is not None and needed > limit:
         raise ValueError(
-            f'{what} take {_shown(needed)} on each device, which has {_shown(limit)}: '
+            f'{what} take {memory.shown(needed)} on each device, which has '
+            f'{memory.shown(limit)}: '
             'make model.vocab_size, d_model, d_ff or layers smaller, or spread them '
             'over more devices with mesh.fsdp.'
         )
@@ -54,7 +29,7 @@ def check_arrays(arrays: Any, what: str) -> None:
 
 def check_step(compiled: jax.stages.Compiled, run: training_config.RunConfig) -> None:
     """Raises a ValueError if a compiled training step is too large for a device."""
-    limit, found = of_device(), compiled.memory_analysis()
+    limit, found = memory.of_device(), compiled.memory_analysis()
     if limit is None or found is None:
         return
     kept = found.argument_size_in_bytes
@@ -62,9 +37,9 @@ def check_step(compiled: jax.stages.Compiled, run: training_config.RunConfig) ->
     needed = kept + new + found.temp_size_in_bytes
     if needed > limit:
         raise ValueError(
-            f'a training step takes {_shown(needed)} on each device, which has '
-            f'{_shown(limit)}, {_shown(kept)} of it for parameters and optimizer: '
-            f'{", ".join(_remedies(run))}.'
+            f'a training step takes {memory.shown(needed)} on each device, which has '
+            f'{memory.shown(limit)}, {memory.shown(kept)} of it for parameters and '
+            f'optimizer: {", ".join(_remedies(run))}.'
         )
 
 
@@ -94,7 +69,3 @@ def _smaller_pieces(where: str, side: model_config.ModelConfig) -> list[str]:
     if side.heads > 1 and side.heads_at_once != 1:
         found.append(f'set {where}.heads_at_once=1')
     return found
-
-
-def _shown(size: int) -> str:
-    return f'{size / 2**30:,.1f} GiB'

@@ -158,6 +158,7 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
         ({'top_p': 1.5}, 'top_p=1.5'),
         ({'top_k': 12}, 'top_k=12'),
         ({'steps': 0}, 'steps=0 must be at least 1'),
+        ({'steps': 10**12}, 'steps=1000000000000 must be .* not more than the model'),
         ({'samples': 0}, 'samples=0'),
         ({'prompt': [[1, 2], [3]]}, 'prompts.pad makes tokens and mask'),
     ],
@@ -174,6 +175,14 @@ def test_errors_before_anything_is_compiled(options, message, monkeypatch):
         del options['key']
         with pytest.raises(ValueError, match=message):
             decoding.beam_search(_model(), **options)
+
+
+def test_more_continuations_than_memory():
+    message = 'need [0-9,]{6,}.. GiB of caches, and the device has .*: ask for fewer'
+    with pytest.raises(ValueError, match=f'samples=1,000,000,000,000 {message}'):
+        decoding.stream(_model(), [[1]], key=_KEY, steps=4, samples=10**12)
+    with pytest.raises(ValueError, match=f'beams=1,000,000,000,000 {message}'):
+        decoding.beam_search(_model(), [[1]], steps=4, beams=10**12)
 
 
 # --- Beam search ------------------------------------------------------------------

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import text
+from reformer_jax.stack import memory as stack_memory
 from reformer_jax.training import loop
 from reformer_jax.training import memory
 from reformer_jax.training import start
@@ -30,7 +31,7 @@ def test_a_model_that_no_machine_holds(config, field):
 def test_a_step_too_large_ends_before_it_begins(config, tmp_path, monkeypatch):
     state = start.open(config, 'none').state
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-    monkeypatch.setattr(memory, 'of_device', lambda: 2 * held)
+    monkeypatch.setattr(stack_memory, 'of_device', lambda: 2 * held)
     message = (
         'a training step takes .* GiB on each device, which has .*: '
         'set model.loss_chunk_length=256, set model.feed_forward_chunk_length=512, '
@@ -39,7 +40,7 @@ def test_a_step_too_large_ends_before_it_begins(config, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
         loop.train(config, str(tmp_path / 'run'))
     assert not (tmp_path / 'run' / 'metrics.jsonl').read_text()
-    monkeypatch.setattr(memory, 'of_device', lambda: held)
+    monkeypatch.setattr(stack_memory, 'of_device', lambda: held)
     with pytest.raises(ValueError, match='state and gradients take'):
         loop.train(config, str(tmp_path / 'other'))
     assert not (tmp_path / 'other').exists()
@@ -49,9 +50,9 @@ def test_donated_arguments_count_once(config, monkeypatch):
     numbers = jax.ShapeDtypeStruct((1000,), jnp.float32)
     step = jax.jit(lambda x: x + 1, donate_argnums=0).lower(numbers).compile()
     run = start.open(config, 'none').config
-    monkeypatch.setattr(memory, 'of_device', lambda: 4000)
+    monkeypatch.setattr(stack_memory, 'of_device', lambda: 4000)
     memory.check_step(step, run)
-    monkeypatch.setattr(memory, 'of_device', lambda: 3999)
+    monkeypatch.setattr(stack_memory, 'of_device', lambda: 3999)
     with pytest.raises(ValueError, match='a training step takes'):
         memory.check_step(step, run)
 
@@ -68,9 +69,9 @@ def test_only_what_would_help_is_advised(config):
 
 def test_the_limit_of_a_container(tmp_path, monkeypatch):
     limit = tmp_path / 'memory.max'
-    monkeypatch.setattr(memory, '_CGROUPS', [str(limit)])
-    machine = memory.of_device()
+    monkeypatch.setattr(stack_memory, '_CGROUPS', [str(limit)])
+    machine = stack_memory.of_device()
     limit.write_text('max\n')
-    assert memory.of_device() == machine
+    assert stack_memory.of_device() == machine
     limit.write_text(f'{2**20}\n')
-    assert memory.of_device() == 2**20 // jax.local_device_count()
+    assert stack_memory.of_device() == 2**20 // jax.local_device_count()
