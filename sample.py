@@ -11,7 +11,6 @@ A run on pairs writes a translation of each line:
 """
 
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -88,7 +87,7 @@ def _prompt() -> bytes:
     if _PROMPT.value is not None:
         return _PROMPT.value.encode('utf-8', 'surrogateescape')
     if _PROMPT_FILE.value is not None:
-        return pathlib.Path(_PROMPT_FILE.value).read_bytes()
+        return show.from_file(_PROMPT_FILE.value)
     if jax.process_count() > 1:
         raise app.UsageError('several processes: give --prompt or --prompt_file')
     return show.typed()

@@ -241,6 +241,8 @@ def _locate(path: str, choices: str) -> pathlib.Path:
     location = pathlib.Path(path).expanduser()
     if not path or not location.exists():
         raise FileNotFoundError(f'nothing is at {path!r}: give {choices}')
+    if not (location.is_file() or location.is_dir()):
+        raise ValueError(f'{path!r} is a pipe or a device: give {choices}')
     return location
 
 
@@ -320,7 +322,8 @@ def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
                     "with Pillow by image.convert('RGB').resize((64, 64))"
                 )
             yield image
-    except (OSError, SyntaxError) as error:  # SyntaxError: of a broken PNG
+    # SyntaxError: of a broken PNG
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f'{str(file)!r} cannot be read as an image ({error}): replace or remove it'
         ) from error

@@ -103,6 +103,14 @@ def write(prompt: TextPrompt, parts: Iterable[np.ndarray], *, steps: int) -> Non
         print(f'\n=== sample {number + 2} ===\n{text.decode("utf-8", "replace")}')
 
 
+def from_file(path: str) -> bytes:
+    """The content of a file; of a pipe all that comes through it, after a word."""
+    file = pathlib.Path(path)
+    if file.is_fifo():
+        print(f'reading {path} to its end', file=sys.stderr, flush=True)
+    return file.read_bytes()
+
+
 def typed() -> bytes:
     """What comes from stdin."""
     if sys.stdin.isatty():

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -329,6 +330,32 @@ def test_an_npz_that_would_fill_the_memory(tmp_path, monkeypatch):
     np.savez_compressed(file, train=np.zeros((100, 64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match='unpacks to 1,228,928 bytes'):
         data.open(config(file)).batches('train')
+
+
+def test_code_in_an_npz_is_not_run(tmp_path, capsys):
+    class Code:
+        def __reduce__(self):
+            return print, ('code of the npz was run',)
+
+    file = tmp_path / 'code.npz'
+    np.savez(file, train=np.array([Code()], object), allow_pickle=True)
+    with pytest.raises(ValueError, match='cannot be read .*allow_pickle=False'):
+        data.open(config(file)).batches('train')
+    assert 'was run' not in capsys.readouterr().out
+
+
+def test_a_pipe_is_no_source_of_images(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    with pytest.raises(ValueError, match="pipe' is a pipe or a device: give"):
+        data.open(config(tmp_path / 'pipe')).batches('train')
+    with pytest.raises(ValueError, match="pipe' is a pipe or a device: give"):
+        images_lib.read_images(str(tmp_path / 'pipe'))
+
+
+def test_an_image_that_would_fill_the_memory(folder, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 64 * 64 // 3)
+    with pytest.raises(ValueError, match='cannot be read as an image .*bomb'):
+        data.open(config(folder)).batches('train')
 
 
 def test_missing_and_empty_sources_are_named(tmp_path):

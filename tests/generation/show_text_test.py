@@ -1,5 +1,7 @@
 """Samples as text."""
 
+import os
+import threading
 import time
 
 import numpy as np
@@ -78,3 +80,16 @@ def test_progress_does_not_cut_the_text_on_a_terminal(
     # After each of six parts and at the end, but not after the three of the text.
     assert err.count('of 7 tokens') == (4 if terminal else 7)
     assert 'sampling: 5 of 7 tokens in ' in err
+
+
+def test_a_pipe_is_read_after_a_word(tmp_path, capsys):
+    os.mkfifo(tmp_path / 'pipe')
+    told = f'reading {tmp_path / "pipe"} to its end\n'
+    writer = threading.Thread(target=(tmp_path / 'pipe').write_bytes, args=(b'prompt',))
+    writer.start()
+    assert show.from_file(str(tmp_path / 'pipe')) == b'prompt'
+    writer.join()
+    assert capsys.readouterr().err == told
+    (tmp_path / 'file').write_bytes(b'prompt')
+    assert show.from_file(str(tmp_path / 'file')) == b'prompt'
+    assert not capsys.readouterr().err
