@@ -113,7 +113,11 @@ def _assert_same_run(workdir, original, how):
     new, old = _metrics(workdir), _metrics(original)
     # What training has told since: the streams, which the backward pass found again.
     since = {name: new.pop(name) for name in new.keys() - old.keys()}
-    assert {name for _, _, name in since} <= {'largest_stream', 'missed'}
+    assert {name for _, _, name in since} <= {
+        'largest_stream',
+        'missed',
+        'parameter_norm',
+    }
     assert not any(v for (_, _, name), v in since.items() if name == 'missed')
     assert new.keys() == old.keys()
     for name, value in old.items():

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from reformer_jax import progress
 from reformer_jax.runs import lock
+from reformer_jax.runs import writing
 from reformer_jax.sweeps import points as points_lib
 
 _GPUS = 'CUDA_VISIBLE_DEVICES'
@@ -61,9 +62,11 @@ class _Processes:
 
     def call(self, command: Sequence[str], log: pathlib.Path, gpu: str | None) -> int:
         """The exit status of a command on a GPU (None: on all), its output in a log."""
-        with open(log, 'ab') as output:
-            output.write(f'$ {shlex.join(command)}\n'.encode())
-            output.flush()
+        with writing.named(log):
+            opened = open(log, 'ab', buffering=0)
+        with opened as output:
+            with writing.named(log):
+                output.write(f'$ {shlex.join(command)}\n'.encode())
             # In a session of its own: a terminal's Ctrl-C comes from here alone.
             parent = [sys.executable, '-c', _WITH_PARENT, str(os.getpid())]
             process = subprocess.Popen(
@@ -106,7 +109,8 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
     free = _free_gpus(parallel)
     points_lib.check_data(sweep)
     points_lib.record(sweep)
-    (sweep.workdir / 'logs').mkdir(exist_ok=True)
+    with writing.named(sweep.workdir / 'logs'):
+        (sweep.workdir / 'logs').mkdir(exist_ok=True)
     with (
         lock.hold(sweep.workdir) as lock_file,
         _Processes(lock_file) as processes,

@@ -18,6 +18,7 @@ from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import lock
 from reformer_jax.runs import metrics
 from reformer_jax.runs import writing
+from reformer_jax.sweeps import launching
 from reformer_jax.training import evaluation
 from reformer_jax.training import loop
 from reformer_jax.training import start
@@ -85,6 +86,12 @@ def test_a_lock_without_space(tmp_path):
         with pytest.raises(OSError, match=r'.lock cannot be written \(File too large'):
             with lock.hold(tmp_path):
                 pytest.fail('held')
+
+
+def test_a_log_of_a_sweep_without_space(tmp_path):
+    with _no_file_larger_than(0):
+        with pytest.raises(OSError, match=r'log cannot be written \(File too large'):
+            launching._Processes(0).call(['true'], tmp_path / 'log', None)
 
 
 def test_tensorboard_is_given_up(tmp_path, monkeypatch, capsys):
