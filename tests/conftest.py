@@ -1,9 +1,15 @@
+import signal
 import sys
 
 import pytest
 from absl import flags
 
 from reformer_jax.attention import numerics
+
+# What is ignored where tests are started (nohup, a shell's background) would stay so in
+# what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # grain reads absl flags, which are parsed nowhere in a test run.
 flags.FLAGS(sys.argv[:1])
