@@ -56,6 +56,7 @@ class Writer:
                 f'workdir {folder} is not a folder: run_folder.open_workdir makes it.'
             )
         self._path = folder / 'metrics.jsonl'
+        self._latest = step  # with lines that `replace` may meet
         _take_out(self._path, lambda line: line['step'] > step)
         self._lines = writing.Lines(self._path)
         self._tensorboard = _TensorBoard(folder / 'tensorboard', step + 1)
@@ -102,11 +103,13 @@ class Writer:
 
     def replace(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """As `write`, in place of what there is of this split after so many steps."""
-        if self._writes and not self.failure():
+        if self._writes and step == self._latest and not self.failure():
             of = (step, split)
             if _take_out(self._path, lambda line: (line['step'], line['split']) == of):
                 self._lines.close()
                 self._lines = writing.Lines(self._path)
+        if self._writes:
+            self._latest = step
         self.write(step, split, values)
 
     def failure(self) -> OSError | None:

@@ -94,6 +94,7 @@ def test_lines_of_steps_that_are_done_again_are_taken_out(tmp_path):
         assert reader.read().splitlines() == before  # replaced, not rewritten in place
         writer.write(3, 'train', {'loss': 9})
         writer.replace(2, 'validation', {'loss': 8})
+        writer.replace(3, 'validation', {'loss': 6})
         writer.replace(3, 'validation', {'loss': 7})
     assert [(r['step'], r['split'], r.get('loss')) for r in metrics.read(path)] == [
         (1, 'train', 1),
