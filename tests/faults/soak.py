@@ -4,8 +4,8 @@
 
 Two processes are watched from outside. One trains, evaluates, saves and deletes
 checkpoints without an end; the other, again and again, resumes a run, trains it on,
-evaluates, saves, restores and samples. After the first ten minutes neither may have more
-resident memory (2 %), threads, children or open files than it had. Linux only.
+evaluates, saves, restores and samples. After the first ten minutes neither may have
+more resident memory (2 %), threads, children or open files than before. Linux only.
 """
 
 import argparse
@@ -87,13 +87,13 @@ def _flags(folder: pathlib.Path, name: str) -> list[str]:
 
 def _rounds(folder: pathlib.Path, minutes: float) -> None:
     """Resumes, trains on, evaluates, saves, restores and samples in this process."""
+    import jax
+
     from configs import text
     from reformer_jax.generation import decoding
     from reformer_jax.training import evaluation
     from reformer_jax.training import loop
     from reformer_jax.training import start
-
-    import jax
 
     config, workdir = text.get_config('tiny'), str(folder / 'rounds')
     file = {'data.path': str(folder / 'text.txt'), 'minutes': 0.0}
