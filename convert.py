@@ -12,22 +12,17 @@ python convert.py tokenizer TEXT spiece.model --vocab_size=8000
 
 import argparse
 import sys
-
-from absl import app
-from absl.flags import argparse_flags
+from collections.abc import Sequence
 
 from reformer_jax.data import corpus
 from reformer_jax.data import tokenizers
+from reformer_jax.training import command_line
 from reformer_jax.training import exchange
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The arguments of one of the commands, argv[0] being the program."""
-    parser = argparse_flags.ArgumentParser(
-        prog='convert.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one of the commands."""
+    parser = command_line.ArgumentParser(prog='convert.py', description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     importing = commands.add_parser('import', help='a folder of transformers')
     importing.add_argument('folder')
@@ -51,38 +46,33 @@ def parse(argv: list[str]) -> argparse.Namespace:
     training.add_argument(
         '--model_type', default='unigram', choices=tokenizers.MODEL_TYPES
     )
-    return parser.parse_args(argv[1:])
+    return parser.parse_args(arguments)
 
 
-def main(given: argparse.Namespace) -> None:
-    try:
-        match given.command:
-            case 'import':
-                exchange.import_folder(
-                    given.folder, given.workdir, pytorch=given.pytorch
-                )
-                print(f'wrote {given.workdir}')
-            case 'export':
-                exchange.export_run(
-                    given.workdir,
-                    given.folder,
-                    step=given.checkpoint,
-                    rule_trax=given.rule_trax,
-                )
-                print(f'wrote {given.folder}')
-            case 'tokenizer':
-                text = corpus.read(given.text).tobytes().decode('utf-8', 'replace')
-                tokenizers.train(
-                    [text],
-                    given.model,
-                    vocab_size=given.vocab_size,
-                    model_type=given.model_type,
-                )
-                print(f'{given.model}: {given.vocab_size} tokens')
-    except (FileExistsError, FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+def main(arguments: list[str]) -> None:
+    given = parse(arguments)
+    match given.command:
+        case 'import':
+            exchange.import_folder(given.folder, given.workdir, pytorch=given.pytorch)
+            print(f'wrote {given.workdir}')
+        case 'export':
+            exchange.export_run(
+                given.workdir,
+                given.folder,
+                step=given.checkpoint,
+                rule_trax=given.rule_trax,
+            )
+            print(f'wrote {given.folder}')
+        case 'tokenizer':
+            text = corpus.read(given.text).tobytes().decode('utf-8', 'replace')
+            tokenizers.train(
+                [text],
+                given.model,
+                vocab_size=given.vocab_size,
+                model_type=given.model_type,
+            )
+            print(f'{given.model}: {given.vocab_size} tokens')
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    command_line.script(main, sys.argv[1:])

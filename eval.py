@@ -6,13 +6,13 @@ all that keeps the parameters' shapes:
       --config.model.rounds=8
 """
 
-from absl import app
 from absl import flags
 
-import distributed
+from reformer_jax.training import command_line
 from reformer_jax.training import evaluation
 
-_CONFIG = distributed.define_config("Default: the run's own.")
+command_line.define_distributed()
+_CONFIG = command_line.define_config("Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _SPLITS = flags.DEFINE_list('splits', [], 'Default: all but the training split.')
 _CHECKPOINT = flags.DEFINE_string(
@@ -22,8 +22,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-    distributed.begin(argv)
+def main() -> None:
     results = evaluation.evaluate(
         _CONFIG.value, _WORKDIR.value, splits=_SPLITS.value, step=_CHECKPOINT.value
     )
@@ -31,4 +30,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    command_line.run(main)

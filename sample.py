@@ -18,12 +18,13 @@ import jax
 from absl import app
 from absl import flags
 
-import distributed
 from reformer_jax import data
 from reformer_jax.generation import show
+from reformer_jax.training import command_line
 from reformer_jax.training import start
 
-_CONFIG = distributed.define_config("Default: the run's own.")
+command_line.define_distributed()
+_CONFIG = command_line.define_config("Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue or translate.')
 _PROMPT_FILE = flags.DEFINE_string('prompt_file', None, 'File with it; else stdin.')
@@ -33,7 +34,13 @@ flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.')
 flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
 flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
-_SEED = flags.DEFINE_integer('seed', 0, 'The same seed gives the same samples.')
+_SEED = flags.DEFINE_integer(
+    'seed',
+    0,
+    'The same seed gives the same samples.',
+    lower_bound=-(2**31),  # what a key takes
+    upper_bound=2**32 - 1,
+)
 _BEAMS = flags.DEFINE_integer('beams', None, "Default: the config's.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
@@ -41,8 +48,7 @@ _OF_TEXT = 'tokens', 'num_samples', 'temperature', 'top_k', 'top_p', 'stop', 'se
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, 'best' or 'average:N'.")
 
 
-def main(argv: list[str]) -> None:
-    distributed.begin(argv)
+def main() -> None:
     first = jax.process_index() == 0
     if not first:  # makes the same
         sys.stdout = open(os.devnull, 'w')
@@ -94,4 +100,4 @@ def _prompt() -> bytes:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    command_line.run(main)

@@ -10,18 +10,15 @@ command repeated completes a sweep. Fields set on the command line hold for all 
 import sys
 
 import jax
-from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.sweeps import launching
 from reformer_jax.sweeps import points as points_lib
+from reformer_jax.training import command_line
 
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The experiment.', lock_config=False, accept_new_attributes=True
-)
+_CONFIG = command_line.define_config('The experiment.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run folders. Without it runs/sweep_<config>.'
 )
@@ -38,10 +35,7 @@ _PRINT_COMMANDS = flags.DEFINE_bool(
 flags.mark_flag_as_required('config')
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
-    logging.set_verbosity(logging.WARNING)
+def main() -> None:
     # Accelerators are for the runs; this process computes nothing.
     jax.config.update('jax_platforms', 'cpu')
     flag = flags.FLAGS['config']
@@ -67,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    command_line.run(main)

@@ -23,16 +23,16 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     if signal.getsignal(_number) != signal.SIG_IGN:
         signal.signal(_number, _end)
 
-from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-import distributed
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.training import command_line
 from reformer_jax.training import loop
 
-_CONFIG = distributed.define_config('The experiment.')
+command_line.define_distributed()
+_CONFIG = command_line.define_config('The experiment.')
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run folder. Without it runs/<name of the config>.'
 )
@@ -42,8 +42,7 @@ _PROFILE = flags.DEFINE_string(
 flags.mark_flag_as_required('config')
 
 
-def main(argv: list[str]) -> None:
-    distributed.begin(argv)
+def main() -> None:
     workdir = _WORKDIR.value
     if workdir is None:
         file = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -56,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    command_line.run(main)

@@ -13,7 +13,6 @@ crossovers: for each number of rounds the greatest of the lengths at which exact
 attention, forward and backward, is not slower. --peers needs pip install -e '.[peers]'.
 """
 
-import argparse
 import functools
 import pathlib
 import sys
@@ -31,6 +30,7 @@ from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.model import config as model_config
 from reformer_jax.stack import compilation
+from reformer_jax.training import command_line
 
 _LENGTHS = tuple(2**exponent for exponent in range(10, 15))
 _ROUNDS = (1, 2, 4, 8)
@@ -213,7 +213,7 @@ def measure_memory(length: int, dtype: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Times LSH, local, exact attention.')
+    parser = command_line.ArgumentParser(description='Times of attention.')
     parser.add_argument('lengths', nargs='*', type=int, help='multiples of 64, tokens')
     parser.add_argument('--dtype', choices=model_config.DTYPES, default='float32')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
@@ -230,4 +230,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -11,7 +11,6 @@ recomputes all for each token; its layers are all LSH). Least of the runs, in wh
 lengths and implementations take turns. The peers need pip install -e '.[peers]'.
 """
 
-import argparse
 import functools
 import os
 import pathlib
@@ -33,6 +32,7 @@ from reformer_jax import model as model_lib
 from reformer_jax.generation import steps as steps_lib
 from reformer_jax.model import config as model_config
 from reformer_jax.stack import compilation
+from reformer_jax.training import command_line
 
 _PATTERN = ('local', 'lsh')
 _LAYERS = 6
@@ -197,7 +197,7 @@ def measure(
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description='Prefill and decoding.')
+    parser = command_line.ArgumentParser(description='Prefill and decoding.')
     parser.add_argument('lengths', nargs='+', type=int, help='powers of two, in tokens')
     parser.add_argument('--peers', action='store_true', help='transformers, lucidrains')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
@@ -215,4 +215,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -10,7 +10,6 @@ reports/results/figure5.jsonl. `plot` draws reports/results/figure5.png from it 
 needs pip install -e '.[reports]'.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from benchmarks import training_step
+from reformer_jax.training import command_line
 from reports import figure5
 
 _RESULTS = pathlib.Path(__file__).resolve().parents[1] / 'reports' / 'results'
@@ -85,7 +85,7 @@ def plot(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="The paper's Figure 5, right.")
+    parser = command_line.ArgumentParser(description="The paper's Figure 5, right.")
     parser.add_argument('what', choices=('measure', 'plot'))
     parser.add_argument('--tokens', type=int, default=2**14, help='per step')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
@@ -100,4 +100,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

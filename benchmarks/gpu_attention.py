@@ -11,7 +11,6 @@ linear as LSH is, cuDNN's attention to the last 128 tokens. Seconds are the mini
 the runs, which take turns; each run calls a function as often as takes a while.
 """
 
-import argparse
 import functools
 import itertools
 import pathlib
@@ -28,6 +27,7 @@ from benchmarks import timing
 from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.attention.kernels import cudnn
+from reformer_jax.training import command_line
 
 HEADS = 8
 HEAD_SIZE = 64
@@ -156,7 +156,7 @@ def time_attention(
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='LSH attention against cuDNN.')
+    parser = command_line.ArgumentParser(description='LSH attention against cuDNN.')
     parser.add_argument('lengths', nargs='*', type=int, help='powers of two, tokens')
     parser.add_argument('--chunks', type=int, nargs='+', default=_CHUNKS)
     parser.add_argument('--rounds', type=int, nargs='+', default=_ROUNDS)
@@ -170,4 +170,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

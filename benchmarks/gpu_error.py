@@ -24,6 +24,7 @@ from benchmarks import timing
 from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.attention.kernels import cudnn
+from reformer_jax.training import command_line
 
 _LENGTH, _HEADS, _HEAD_SIZE = 2048, 4, 64
 _CHUNK_LENGTH, _ROUNDS, _BUCKETS = 64, 4, 64
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.script(main)

@@ -10,7 +10,6 @@ needs a torch for the GPU and transformers. `million` is configs/enwik8.py:milli
 step's seconds, and the peak of the GPU's memory as JAX counts it.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import pathlib
@@ -27,6 +26,7 @@ from benchmarks import memory
 from benchmarks import timing
 from benchmarks import training_step
 from reformer_jax.huggingface import fields as huggingface_fields
+from reformer_jax.training import command_line
 from reformer_jax.training import config as training_config
 
 _PRECISIONS = ('bfloat16', 'float32')
@@ -93,7 +93,7 @@ def time_million(config: ml_collections.ConfigDict) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Training steps on one GPU.')
+    parser = command_line.ArgumentParser(description='Training steps on one GPU.')
     parser.add_argument('what', choices=('peers', 'million'))
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
     options = parser.parse_args(arguments)
@@ -105,4 +105,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -27,6 +27,7 @@ from benchmarks import timing
 from reformer_jax import huggingface
 from reformer_jax.huggingface import fields as fields_lib
 from reformer_jax.huggingface import tensors
+from reformer_jax.training import command_line
 
 _CAUSAL = {
     'architectures': ['ReformerModelWithLMHead'],
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.script(main)

@@ -23,6 +23,7 @@ from benchmarks import timing
 from configs import enwik8
 from reformer_jax import model as model_lib
 from reformer_jax.model import config as model_config
+from reformer_jax.training import command_line
 from reformer_jax.training import loop
 from reformer_jax.training import start
 
@@ -122,4 +123,4 @@ def main(what: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

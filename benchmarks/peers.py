@@ -11,7 +11,6 @@ minimum of the runs, which take turns; `times_first` is how many of the first on
 peers need pip install -e '.[peers]'.
 """
 
-import argparse
 import importlib.util
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import small_lm
 from benchmarks import timing
+from reformer_jax.training import command_line
 
 # JAX and PyTorch are imported where they are used: the process of a peer, whose memory
 # is measured, must not have JAX in it, nor ours PyTorch.
@@ -143,7 +143,7 @@ def _memory(name: str, length: int, buckets: int | tuple[int, ...]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Our training step and the peers.')
+    parser = command_line.ArgumentParser(description='Our training step and the peers.')
     parser.add_argument('lengths', nargs='*', type=int, help='powers of two, in tokens')
     parser.add_argument('--memory', type=int, metavar='LENGTH', help='memory instead')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
@@ -171,4 +171,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

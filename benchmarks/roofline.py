@@ -9,7 +9,6 @@ of these and one step, in turns. `products_seconds` is the least total of a run,
 lasts about as long as a step; `of_products` how many times that the step takes.
 """
 
-import argparse
 import collections
 import dataclasses
 import functools
@@ -29,6 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import attention
 from benchmarks import timing
 from benchmarks import training_step
+from reformer_jax.training import command_line
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import start
 from reformer_jax.training import step as step_lib
@@ -167,7 +167,7 @@ def time_products(length: int, runs: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='A step and its products alone.')
+    parser = command_line.ArgumentParser(description='A step and its products alone.')
     parser.add_argument('length', nargs='?', type=int, default=2**14)
     parser.add_argument('--runs', type=int, default=5, help='of which the minimum')
     options = parser.parse_args(arguments)
@@ -175,4 +175,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -11,7 +11,6 @@ JAX_NUM_CPU_DEVICES=2 each of two cores is a device. Seconds are the minimum of 
 runs, which take turns.
 """
 
-import argparse
 import functools
 import pathlib
 import sys
@@ -30,6 +29,7 @@ from benchmarks import timing
 from configs import enwik8
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
+from reformer_jax.training import command_line
 from reformer_jax.training import state as state_lib
 
 _LENGTHS = tuple(2**exponent for exponent in range(11, 18))
@@ -187,7 +187,7 @@ def time_compilation() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Times our training step.')
+    parser = command_line.ArgumentParser(description='Times our training step.')
     parser.add_argument('what', choices=_MODES)
     parser.add_argument('lengths', nargs='*', type=int, help='powers of two, in tokens')
     parser.add_argument('--runs', type=int, default=3, help='of which the minimum')
@@ -206,4 +206,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -9,7 +9,6 @@ approximation of lsh_caches.py with the others. On the duplication task also how
 words greedy decoding copies without an error.
 """
 
-import argparse
 import itertools
 import pathlib
 import sys
@@ -29,6 +28,7 @@ from reformer_jax.generation import steps as steps_lib
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
+from reformer_jax.training import command_line
 from reformer_jax.training import start
 
 
@@ -98,15 +98,23 @@ def sequences(config: ml_collections.ConfigDict, count: int) -> dict[str, np.nda
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Cached decoding of a run.')
+    parser = command_line.ArgumentParser(description='Cached decoding of a run.')
     parser.add_argument('workdir', help='run folder')
-    parser.add_argument('--sequences', type=int, default=32, help='of the test split')
-    parser.add_argument('--rounds', type=int, help="instead of the run's")
+    number = command_line.at_least_one
+    parser.add_argument(
+        '--sequences', type=number, default=32, help='of the test split'
+    )
+    parser.add_argument('--rounds', type=number, help="instead of the run's")
     options = parser.parse_args(arguments)
     config = ml_collections.ConfigDict(run_folder.load_config(options.workdir))
     if options.rounds:
         config.model.rounds = options.rounds
     run = start.open(config, options.workdir)
+    if run.config.model.head != 'lm':
+        raise ValueError(
+            f'{options.workdir} is a run with model.head={run.config.model.head!r}: '
+            'give that of a language model.'
+        )
     with jax.set_mesh(run.mesh):
         model, step = run.restore_model()
         batch = sequences(config, options.sequences)
@@ -118,4 +126,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from reformer_jax.training import command_line
 from reports import tables
 
 # Times as fast as cuDNN's exact attention: by tokens with 4 rounds, and with 1.
@@ -47,7 +48,12 @@ def report(folder: str) -> str:
     text = f'# One GPU\n\n{_where(found)}\n'
     for part, title in _PARTS.items():
         points = found[part]
-        rows = rows_of.get(part, _rows)(points) if points else []
+        try:
+            rows = rows_of.get(part, _rows)(points) if points else []
+        except KeyError as error:
+            raise ValueError(
+                f'{folder}/{part}.jsonl has a line without {error}: measure it anew.'
+            ) from error
         table = tables.markdown(rows) if rows else 'Not measured.\n'
         text += f'\n## {title}\n\n{table}'
     return text
@@ -56,8 +62,14 @@ def report(folder: str) -> str:
 def _points(path: pathlib.Path) -> list[Point]:
     if not path.exists():
         return []
-    lines = path.read_text('utf-8').splitlines()
-    return [json.loads(line) for line in lines if line.startswith('{')]
+    points = []
+    for number, line in enumerate(path.read_text('utf-8').splitlines(), 1):
+        if line.startswith('{'):
+            try:
+                points.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f'{path}, line {number}: {error}') from error
+    return points
 
 
 def _where(found: dict[str, list[Point]]) -> str:
@@ -116,10 +128,10 @@ def _rows(points: Sequence[Point]) -> list[Point]:
 
 
 def main(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise SystemExit(f'usage: python reports/gpu.py FOLDER\n\n{__doc__}')
-    print(report(arguments[0]), end='')
+    parser = command_line.ArgumentParser(description=__doc__)
+    parser.add_argument('folder', help='of the measurements')
+    print(report(parser.parse_args(arguments).folder), end='')
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

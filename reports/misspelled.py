@@ -7,7 +7,6 @@ half each, no passage twice). Passages are lines of 100 to 250 bytes, cut behind
 a misspelled one has two neighbouring letters swapped in every third word or so.
 """
 
-import argparse
 import json
 import pathlib
 import random
@@ -16,6 +15,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from reformer_jax.data import corpus
+from reformer_jax.training import command_line
 
 _SHORTEST, _LONGEST = 100, 250
 _SHARE = 0.5  # of the words; in short ones there is nothing to swap
@@ -54,14 +54,19 @@ def _swapped(word: str, randomness: random.Random) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description='Passages with and without errors.')
+    parser = command_line.ArgumentParser(description='Passages, half with errors.')
     parser.add_argument('text', help='file, folder, glob, .gz, .zip or .xz')
     parser.add_argument('output', help='the .jsonl file to write')
-    parser.add_argument('--passages', type=int, default=8000)
+    parser.add_argument('--passages', type=command_line.at_least_one, default=8000)
     options = parser.parse_args(arguments)
     text = corpus.read(options.text).tobytes().decode('utf-8', 'replace')
     randomness = random.Random(0)
     found = passages(text)
+    if not found:
+        raise ValueError(
+            f'{options.text} has no passage: lines of {_SHORTEST} bytes and more, with '
+            'six words of five letters.'
+        )
     randomness.shuffle(found)
     with open(options.output, 'x', encoding='utf-8') as file:
         for number, passage in enumerate(found[: options.passages]):
@@ -73,4 +78,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from reformer_jax import attention
 from reformer_jax.attention import hashing
 from reformer_jax.attention import windows
+from reformer_jax.training import command_line
 from reports import plots
 
 _RESULTS = pathlib.Path(__file__).resolve().parent / 'results'
@@ -157,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.script(main)

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from reformer_jax.runs import folder as run_folder
+from reformer_jax.training import command_line
 from reformer_jax.training import config as training_config
 from reports import run_folders
 from reports import tables
@@ -237,4 +238,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    command_line.script(main, sys.argv[1:])

@@ -6,14 +6,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reformer_jax.training import command_line
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def parse(arguments: Sequence[str], description: str | None) -> argparse.Namespace:
     """The command line of a report: its folders, and output, a prefix or None."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.ArgumentParser(description=description)
     parser.add_argument('folders', nargs='+', help='of sweeps or of runs')
     parser.add_argument('--output', metavar='PREFIX', help='of the files to write')
     return parser.parse_args(arguments)

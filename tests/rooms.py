@@ -15,9 +15,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'reformer_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
-# With distributed.py, what three of them begin with.
-_BEGINNING = ROOT / 'distributed.py'
-DOORS = sorted(path for path in ROOT.glob('*.py') if path != _BEGINNING)
+DOORS = sorted(ROOT.glob('*.py'))
 
 # Imports go from a floor to those before it; within a floor rooms do not know each
 # other, but for sweep.py, the door of sweeps.
@@ -26,7 +24,7 @@ FLOORS = (
     ('attention', 'data', 'runs', 'sharding', 'stack'),
     ('model',),
     ('generation', 'huggingface'),
-    ('training', 'distributed'),
+    ('training',),
     ('sweeps', 'configs', 'reports', *(door.stem for door in DOORS)),
     ('benchmarks', 'examples'),
 )
@@ -73,7 +71,7 @@ def all_files() -> list[pathlib.Path]:
     """Those of the package but its __init__, and all that stands around it."""
     outside = [f for folder in _OUTSIDE for f in (ROOT / folder).glob('*.py')]
     return [f for f in FILES if f.parent != PACKAGE or f.stem != '__init__'] + sorted(
-        [_BEGINNING, *DOORS, *outside]
+        [*DOORS, *outside]
     )
 
 

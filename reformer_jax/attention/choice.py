@@ -46,6 +46,11 @@ def check(kind: kinds.LSH, dtype: Any, head_size: int) -> None:
         )
 
 
+def is_interpreted(implementation: str) -> bool:
+    """Whether it is a kernel of an accelerator and JAX runs on a CPU."""
+    return implementation in _PLATFORMS and jax.default_backend() == 'cpu'
+
+
 def of_lsh(kind: kinds.LSH, length: int, dtype: Any, head_size: int) -> str:
     """'exact', 'xla', 'triton' or 'mosaic_tpu' for LSH attention to such arrays.
 

@@ -254,9 +254,14 @@ def grid(images: np.ndarray) -> np.ndarray:
 
 
 def check_new(path: str | None) -> None:
-    """Raises a FileExistsError if a picture would replace a file."""
-    if path is not None and pathlib.Path(path).exists():
+    """Raises an OSError if a picture would replace a file or stand below one."""
+    if path is None:
+        return
+    if pathlib.Path(path).exists():
         raise FileExistsError(f'{path} exists: give --output a new file.')
+    above = next(folder for folder in pathlib.Path(path).parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f'{path}: {above} is a file, give --output a folder.')
 
 
 def save(

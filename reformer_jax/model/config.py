@@ -405,6 +405,7 @@ def _check_sizes(config: ModelConfig) -> None:
         'heads',
         'head_size',
         'layers',
+        'rounds',
     ):
         if getattr(config, name) < 1:
             raise ValueError(
@@ -486,6 +487,8 @@ def _check_attention(config: ModelConfig) -> None:
             f"model.dense_length={config.dense_length} does not go with rule='strict', "
             'which is the same function of the past at every length: set it to 0.'
         )
+    if config.buckets:
+        hashing.bucket_factors(config.buckets)
     for name in dict.fromkeys(config.pattern):
         try:
             kind = config.kind(name)

@@ -124,7 +124,7 @@ def open_workdir(
     else:
         write_json(path / 'config.json', config)
     records = _numbered(path, 'data')
-    if data and not (records and _read_json(records[-1]) == data):
+    if data and not (records and read_json(records[-1]) == data):
         number = f'.{len(records)}' if records else ''
         write_json(path / f'data{number}.json', data)
     starts = writing.Lines(path / 'runs.jsonl')
@@ -165,7 +165,7 @@ def _check_data(
     """Raises a ValueError if the data are not those on record, or says it where they
     may change. Runs of before have no record."""
     records = _numbered(path, 'data')
-    differing = differing_fields(_read_json(records[-1]), data or {}) if records else {}
+    differing = differing_fields(read_json(records[-1]), data or {}) if records else {}
     if not differing:
         return
     lines = [f'{name}: was {old}, is {new}' for name, (old, new) in differing.items()]
@@ -200,7 +200,7 @@ def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f'no config.json in {path}: no run was started there. Give --workdir the '
             'folder that train.py was started with.'
         )
-    config = _read_json(files[-1])
+    config = read_json(files[-1])
     if 'model_type' in config:
         raise ValueError(
             f'{path} is a folder of Hugging Face transformers, not a run: import it '
@@ -256,7 +256,7 @@ def load_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What `write_evaluation` wrote, oldest first."""
     files = (absolute(workdir) / 'evaluations').glob('step_*.json')
     by_time = sorted(files, key=lambda file: file.stem.rsplit('_', 1)[1])
-    records = [_read_json(file) for file in by_time]
+    records = [read_json(file) for file in by_time]
     return [r | {'config': _with_todays_names(r.get('config', {}))} for r in records]
 
 
@@ -269,7 +269,7 @@ def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> 
 def load_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `write_result` wrote; None while there is nothing."""
     file = absolute(workdir) / _RESULT
-    return _read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -325,15 +325,16 @@ def _with_todays_names(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """What `write_json` wrote; a ValueError if it is no JSON object."""
     try:
         # Folders of before have NaN and Infinity, which are not JSON.
         text = file.read_text(encoding='utf-8')
-        return json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError as error:
+        return dict(**json.loads(text, parse_constant=lambda _: None))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f'{file} is not JSON ({error}): it was changed by hand or damaged. Restore '
-            'it from a copy, or use another --workdir.'
+            f'{file} is no JSON object ({error}): it was changed by hand or damaged. '
+            'Restore it from a copy, or use another --workdir.'
         ) from error
 
 

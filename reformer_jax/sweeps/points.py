@@ -101,7 +101,7 @@ def load(
             f'{file} has no sweep: define sweep(add) in it, with a call of '
             'add({field: value}) for each run, or train it once with train.py.'
         )
-    listed = _listed(defined['sweep'])
+    listed = _listed(defined['sweep'], file)
     if not listed:
         raise ValueError(f'the sweep of {file} adds no point: call add at least once.')
     if seeds > 1:
@@ -114,7 +114,7 @@ def load(
         # The config's own is the same run with --seeds and without.
         added = [{} if n == config.seed else {'seed': n} for n in range(seeds)]
         listed = [point | seed for point in listed for seed in added]
-    evaluations = _listed(defined.get('evaluations', lambda add: None))
+    evaluations = _listed(defined.get('evaluations', lambda add: None), file)
     folder = run_folder.absolute(workdir)
     points = tuple(
         _point(config, folder, given, overrides, evaluations) for overrides in listed
@@ -148,9 +148,29 @@ def arguments(sweep: Sweep, point: Point, command: Command) -> list[str]:
     ]
 
 
-def _listed(define: Callable[..., None]) -> list[dict[str, Any]]:
+def _listed(define: Callable[..., None], file: str) -> list[dict[str, Any]]:
+    """What `sweep` or `evaluations` of a config file adds."""
     listed: list[dict[str, Any]] = []
-    define(lambda overrides: listed.append(dict(overrides)))
+
+    def add(*given: Any) -> None:
+        match given:
+            case [dict(overrides)] if all(isinstance(name, str) for name in overrides):
+                listed.append(dict(overrides))
+            case _:
+                raise ValueError(
+                    f'{file} calls add{given}: give it a dict of fields, as in '
+                    "add({'model.rounds': 2})."
+                )
+
+    try:
+        define(add)
+    except ValueError:
+        raise
+    except Exception as error:  # of code that is not ours
+        kind = type(error).__name__
+        raise ValueError(
+            f'{define.__name__} of {file} raised {kind}: {error}'
+        ) from error
     return listed
 
 
@@ -255,7 +275,12 @@ def record(sweep: Sweep) -> None:
         {'config': sweep.file, 'given': dict(sweep.given), 'points': names}
     )
     if file.is_file():
-        earlier = json.loads(file.read_text('utf-8'))
+        earlier = run_folder.read_json(file)
+        if set(earlier) != set(fields):
+            raise ValueError(
+                f'{file} has {sorted(earlier)} and not {sorted(fields)}: restore it, '
+                'or give another --workdir.'
+            )
         if _identity(earlier) != _identity(fields):
             raise ValueError(
                 f'{sweep.workdir} holds another sweep, of {earlier["config"]} with '

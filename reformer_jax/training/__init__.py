@@ -1,5 +1,6 @@
 """Training and evaluation of what a config describes: train, evaluate."""
 
+from reformer_jax.training import command_line
 from reformer_jax.training import config
 from reformer_jax.training import evaluation
 from reformer_jax.training import exchange
@@ -12,6 +13,7 @@ from reformer_jax.training.evaluation import evaluate
 from reformer_jax.training.loop import train
 
 __all__ = (
+    'command_line',
     'config',
     'evaluate',
     'evaluation',

@@ -8,6 +8,7 @@ import jax
 
 from reformer_jax import data
 from reformer_jax import sharding
+from reformer_jax.attention import choice
 from reformer_jax.generation import translation
 from reformer_jax.model import config as model_config
 from reformer_jax.model import fields as fields_lib
@@ -175,9 +176,15 @@ def check(run: RunConfig) -> None:
 
 
 def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises a ValueError if the devices do not divide batch and heads."""
+    """Raises a ValueError if the devices do not divide batch and heads, or only
+    interpret the kernel that is asked for."""
     (batch_size, _), _ = run.data.spec['tokens']
     for model in filter(None, (run.model, run.model.encoder)):
+        if choice.is_interpreted(model.implementation):
+            raise ValueError(
+                f'model.implementation={model.implementation!r} is for an accelerator '
+                "and JAX runs on a CPU, which would interpret it: set it to ''."
+            )
         sharding.check(
             mesh,
             batch_size=batch_size // run.accumulate,

@@ -1,5 +1,6 @@
 """Whether a run fits into the memory there is: said before any of it is taken."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,11 +14,7 @@ from reformer_jax.training import config as training_config
 def check_arrays(arrays: Any, what: str) -> None:
     """Raises a ValueError if a pytree of ShapeDtypeStructs with shardings, named in the
     plural, is too large for a device."""
-    needed = sum(
-        int(np.prod(x.sharding.shard_shape(x.shape), dtype=object)) * x.dtype.itemsize
-        for x in jax.tree.leaves(arrays)
-    )
-    limit = memory.of_device()
+    limit, needed = memory.of_device(), _bytes(arrays)
     if limit is not None and needed > limit:
         raise ValueError(
             f'{what} take {memory.shown(needed)} on each device, which has '
@@ -25,6 +22,25 @@ def check_arrays(arrays: Any, what: str) -> None:
             'make model.vocab_size, d_model, d_ff or layers smaller, or spread them '
             'over more devices with mesh.fsdp.'
         )
+
+
+def check_batch(batch: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """As check_arrays, for the arrays of a batch."""
+    limit, needed = memory.of_device(), _bytes(batch)
+    if limit is not None and needed > limit:
+        batch_size = batch['tokens'].shape[0]
+        raise ValueError(
+            f'data.batch_size={batch_size}: a batch takes {memory.shown(needed)} on '
+            f'each device, which has {memory.shown(limit)}: make it smaller.'
+        )
+
+
+def _bytes(arrays: Any) -> int:
+    """Of a device's part of ShapeDtypeStructs with shardings."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape), dtype=object)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )
 
 
 def check_step(compiled: jax.stages.Compiled, run: training_config.RunConfig) -> None:

@@ -132,6 +132,8 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
         }
         for spec in checked.data.specs
     )
+    for batch in batches:
+        memory.check_batch(batch)
     run = Run(workdir, fields, checked, mesh, optimizer, state, batches)
     if run.tokenizer:
         run_folder.check_tokenizer(workdir, run.tokenizer)

@@ -24,10 +24,6 @@ _GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 _CASES = sorted(folder.name for folder in _GOLDEN.iterdir())
 
 
-def _convert(arguments):
-    convert.main(convert.parse(['convert.py', *arguments]))
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A copy of a model to damage."""
@@ -306,19 +302,19 @@ def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, c
     trax = dataclasses.replace(model.config, rule='trax', dense_length=0)
     huggingface.save(tmp_path / 'model', trax, model)
     (tmp_path / 'model' / 'spiece.model').write_bytes(b'x')
-    with pytest.raises(SystemExit):  # no tokenizer that can be read: nothing is made
-        _convert(['import', str(tmp_path / 'model'), str(run)])
+    with pytest.raises(ValueError, match='spiece.model'):  # nothing is made
+        convert.main(['import', str(tmp_path / 'model'), str(run)])
     (tmp_path / 'model' / 'spiece.model').unlink()
-    _convert(['import', str(tmp_path / 'model'), str(run)])
+    convert.main(['import', str(tmp_path / 'model'), str(run)])
     (run / 'tokenizer.model').write_bytes(b'ours')
     new.mkdir()
     (new / 'spiece.model').write_bytes(b'theirs')
-    with pytest.raises(SystemExit):
-        _convert(['export', str(run), str(new)])
+    with pytest.raises(FileExistsError, match='spiece.model'):
+        convert.main(['export', str(run), str(new)])
     assert (new / 'spiece.model').read_bytes() == b'theirs'
     assert len(list(new.iterdir())) == 1
     (new / 'spiece.model').unlink()
-    _convert(['export', str(run), str(new)])
+    convert.main(['export', str(run), str(new)])
     assert (new / 'spiece.model').read_bytes() == b'ours'
     assert 'trained with token 0 before every text' in capsys.readouterr().out
     assert huggingface.load_fields(new)['bos_token_id'] == 0
@@ -328,9 +324,9 @@ def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, c
 @pytest.mark.parametrize('case', ['causal_local_lsh', 'sequence_classification'])
 def test_import_and_export_commands(case, tmp_path, capsys):
     run, copy = str(tmp_path / 'run'), tmp_path / 'copy'
-    _convert(['import', str(_GOLDEN / case), run])
+    convert.main(['import', str(_GOLDEN / case), run])
     assert checkpoint.exists(run)
-    _convert(['export', run, str(copy)])
+    convert.main(['export', run, str(copy)])
     for name in (huggingface.CONFIG, huggingface.SAFETENSORS):
         assert (copy / name).read_bytes() == (_GOLDEN / case / name).read_bytes()
     for arguments, message in (
@@ -338,7 +334,5 @@ def test_import_and_export_commands(case, tmp_path, capsys):
         (['export', run, str(copy)], 'exists and is left as it is'),
         (['import', str(tmp_path / 'none'), run], 'no config.json'),
     ):
-        with pytest.raises(SystemExit) as caught:
-            _convert(arguments)
-        assert caught.value.code == 1
-        assert message in capsys.readouterr().err
+        with pytest.raises((OSError, ValueError), match=message):
+            convert.main(arguments)

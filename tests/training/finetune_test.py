@@ -59,10 +59,6 @@ def _sentence(topic, rng):
     return ' '.join(words)
 
 
-def _convert(arguments):
-    convert.main(convert.parse(['convert.py', *arguments]))
-
-
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
     """A text, and a table of its sentences: two of three are of the sea."""
@@ -264,13 +260,13 @@ def test_the_tokenizer_of_a_hugging_face_model(files, tmp_path):
     config = masked_text.get_config('tiny')
     config.init_from = str(folder)
     assert start_lib.resolve(config.to_dict(), run)['data']['tokenizer'] == str(spiece)
-    _convert(['import', str(folder), run])
+    convert.main(['import', str(folder), run])
     spiece.unlink()
     imported = data.open(run_folder.load_config(run)['data'])
     assert imported.vocab_size == 300
     text = b'the salt wave'
     assert imported.decode(imported.encode(text)).strip() == text
-    _convert(['export', run, str(tmp_path / 'exported')])
+    convert.main(['export', run, str(tmp_path / 'exported')])
     assert (tmp_path / 'exported' / 'spiece.model').is_file()
 
 
@@ -315,7 +311,7 @@ def test_the_head_of_a_hugging_face_classifier(files, tmp_path):
     assert config.model.pooling == 'mean'
     config.steps = 2
     loop.train(config, str(tmp_path / 'run'))
-    _convert(['export', str(tmp_path / 'run'), str(tmp_path / 'exported')])
+    convert.main(['export', str(tmp_path / 'run'), str(tmp_path / 'exported')])
     assert huggingface.labels(tmp_path / 'exported') == classes
     assert huggingface.load_config(tmp_path / 'exported').classes == 3
 
