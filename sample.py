@@ -34,13 +34,7 @@ flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.')
 flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
 flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text, one token long, that ends a sample.')
-_SEED = flags.DEFINE_integer(
-    'seed',
-    0,
-    'The same seed gives the same samples.',
-    lower_bound=-(2**31),  # what a key takes
-    upper_bound=2**32 - 1,
-)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.', -(2**31), 2**32 - 1)
 _BEAMS = flags.DEFINE_integer('beams', None, "Default: the config's.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound=0)
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')

@@ -44,10 +44,11 @@ def main() -> None:
     workdir = _WORKDIR.value
     if workdir is None:
         workdir = run_folder.default_workdir(file, 'sweep_')
-        print(f'no --workdir: using {workdir}', file=sys.stderr)
     sweep = points_lib.load(
         file, _CONFIG.value, workdir, given=given, seeds=_SEEDS.value
     )
+    if _WORKDIR.value is None:
+        print(f'no --workdir: using {workdir}', file=sys.stderr)
     if _PRINT_COMMANDS.value:
         points_lib.record(sweep)
         for point in sweep.points:
@@ -56,8 +57,8 @@ def main() -> None:
     elif _DRY_RUN.value:
         for point in sweep.points:
             print(f'{point.name}: {points_lib.status(point)}')
-    elif not launching.run(sweep, parallel=_PARALLEL.value):
-        sys.exit(1)
+    else:
+        sys.exit(launching.run(sweep, parallel=_PARALLEL.value))
 
 
 if __name__ == '__main__':

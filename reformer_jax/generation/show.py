@@ -52,8 +52,14 @@ def text_prompt(
     """A prompt of a dataset's text; `stop`, one token long, ends a sample.
 
     Raises:
-      ValueError: the prompt is no text of the dataset, or `stop` is no single token.
+      ValueError: the prompt is no text of the dataset, or `stop` is no single token;
+        a model of the dataset predicts no next token.
     """
+    if dataset.head != 'lm':
+        raise ValueError(
+            f'dataset {dataset.dataset!r} is for model.head={dataset.head!r}, which '
+            'gives no next token: use eval.py.'
+        )
     tokens_P, stop_token = dataset.encode(text), None
     if stop is not None:
         stop_token = dataset.encode_one(stop.encode('utf-8', 'surrogateescape'))

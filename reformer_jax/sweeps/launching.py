@@ -94,12 +94,13 @@ class _Processes:
             process.send_signal(number)
 
 
-def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
+def run(sweep: points_lib.Sweep, *, parallel: int) -> int:
     """Runs what is missing of a sweep, `parallel` points at a time; says so point by
     point. With CUDA_VISIBLE_DEVICES set to several GPUs, each point gets one of them.
 
     Returns:
-      Whether all of it is done.
+      The exit status: 0 if all of it is done, 1 if points failed, 75 (EX_TEMPFAIL) if
+      a signal stopped it.
 
     Raises:
       FileNotFoundError: there are no data.
@@ -123,18 +124,18 @@ def run(sweep: points_lib.Sweep, *, parallel: int) -> bool:
         _show_progress(sweep, waiting)
         results = [future.result() for future in waiting]
     failed = [p.name for p, done in zip(sweep.points, results, strict=True) if not done]
+    status = 0
+    told = (
+        f'all {len(results)} points are complete; next: python reports/bits_per_dim.py '
+        f'{sweep.workdir}, or the report that {sweep.file} names'
+    )
     if processes.stopping:
-        told = 'stopped; the same command goes on from here'
+        status, told = os.EX_TEMPFAIL, 'stopped; the same command goes on from here'
     elif failed:
+        status = 1
         told = f'{len(failed)} of {len(results)} points failed: {", ".join(failed)}'
-    else:
-        told = (
-            f'all {len(results)} points are complete; next: python '
-            f'reports/bits_per_dim.py {sweep.workdir}, or the report that '
-            f'{sweep.file} names'
-        )
     print(told, flush=True)
-    return not failed and not processes.stopping
+    return status
 
 
 def _show_progress(

@@ -130,7 +130,8 @@ def _with_type(error: flags.Error) -> Exception:
     """An error of a flag's value, which names the flag, with what the flag takes."""
     name = re.match(r'flag --([\w.]+)=', str(error))
     takes = flags.FLAGS[name[1]].parser.syntactic_help if name else ''
-    return app.UsageError(f'{error}: it takes {takes}' if takes else str(error))
+    said = not takes or takes in str(error)
+    return app.UsageError(str(error) if said else f'{error}: it takes {takes}')
 
 
 def _of_config_file(error: BaseException) -> Exception:

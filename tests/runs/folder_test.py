@@ -163,7 +163,7 @@ def test_load_config_teaches(tmp_path):
         with pytest.raises(FileNotFoundError, match='no config.json in .*--workdir'):
             run_folder.load_config(folder)
     (tmp_path / 'config.json').write_text('{')
-    with pytest.raises(ValueError, match='config.json is not JSON'):
+    with pytest.raises(ValueError, match='config.json is no JSON object'):
         run_folder.load_config(tmp_path)
 
 

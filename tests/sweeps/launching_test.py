@@ -69,7 +69,7 @@ def _calls(sweep):
 
 def test_points_are_trained_and_evaluated_in_order(sweep_of, capsys):
     sweep = sweep_of({'seed': 5}, {'seed': 6}, evaluations=({'model.rounds': 2},))
-    assert launching.run(sweep, parallel=1)
+    assert not launching.run(sweep, parallel=1)
     assert _calls(sweep) == [
         'train.py seed=5 None',
         'eval.py seed=5 2 None',
@@ -91,7 +91,7 @@ def test_what_is_finished_is_skipped(sweep_of):
 
 def test_a_failed_point_is_named_and_the_others_run(sweep_of, capsys):
     sweep = sweep_of({'seed': 5}, {'seed': 1}, {'seed': 6})
-    assert not launching.run(sweep, parallel=1)
+    assert launching.run(sweep, parallel=1) == 1
     assert len(_calls(sweep)) == 3
     shown = capsys.readouterr().out
     assert f'seed=1: train.py ended early with status 1: see {sweep.workdir}' in shown
@@ -103,14 +103,14 @@ def test_a_failed_point_is_named_and_the_others_run(sweep_of, capsys):
 
 def test_an_unknown_failure_of_an_evaluation_is_one_of_the_point(sweep_of):
     sweep = sweep_of({'seed': 5}, evaluations=({'seed': 8},))  # eval.py: KeyError
-    assert not launching.run(sweep, parallel=1)
+    assert launching.run(sweep, parallel=1) == 1
 
 
 def test_a_run_that_ends_early_is_not_evaluated(sweep_of, capsys):
     sweep = sweep_of({'model.rounds': 3}, evaluations=({'model.rounds': 2},))
     point = sweep.points[0]
     (sweep.workdir.parent / 'train.py').write_text('')
-    assert not launching.run(sweep, parallel=1)
+    assert launching.run(sweep, parallel=1) == 1
     assert not (sweep.workdir / 'calls').exists()
     shown = capsys.readouterr().out
     assert f'{point.name}: train.py ended early with status 0' in shown
@@ -124,13 +124,13 @@ def test_one_sweep_at_a_time_in_a_folder(sweep_of):
             ValueError, match=f'runs is in use by process {os.getpid()}'
         ):
             launching.run(sweep, parallel=1)
-    assert launching.run(sweep, parallel=1)
+    assert not launching.run(sweep, parallel=1)
 
 
 def test_points_run_at_the_same_time_on_gpus_of_their_own(sweep_of, monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,5')
     sweep = sweep_of(*({'seed': seed} for seed in range(3, 9)))
-    assert launching.run(sweep, parallel=2)
+    assert not launching.run(sweep, parallel=2)
     assert {call.split()[2] for call in _calls(sweep)} == {'2', '5'}
     assert len(_calls(sweep)) == 6
 
@@ -161,7 +161,7 @@ def test_a_signal_stops_the_runs_and_starts_no_more(sweep_of, capsys, number):
     thread = threading.Thread(target=stop_once_it_runs)
     thread.start()
     started = time.monotonic()
-    assert not launching.run(sweep, parallel=1)
+    assert launching.run(sweep, parallel=1) == os.EX_TEMPFAIL
     thread.join()
     assert time.monotonic() - started < 30
     assert _calls(sweep) == ['train.py seed=2 None']
@@ -188,7 +188,7 @@ def test_a_second_signal_kills(sweep_of):
     thread = threading.Thread(target=stop_twice)
     thread.start()
     started = time.monotonic()
-    assert not launching.run(sweep, parallel=1)
+    assert launching.run(sweep, parallel=1) == os.EX_TEMPFAIL
     thread.join()
     assert time.monotonic() - started < 30
 
