@@ -1,6 +1,7 @@
 """Tests of reformer_jax.checkpoint."""
 
 import dataclasses
+import gc
 import hashlib
 import math
 import os
@@ -244,6 +245,18 @@ def test_of_equal_checkpoints_the_last_is_the_best(tmp_path, small):
             saver.record(step, {'loss': 1.0 if step < 3 else math.inf})
         assert saver.best_step() == 2
         assert saved_steps(tmp_path) == {'2', '3'}
+
+
+def test_saves_leave_nothing_in_memory(tmp_path, small):
+    counts = []
+    with checkpoint.Checkpointer(tmp_path, keep=1) as saver:
+        for step in range(31):
+            saver.save(step, small)
+            if step % 10 == 0:
+                assert saver.latest_step() == step  # waits
+                gc.collect()
+                counts.append(len(gc.get_objects()))
+    assert counts[3] - counts[2] < 50
 
 
 def test_an_existing_step_is_not_saved_again(tmp_path, small):
