@@ -1,5 +1,6 @@
 """Reads what runs left in their folders; all reports start from this, and only this."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -55,7 +56,7 @@ class Run:
     def is_complete(self) -> bool:
         """Whether it has run as long as its config says."""
         return self.result is not None and all(
-            self.result[name] == self.fields[name] for name in _LENGTHS
+            self.result.get(name) == self.fields[name] for name in _LENGTHS
         )
 
     def curve(self) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def collect(folders: Sequence[str]) -> Collection:
         plan = folder / 'sweep.json'
         if not plan.is_file():
             raise FileNotFoundError(
-                f'{folder} is neither a run folder (config.json) nor that of a sweep '
+                f'{folder} is neither a run folder (runs.jsonl) nor that of a sweep '
                 '(sweep.json): give one that train.py or sweep.py was started with.'
             )
         sweep = json.loads(plan.read_text('utf-8'))
@@ -198,7 +199,13 @@ def _check_repeats(runs: Sequence[Run]) -> None:
 
 def _read(folder: pathlib.Path) -> Run:
     config = run_folder.recorded_config(folder)
-    starts = (folder / 'runs.jsonl').read_text('utf-8').splitlines()
+    starts = []
+    for line in (folder / 'runs.jsonl').read_text('utf-8', 'replace').splitlines():
+        with contextlib.suppress(ValueError):  # of a start that was killed
+            starts.append(json.loads(line))
+    starts = [start for start in starts if isinstance(start, dict)]
+    if not starts:
+        raise ValueError(f'{folder}/runs.jsonl has no line of a start: it is damaged.')
     try:
         records = metrics.read(folder / 'metrics.jsonl')
     except FileNotFoundError:
@@ -207,7 +214,7 @@ def _read(folder: pathlib.Path) -> Run:
     return Run(
         folder.name,
         run_folder.flat(training_config.absent(config)) | run_folder.flat(config),
-        [json.loads(line) for line in starts],
+        starts,
         [latest[key] for key in sorted(latest)],
         run_folder.load_result(folder),
         run_folder.load_evaluations(folder),

@@ -458,3 +458,21 @@ def test_figure5_compares_equal_numbers_of_tokens_only(make_run, tmp_path):
     make_run('b', 'length')
     with pytest.raises(ValueError, match='32768, 65536 tokens in a step'):
         figure5.report([str(tmp_path / 'a'), str(tmp_path / 'b')])
+
+
+@pytest.mark.parametrize('damage', ['null\n', '[1]\n', '{"device": \n'])
+def test_a_start_that_cannot_be_read_is_left_out_or_named(make_run, damage):
+    folder, _ = make_run('one')
+    good = (folder / 'runs.jsonl').read_text()
+    (folder / 'runs.jsonl').write_text(good + damage)
+    assert len(run_folders.collect([str(folder)]).runs[0].starts) == 1
+    (folder / 'runs.jsonl').write_text(damage)
+    with pytest.raises(ValueError, match='runs.jsonl has no line of a start'):
+        run_folders.collect([str(folder)])
+
+
+def test_lines_of_metrics_without_a_step_are_left_out(make_run):
+    folder, _ = make_run('one')
+    with open(folder / 'metrics.jsonl', 'a') as file:
+        file.write('{}\n{"step": 3}\n')
+    assert all('split' in r for r in run_folders.collect([str(folder)]).runs[0].records)

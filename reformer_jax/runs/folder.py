@@ -13,6 +13,7 @@ A run folder (`workdir`) holds
     tokenizer.model                   the SentencePiece model of the data, if any
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import itertools
@@ -23,7 +24,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -206,7 +207,24 @@ def recorded_config(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             f'{path} is a folder of Hugging Face transformers, not a run: import it '
             'first, python convert.py import FOLDER WORKDIR.'
         )
+    for section in ('data', 'model'):
+        if not isinstance(config.get(section), dict):
+            raise ValueError(
+                f'{files[-1]} has no section {section!r}: it was changed by hand or '
+                'damaged. Restore it from a copy, or use another --workdir.'
+            )
     return _with_todays_names(config)
+
+
+@contextlib.contextmanager
+def naming_config(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Has a ValueError or TypeError name the file of the config of a run."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'in {_numbered(absolute(workdir), "config")[-1]}: {error}'
+        ) from error
 
 
 def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
@@ -269,7 +287,13 @@ def write_result(workdir: str | os.PathLike[str], result: Mapping[str, Any]) -> 
 def load_result(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """What `write_result` wrote; None while there is nothing."""
     file = absolute(workdir) / _RESULT
-    return read_json(file) if file.is_file() else None
+    result = read_json(file) if file.is_file() else None
+    if result is not None and not {'step', 'validation'} <= set(result):
+        raise ValueError(
+            f'{file} has no step and validation: it was changed by hand or damaged. '
+            'Remove it, and the final evaluation is made again.'
+        )
+    return result
 
 
 def absolute(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -362,6 +386,7 @@ def check_same_run(
     ]
     if differing:
         raise ValueError(
+            f'{_numbered(absolute(workdir), "config")[-1]} says that '
             f'workdir {absolute(workdir)} holds a run with another config:\n'
             f'{listed(differing)}\n'
             'Give the new config another --workdir, or set the old values to resume. '

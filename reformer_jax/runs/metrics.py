@@ -198,7 +198,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: not one line of the file is a JSON object.
+      ValueError: not one line of the file is a JSON object with step and split.
     """
     file = pathlib.Path(path)
     if not file.is_file():
@@ -211,13 +211,13 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-    records = [record for record in records if isinstance(record, dict)]
-    if lines and not records:
+    kept = [r for r in records if isinstance(r, dict) and {'step', 'split'} <= set(r)]
+    if lines and not kept:
         raise ValueError(
-            f'{file} has {len(lines)} lines, none of them a JSON object: give the path '
-            'of a <workdir>/metrics.jsonl.'
+            f'{file} has {len(lines)} lines, none of them a JSON object with step and '
+            'split: give the path of a <workdir>/metrics.jsonl.'
         )
-    return records
+    return kept
 
 
 class Throughput:

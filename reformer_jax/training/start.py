@@ -104,7 +104,10 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     """
     if config is None:
         config = ml_collections.ConfigDict(run_folder.load_config(workdir))
-    fields, checked = read(config, workdir)
+        with run_folder.naming_config(workdir):
+            fields, checked = read(config, workdir)
+    else:
+        fields, checked = read(config, workdir)
     if isinstance(checked.data, data.pairs.Pairs):
         kept = _kept_tokenizer(workdir, checked.init_from)
         name = checked.data.tokenizer
@@ -196,8 +199,11 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
         fields['model'] |= taken
     if dataset.head.endswith('classification'):
         fields['model']['classes'] = fields['model'].get('classes') or dataset.classes
-    if own or source:
-        fields['model'] |= _still_exact((own or given)['model'], fields['model'])
+    if own:
+        with run_folder.naming_config(workdir):
+            fields['model'] |= _still_exact(own['model'], fields['model'])
+    elif source:
+        fields['model'] |= _still_exact(given['model'], fields['model'])
     return fields
 
 

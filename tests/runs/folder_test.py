@@ -107,15 +107,15 @@ def test_other_changes_are_refused_by_name(tmp_path, change, line):
 
 
 def test_at_most_eight_differences_are_listed(tmp_path):
-    run_folder.open_workdir(tmp_path, {f'x{i}': 0 for i in range(10)})
+    run_folder.open_workdir(tmp_path, CONFIG | {f'x{i}': 0 for i in range(10)})
     with pytest.raises(ValueError, match='x7: 0 .*\n  and 2 more\n') as error:
-        run_folder.open_workdir(tmp_path, {f'x{i}': 1 for i in range(10)})
+        run_folder.open_workdir(tmp_path, CONFIG | {f'x{i}': 1 for i in range(10)})
     assert 'x8' not in str(error.value)
 
 
 def test_nan_is_equal_to_itself(tmp_path):
     for _ in range(2):
-        run_folder.open_workdir(tmp_path, {'steps': 1, 'fill': float('nan')})
+        run_folder.open_workdir(tmp_path, CONFIG | {'fill': float('nan')})
     assert names(tmp_path) == {'config.json', 'runs.jsonl'}
 
 
@@ -185,16 +185,19 @@ def test_every_start_is_recorded(tmp_path, monkeypatch):
 def test_the_result_of_a_run_is_replaced_by_a_later_one(tmp_path):
     assert run_folder.load_result(tmp_path) is None
     for step in (3, 5):
-        run_folder.write_result(tmp_path, {'step': step})
-    assert run_folder.load_result(tmp_path) == {'step': 5}
+        result = {'step': step, 'validation': {}}
+        run_folder.write_result(tmp_path, result)
+    assert run_folder.load_result(tmp_path) == result
     assert names(tmp_path) == {'result.json'}
 
 
 def test_what_is_no_number_is_null(tmp_path):
-    run_folder.write_result(tmp_path, {'loss': float('nan'), 'all': [float('inf')]})
+    validation = {'loss': float('nan'), 'all': [float('inf')]}
+    run_folder.write_result(tmp_path, {'step': 1, 'validation': validation})
     text = (tmp_path / 'result.json').read_text()
     strict = json.loads(text, parse_constant=pytest.fail)
-    assert strict == run_folder.load_result(tmp_path) == {'loss': None, 'all': [None]}
+    assert strict == run_folder.load_result(tmp_path)
+    assert strict['validation'] == {'loss': None, 'all': [None]}
 
 
 def test_evaluations_are_kept_in_their_order(tmp_path):
@@ -285,3 +288,22 @@ def test_data_that_changed(tmp_path, capsys):
     assert json.loads((tmp_path / 'data.json').read_text()) == began
     assert json.loads((tmp_path / 'data.1.json').read_text()) == now
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize('section', ['data', 'model'])
+@pytest.mark.parametrize('damage', [None, [1], 'x'])
+def test_a_config_without_a_section_is_named(tmp_path, section, damage):
+    run_folder.open_workdir(tmp_path, CONFIG)
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIG | {section: damage}))
+    for read in (
+        lambda: run_folder.load_config(tmp_path),
+        lambda: run_folder.open_workdir(tmp_path, CONFIG),
+    ):
+        with pytest.raises(ValueError, match=f"config.json has no section '{section}'"):
+            read()
+
+
+def test_a_result_without_step_is_named(tmp_path):
+    (tmp_path / 'result.json').write_text('{}')
+    with pytest.raises(ValueError, match='result.json has no step'):
+        run_folder.load_result(tmp_path)
