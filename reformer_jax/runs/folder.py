@@ -222,9 +222,10 @@ def naming_config(workdir: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f'in {_numbered(absolute(workdir), "config")[-1]}: {error}'
-        ) from error
+        file = _numbered(absolute(workdir), 'config')[-1]
+        if str(file) in str(error):
+            raise
+        raise ValueError(f'in {file}: {error}') from error
 
 
 def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
