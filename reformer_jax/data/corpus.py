@@ -2,37 +2,21 @@
 
 import functools
 import glob
-import gzip
-import io
-import lzma
-import operator
 import os
 import pathlib
 import sysconfig
 import urllib.error
 import urllib.parse
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from reformer_jax.data import packing
+
 _REMEDY = 'give a local file, folder or glob with --config.data.path=FILE'
-_CORRUPT = (
-    OSError,
-    EOFError,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    zlib.error,
-    RuntimeError,  # an encrypted zip member, or compressed by an unknown method
-)
-
-# Texts are packed to a tenth, and repetitions of a line to a thousandth.
-_ALWAYS, _TIMES = 64 * 2**20, 200
-
 _STDLIB_LIMIT = 16_000_000
 # Tests hold text that is broken on purpose; the others differ between machines.
 _STDLIB_SKIPPED_FOLDERS = frozenset(
@@ -46,8 +30,8 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
 
     Args:
       path: a file, a folder (all regular files below it, sorted, hidden ones left
-        out), or a glob. Files ending in .gz, .xz or .zip are unpacked, members of a
-        zip in sorted order. Empty: the source text of Python's standard library.
+        out), or a glob. Packed files are unpacked, the files in them in sorted order.
+        Empty: the source text of Python's standard library.
 
     Returns:
       uint8 [number of bytes], read-only.
@@ -120,70 +104,34 @@ def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
     files = (
         file
         for file in root.rglob(pattern)
-        if file.is_file() and not _is_hidden(file.relative_to(root))
+        if file.is_file() and not packing.is_hidden(file.relative_to(root))
     )
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
 
-def _is_hidden(relative: pathlib.PurePath) -> bool:
-    return any(part.startswith('.') for part in relative.parts)
-
-
 def read_file(file: pathlib.Path, remedy: str) -> bytes:
-    """Returns the content of a file, unpacked where its name says that it is packed.
+    """Returns the content of a file; of a packed one the files in it, one after the
+    other, see `packing`.
 
     Raises:
-      ValueError: it is corrupt, no regular file, or unpacks to more than a text of its
-        size does; with what to do but fetch it again, the remedy.
+      ValueError: it is no regular file, or cannot be unpacked; with what else to do,
+        the remedy.
     """
+    return b''.join(read_members(file, remedy))
+
+
+def read_members(file: pathlib.Path, remedy: str) -> list[bytes]:
+    """As `read_file`, each file in a packed one on its own."""
     if not file.is_file():
         raise ValueError(
             f'{str(file)!r} is a pipe or a device, which a run that resumes cannot '
             f'read again: write what comes from it to a file, or {remedy}'
         )
-    packed = file.read_bytes()  # outside the try: an unreadable file is not corrupt
-    most = most_unpacked(len(packed))
+    content = file.read_bytes()  # outside the try: an unreadable file is not corrupt
     try:
-        content = _unpacked(file.suffix, packed, most)
-    except _CORRUPT as error:
-        raise ValueError(
-            f'{str(file)!r} cannot be unpacked ({error}): fetch it again, or {remedy}'
-        ) from error
-    if content is None:
-        raise ValueError(
-            f'{str(file)!r} of {len(packed):,} bytes unpacks to more than {most:,}, as '
-            f'no text does: unpack it yourself if it is meant to, or {remedy}'
-        )
-    return content
-
-
-def most_unpacked(packed: int) -> int:
-    """Bytes that an archive of so many may hold: one with more is made to fill the
-    memory."""
-    return max(_ALWAYS, _TIMES * packed)
-
-
-def _unpacked(suffix: str, packed: bytes, most: int) -> bytes | None:
-    """The content, or None for more than `most` bytes."""
-    match suffix:
-        case '.gz' | '.xz':
-            opened = gzip.open if suffix == '.gz' else lzma.open
-            with opened(io.BytesIO(packed)) as stream:
-                content = stream.read(most + 1)
-            return content if len(content) <= most else None
-        case '.zip':
-            return _unzip(packed, most)
-    return packed
-
-
-def _unzip(packed: bytes, most: int) -> bytes | None:
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-        infos = sorted(archive.infolist(), key=operator.attrgetter('filename'))
-        shown = [i for i in infos if not _is_hidden(pathlib.PurePosixPath(i.filename))]
-        # No member gives more than it says.
-        if sum(info.file_size for info in shown) > most:
-            return None
-        return b''.join(map(archive.read, shown))
+        return packing.members(content, file.name)
+    except ValueError as error:
+        raise ValueError(f'{str(file)!r} {error}, or {remedy}') from error
 
 
 _SECONDS_TO_ANSWER = 20

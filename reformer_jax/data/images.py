@@ -31,6 +31,7 @@ from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import dataset
 from reformer_jax.data import imagenet64
+from reformer_jax.data import packing
 
 SIDE = 64
 _SHRINKS = (1, 2, 4, 8, 16, 32, 64)
@@ -257,7 +258,7 @@ def _npz(file: pathlib.Path) -> Iterator[Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > corpus.most_unpacked(file.stat().st_size):
+        if unpacked > packing.most_unpacked(file.stat().st_size):
             raise ValueError(f'it unpacks to {unpacked:,} bytes, as no photographs do')
         with np.load(file, allow_pickle=False) as arrays:
             yield arrays

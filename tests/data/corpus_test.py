@@ -13,6 +13,7 @@ import pytest
 
 from reformer_jax import data
 from reformer_jax.data import corpus
+from reformer_jax.data import packing
 
 CONTENT = np.random.default_rng(0).bytes(4000)
 
@@ -111,7 +112,7 @@ def test_empty_file_is_refused(tmp_path):
 
 
 def test_archives_that_would_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, '_ALWAYS', 50_000)
+    monkeypatch.setattr(packing, '_ALWAYS', 50_000)
     content = bytes(10_000_000)
     (tmp_path / 'a.gz').write_bytes(gzip.compress(content))
     (tmp_path / 'a.xz').write_bytes(lzma.compress(content))

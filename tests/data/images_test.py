@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from reformer_jax import data
-from reformer_jax.data import corpus
 from reformer_jax.data import images as images_lib
+from reformer_jax.data import packing
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8)
 SPLITS = {'train': IMAGES[:11], 'validation': IMAGES[11:16], 'test': IMAGES[16:19]}
@@ -325,7 +325,7 @@ def test_a_corrupt_npz_is_named(npz, tmp_path):
 
 
 def test_an_npz_that_would_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, '_ALWAYS', 50_000)
+    monkeypatch.setattr(packing, '_ALWAYS', 50_000)
     file = tmp_path / 'black.npz'
     np.savez_compressed(file, train=np.zeros((100, 64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match='unpacks to 1,228,928 bytes'):
