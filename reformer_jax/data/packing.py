@@ -92,8 +92,8 @@ def members(content: bytes, name: str) -> list[bytes]:
         return _members(content, kind, most, _DEEPEST)
     except _TooMuchError as error:
         raise ValueError(
-            f'of {len(content):,} bytes unpacks to more than {most:,}, as no text does: '
-            'unpack it yourself if it is meant to'
+            f'of {len(content):,} bytes unpacks to more than {most:,}, as no text '
+            'does: unpack it yourself if it is meant to'
         ) from error
 
 

@@ -12,6 +12,7 @@ from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
+from reformer_jax.data.tasks import tables
 
 _SCORES = {
     'single': scores.single,
@@ -46,7 +47,7 @@ class Classification(rows.Labelled):
         columns = self.text_columns
         if isinstance(columns, str) or len(columns) not in (1, 2):
             raise ValueError(
-                f'text_columns={columns!r}: give a tuple of one column, or of a pair'
+                f'text_columns={columns!r}: give a tuple of one column, or of two'
             )
         object.__setattr__(self, 'text_columns', tuple(columns))
         if self.kind not in _SCORES:
@@ -84,10 +85,10 @@ class Classification(rows.Labelled):
     def classes(self) -> int:
         return 1 if self.kind == 'regression' else len(self.names)
 
-    def label_lists(self, split: str) -> list[list[Any]]:
+    def label_lists(self, table: tables.Table) -> list[list[Any]]:
         if self.kind == 'multi':
-            return super().label_lists(split)
-        return [[value] for value in self.table(split).column(self.label_column)]
+            return super().label_lists(table)
+        return [[value] for value in table.column(self.label_column)]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
         targets = _targets(self, split)
@@ -126,8 +127,11 @@ def _number(value: Any, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f'{where}: label {value!r} is no number, as regression needs')
+    if not abs(number) <= np.finfo(np.float32).max:
+        raise ValueError(
+            f'{where}: label {value!r} is no number that float32 holds, as regression '
+            'needs'
+        )
     return number
 
 

@@ -1,5 +1,6 @@
 """Labels of rows: their names, found or given, and the class each one stands for."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,27 +25,38 @@ def given(labels: Sequence[Any]) -> tuple[str, ...]:
     return names
 
 
-def find(rows: Sequence[Sequence[Any]], column: str) -> tuple[str, ...]:
+def find(
+    rows: Sequence[Sequence[Any]], column: str, where: Callable[[int], str]
+) -> tuple[str, ...]:
     """Returns the names of all labels in the rows, for a config that has none.
 
     Args:
       rows: the labels of each row.
       column: where they stand, for errors.
+      where: names a row of this index, for errors.
 
     Returns:
-      '0' to the greatest, if all are whole numbers; else the names, sorted.
+      '0' to the greatest, if all are whole numbers; '-1' and '1', if these are; else
+      the names, sorted.
 
     Raises:
-      ValueError: if there are negative numbers, no labels at all or too many.
+      ValueError: if there are other negative numbers, a row without a label, one label
+        for all, none at all or too many.
     """
-    names = {_name(label) for row in rows for label in row}
-    if _NO_LABEL in names:
-        raise ValueError(
-            f'column {column!r} has rows without a label, or with one that is no name '
-            'and no whole number: remove them, or choose the column of the labels'
-        )
-    numbers = sorted(int(name) for name in names if _is_number(name))
-    whole = len(numbers) == len(names) > 0
+    names: set[str] = set()
+    for index, row in enumerate(rows):
+        of_row = set(map(_name, row))
+        if _NO_LABEL in of_row:
+            raise ValueError(
+                f'{where(index)}: column {column!r} has no label there, or one that is '
+                'no name and no whole number: remove the row, or choose the column of '
+                'the labels'
+            )
+        names |= of_row
+    numbers = sorted({_number(name) for name in names if _is_number(name)})
+    whole = all(map(_is_number, names)) and len(names) > 0
+    if numbers == [-1, 1] and whole:
+        return '-1', '1'
     if whole and numbers[0] < 0:
         raise ValueError(
             f'column {column!r} has the label {numbers[0]}, which hides the true one: '
@@ -55,6 +67,11 @@ def find(rows: Sequence[Sequence[Any]], column: str) -> tuple[str, ...]:
         raise ValueError(
             f'column {column!r} gives {count} labels: choose the column of the labels, '
             f'at most {_LIMIT}, or regression for numbers'
+        )
+    if len(set(map(_spelled, names))) == 1 and all(rows):
+        raise ValueError(
+            f'column {column!r} has the one label {min(names)!r} in every row: choose '
+            'the column of the labels'
         )
     return tuple(map(str, range(count))) if whole else tuple(sorted(names))
 
@@ -76,12 +93,13 @@ def classes(
     Raises:
       ValueError: for any other label.
     """
-    known = {name: index for index, name in enumerate(labels)}
+    known = {_spelled(name): index for index, name in enumerate(labels)}
+    known |= {name: index for index, name in enumerate(labels)}
     if not any(map(_is_number, labels)):
         known |= {str(index): index for index in range(len(labels))}
     found = []
     for index, row in enumerate(rows):
-        names = [_name(label) for label in row]
+        names = [name if name in known else _spelled(name) for name in map(_name, row)]
         unknown = [name for name in names if name not in known]
         if unknown:
             hidden = 'the labels of this split are hidden; ' * (unknown[0] == '-1')
@@ -100,4 +118,13 @@ def _name(label: Any) -> str:
 
 
 def _is_number(name: str) -> bool:
-    return name.removeprefix('-').isdecimal()
+    """Whether it is whole, in the notation of any program: 7, 07, +7, 7.0."""
+    return re.fullmatch(r'[+-]?\d+(\.0*)?', name) is not None
+
+
+def _number(name: str) -> int:
+    return int(name.partition('.')[0])
+
+
+def _spelled(name: str) -> str:
+    return str(_number(name)) if _is_number(name) else name

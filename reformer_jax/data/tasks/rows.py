@@ -115,14 +115,14 @@ class Labelled(Rows):
     def labels_column(self) -> str:
         """The column where they stand."""
 
-    def label_lists(self, split: str) -> list[list[Any]]:
+    def label_lists(self, table: tables.Table) -> list[list[Any]]:
         """The labels of each row."""
-        return self.table(split).lists(self.labels_column)
+        return table.lists(self.labels_column)
 
     def label_classes(self, split: str) -> list[list[int]]:
         """The class of each label of each row."""
-        where = self.table(split).where
-        return label_names.classes(self.label_lists(split), self.names, where)
+        table = self.table(split)
+        return label_names.classes(self.label_lists(table), self.names, table.where)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,5 +140,7 @@ class Labelled(Rows):
 @functools.lru_cache(maxsize=4)
 def _find(rows: Labelled) -> tuple[str, ...]:
     column = rows.labels_column
-    known = tables.label_names(rows.source, column, rows.data_dir)
-    return known or label_names.find(rows.label_lists('train'), column)
+    if known := tables.label_names(rows.source, column, rows.data_dir):
+        return known
+    table = tables.read_labelled(rows.source, rows.data_dir)
+    return label_names.find(rows.label_lists(table), column, table.where)

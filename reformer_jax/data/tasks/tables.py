@@ -1,15 +1,18 @@
 """Labelled examples as rows, from local files or tensorflow_datasets.
 
 A source is
-- a file, .jsonl (or .json, one object a line), .csv or .tsv with a header row, all
-  also with .gz behind: split 90 / 5 / 5 % by a fixed permutation, as labels are often
-  sorted;
+- a file, .jsonl (or .json: an object a line, or one array of objects, or SQuAD's own
+  nesting), .csv or .tsv with a header row, all also packed (`packing`), in UTF-8 or
+  UTF-16, with lines of any end: split 90 / 5 / 5 % by a fixed permutation, as labels
+  are often sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
   (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
 Of a folder or of tfds without validation, that is 5 % of train by a fixed permutation.
 """
 
+import ast
+import codecs
 import csv
 import dataclasses
 import functools
@@ -17,7 +20,8 @@ import importlib
 import io
 import json
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,12 +30,25 @@ import tensorflow_datasets as tfds
 from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
+from reformer_jax.data import packing
 
 _DIALECTS: dict[str, dict[str, Any]] = {
     '.csv': {'strict': True},
     '.tsv': {'delimiter': '\t', 'quoting': csv.QUOTE_NONE},
 }
 _SUFFIXES = ('.jsonl', '.json', *_DIALECTS)
+_REMEDY = 'give another as config.data.source'
+# Programs begin a file by one of these; UTF-32 begins as UTF-16 does.
+_MARKS = {
+    codecs.BOM_UTF32_LE: 'utf-32',
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+    codecs.BOM_UTF8: 'utf-8-sig',
+}
+# A list that Python, NumPy or JSON has printed; '[sic]' and '[1] so' are words.
+_PRINTED = re.compile(r"""\s*(?:[\[(]\s*['"]|\[[\s\d.,+-]*\]\s*$|\[\s*\[)""")
+_BESIDE = re.compile(r"""(['"])\s*\1""")  # 'a' 'b', which Python reads as 'ab'
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
@@ -55,7 +72,7 @@ class Table:
     Attributes:
       rows: column name -> value. They stay in memory and are shared: do not change
         them.
-      unit: 'line' of a file or 'example' of tfds.
+      unit: 'line' of a file, 'row' of a JSON document or 'example' of tfds.
       numbers: which line or example each row is, [n].
       origin: of what.
     """
@@ -70,25 +87,57 @@ class Table:
         return f'{self.unit} {self.numbers[index]} of {self.origin}'
 
     def column(self, name: str) -> list[Any]:
-        """One column; a ValueError names the columns there are if a row lacks it."""
-        for row in self.rows:
+        """One column; a ValueError names a row that lacks it, with what it has."""
+        for index, row in enumerate(self.rows):
             if name not in row:
+                where = self.where(index) if index else repr(self.origin)
                 raise ValueError(
-                    f'{self.origin!r} has no column {name!r}: it has '
-                    f'{", ".join(sorted(row))}'
+                    f'{where} has no column {name!r}: it has {", ".join(sorted(row))}'
                 )
         return [row[name] for row in self.rows]
 
     def lists(self, name: str) -> list[list[Any]]:
-        """One column of lists, or of strings with spaces between their items."""
-        values = self.column(name)
-        for index, value in enumerate(values):
-            if not isinstance(value, str | list):
+        """One column of lists, as they are or printed, or of strings with spaces (no
+        other white space, which may be a word's) between their items."""
+        found = []
+        for index, value in enumerate(self.column(name)):
+            if isinstance(value, str):
+                value = printed(value, self.where(index))
+            if isinstance(value, str):
+                value = [item for item in value.split(' ') if item]
+            if not isinstance(value, list):
                 where = self.where(index)
                 raise ValueError(
                     f'{where}: {value!r} is no list, nor names in a string'
                 )
-        return [v.split() if isinstance(v, str) else v for v in values]
+            found.append(value)
+        return found
+
+
+def printed(text: str, where: str) -> Any:
+    """The list or dict that a cell holds as JSON or Python prints it, else the text.
+
+    Raises:
+      ValueError: it is printed in another way, as by NumPy; names `where`.
+    """
+    braces = text.lstrip().startswith('{')
+    if not braces and not _PRINTED.match(text):
+        return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, tuple | list) and not _BESIDE.search(text):
+            return list(value)
+        if isinstance(value, dict):
+            return value
+    if braces:
+        return text
+    raise ValueError(
+        f'{where}: {text!r} is a list in a notation other than those of JSON and '
+        'Python: write it in one of these, or its items with spaces between them'
+    )
 
 
 @functools.lru_cache(maxsize=6)
@@ -107,7 +156,7 @@ def read(source: str, split: str, data_dir: str = '') -> Table:
     there = splits(source, data_dir)
     if split not in there:
         raise ValueError(f'{source!r} has no {split} split, only {", ".join(there)}')
-    if _is_one_file(source):
+    if is_one_file(source):
         return _part(_read_file(_existing(source)), (90, 95), split, source)
     given = _given_splits(source, data_dir)
     if 'validation' in given or split == 'test':
@@ -116,9 +165,17 @@ def read(source: str, split: str, data_dir: str = '') -> Table:
     return _part(whole, (95, 100), split, source)
 
 
+def read_labelled(source: str, data_dir: str = '') -> Table:
+    """The rows that labels are found in: of a file that is split here all, since a
+    rare label may be in one part only, else those of train."""
+    if is_one_file(source):
+        return _read_file(_existing(source))
+    return read(source, 'train', data_dir)
+
+
 def splits(source: str, data_dir: str = '') -> tuple[str, ...]:
     """The splits of a source, 'train' and 'validation' always among them; as `read`."""
-    if _is_one_file(source):
+    if is_one_file(source):
         return batching.SPLITS
     given = _given_splits(source, data_dir)
     return tuple(s for s in batching.SPLITS if s in given or s == 'validation')
@@ -128,7 +185,7 @@ def files(source: str) -> list[pathlib.Path]:
     """The files of training and validation; none of tfds."""
     if source.startswith(_TFDS):
         return []
-    if _is_one_file(source):
+    if is_one_file(source):
         return [_existing(source)]
     given = _given_splits(source, '')
     return [pathlib.Path(given[s]) for s in batching.SPLITS[:2] if s in given]
@@ -202,7 +259,8 @@ def _read_given(source: str, name: str, data_dir: str) -> Table:
     return Table(rows, 'example', np.arange(len(rows)), f'{source}, split {name}')
 
 
-def _is_one_file(source: str) -> bool:
+def is_one_file(source: str) -> bool:
+    """Whether its rows are split here."""
     if source.startswith(_TFDS) or '{split}' in source:
         return False
     return not _existing(source).is_dir()
@@ -223,7 +281,8 @@ def _split_files(source: str, split: str) -> list[str]:
     pattern, endings = source, ['']
     if '{split}' not in source:
         pattern = str(_existing(source) / '{split}')
-        endings = [*_SUFFIXES, *(f'{suffix}.gz' for suffix in _SUFFIXES)]
+        packed = ('', *packing.SUFFIXES)
+        endings = [suffix + end for end in packed for suffix in _SUFFIXES]
     paths = [
         pathlib.Path(pattern.replace('{split}', name) + ending).expanduser()
         for name in _NAMES[split]
@@ -243,37 +302,101 @@ def _split_files(source: str, split: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _read_file(path: pathlib.Path) -> Table:
-    suffix = path.with_suffix('').suffix if path.suffix == '.gz' else path.suffix
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in packing.SUFFIXES:
+        suffixes.pop()
+    suffix = suffixes[-1] if suffixes else ''
     if suffix not in _SUFFIXES:
         raise ValueError(
             f'{str(path)!r} is of no known kind: its name must end in '
-            f'{", ".join(_SUFFIXES)}, or one of these and .gz'
+            f'{", ".join(_SUFFIXES)}, or one of these and {", ".join(packing.SUFFIXES)}'
         )
+    contents = corpus.read_members(path, _REMEDY)
+    if len(contents) != 1:
+        raise ValueError(
+            f'{str(path)!r} holds {len(contents)} files, not one table: unpack it, or '
+            f'{_REMEDY}'
+        )
+    text = _decoded(path, contents[0])
+    unit = 'line'
+    if suffix in _DIALECTS:
+        lines = io.StringIO(text, newline='')  # \r, \n and \r\n, as the csv module asks
+        numbered = list(_csv(path, csv.reader(lines, **_DIALECTS[suffix])))
+    elif (document := _document(text)) is not None:
+        unit, numbered = 'row', list(enumerate(_rows(path, document), 1))
+    else:
+        numbered = list(_json(path, io.StringIO(text, newline=None)))
+    if not numbered:
+        raise ValueError(f'{str(path)!r} holds no rows')
+    numbers, rows = zip(*numbered, strict=True)
+    return Table(list(rows), unit, np.array(numbers), str(path))
+
+
+def _decoded(path: pathlib.Path, content: bytes) -> str:
+    marks = (e for mark, e in _MARKS.items() if content.startswith(mark))
     try:
-        content = corpus.read_file(path, 'give another as config.data.source')
-        # Some programs write a byte order mark.
-        text = io.StringIO(content.decode('utf-8-sig'))
+        return content.decode(next(marks, 'utf-8'))
     except UnicodeDecodeError as error:
         raise ValueError(
             f'{str(path)!r} is not UTF-8 ({error}): convert it, for example with iconv'
         ) from error
-    if suffix in _DIALECTS:
-        numbered = list(_csv(path, csv.reader(text, **_DIALECTS[suffix])))
-    else:
-        numbered = list(_json(path, text))
-    if not numbered:
-        raise ValueError(f'{str(path)!r} holds no rows')
-    numbers, rows = zip(*numbered, strict=True)
-    return Table(list(rows), 'line', np.array(numbers), str(path))
 
 
-def _json(path: pathlib.Path, text: io.StringIO) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(text, 1):
+def _document(text: str) -> Any:
+    """What a file is that is one JSON document; None for a file of lines."""
+    if not text.lstrip().startswith(('[', '{')):
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    one_line = isinstance(document, dict) and not isinstance(document.get('data'), list)
+    return None if one_line and '\n' not in text.strip() else document
+
+
+def _rows(path: pathlib.Path, document: Any) -> Iterator[Row]:
+    """The rows of a JSON document: an array of objects, alone or as 'data'; of SQuAD's
+    a row for each question."""
+    rows = document.get('data') if isinstance(document, dict) else document
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f'row {number} of {path} is no JSON object: give a line, or an item of '
+                'one array, {"column": value, ...} for each row'
+            )
+        if isinstance(row.get('paragraphs'), list):
+            yield from _questions(f'row {number} of {path}', row)
+        else:
+            yield row
+
+
+def _questions(where: str, article: Row) -> Iterator[Row]:
+    try:
+        for paragraph in article['paragraphs']:
+            for asked in paragraph['qas']:
+                answers = asked.get('answers', [])
+                yield {
+                    'title': article.get('title', ''),
+                    'context': paragraph['context'],
+                    **asked,
+                    'answers': {
+                        'text': [answer['text'] for answer in answers],
+                        'answer_start': [answer['answer_start'] for answer in answers],
+                    },
+                }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{where} is no article as in SQuAD: {error!r} in its 'paragraphs'"
+        ) from error
+
+
+def _json(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f'line {number} of {path} is no JSON ({error})') from error
         if not isinstance(row, dict):
             raise ValueError(
@@ -285,14 +408,17 @@ def _json(path: pathlib.Path, text: io.StringIO) -> Iterator[tuple[int, Row]]:
 
 def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is one long text
-    header: list[str] = next(reader, [])
-    if not all(header) or len(set(header)) != len(header):
-        raise ValueError(
-            f'the first line of {path} must name the columns, each once, and has '
-            f'{", ".join(map(repr, header))}'
-        )
-    begin = reader.line_num + 1
+    begin = 1
     try:
+        header: list[str] = next(reader, [])
+        # pandas writes the numbers of its rows into a first column without a name.
+        named = header[1:] if header[:1] == [''] and len(header) > 1 else header
+        if not all(named) or len(set(named)) != len(named):
+            raise ValueError(
+                f'the first line of {path} must name the columns, each once, and has '
+                f'{", ".join(map(repr, header))}'
+            )
+        begin = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != len(header):
                 raise ValueError(
@@ -300,7 +426,7 @@ def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
                     f'has {len(header)} ({", ".join(header)})'
                 )
             if cells:
-                yield begin, dict(zip(header, cells, strict=True))
+                yield begin, dict(zip(named, cells[-len(named) :], strict=True))
             begin = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f'line {begin} of {path} cannot be read ({error})') from error

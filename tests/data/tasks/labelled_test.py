@@ -250,10 +250,46 @@ def test_csv_has_labels_as_strings(tmp_path):
         assert label == int(labelled_rows.letters(row)[5:]) + 0.5
 
 
+def _line(row):
+    return f'line {row}'
+
+
+@pytest.mark.parametrize(
+    ('rows', 'names', 'found'),
+    [
+        ([[3], [0]], ('0', '1', '2', '3'), [[3], [0]]),
+        ([['1'], ['0', 1.0], [True]], ('0', '1'), [[1], [0, 1], [1]]),
+        ([['b', 'a'], [], ['b', '2']], ('2', 'a', 'b'), [[2, 1], [], [2, 0]]),
+        ([['01'], ['02'], ['00']], ('0', '1', '2'), [[1], [2], [0]]),
+        ([['1.0'], ['0.0'], ['1']], ('0', '1'), [[1], [0], [1]]),
+        ([['+1'], [' 0'], ['2.']], ('0', '1', '2'), [[1], [0], [2]]),
+        ([[-1], [1]], ('-1', '1'), [[0], [1]]),
+        ([['-1'], ['+1'], [1.0]], ('-1', '1'), [[0], [1], [1]]),
+        ([['yes'], ['No'], ['no']], ('No', 'no', 'yes'), [[2], [0], [1]]),
+        ([['tag'], []], ('tag',), [[0], []]),
+    ],
+)
+def test_labels_in_any_notation(rows, names, found):
+    assert labels.find(rows, 'c', _line) == names
+    assert labels.classes(rows, names, _line) == found
+
+
+@pytest.mark.parametrize(
+    ('rows', 'message'),
+    [
+        ([['a'], ['a']], "column 'c' has the one label 'a' in every row"),
+        ([[7], ['07']], "the one label '0?7' in every row"),
+        ([[-1], [0], [1]], 'the label -1, which hides'),
+        ([[-2], [1]], 'the label -2, which hides'),
+        ([['a'], [None], ['']], 'line 1: column .c. has no label there'),
+    ],
+)
+def test_labels_that_nothing_is_learned_from(rows, message):
+    with pytest.raises(ValueError, match=message):
+        labels.find(rows, 'c', _line)
+
+
 def test_names_of_labels():
-    assert labels.find([[3], [0]], 'c') == ('0', '1', '2', '3')
-    assert labels.find([['1'], ['0', 1.0], [True]], 'c') == ('0', '1')
-    assert labels.find([['b', 'a'], [], ['b', '2']], 'c') == ('2', 'a', 'b')
     assert labels.given([1, 'x']) == ('1', 'x')
 
     def classes(rows, names):
@@ -271,6 +307,7 @@ def test_names_of_labels():
     [
         ({'kind': 'both'}, "kind='both': give one of single, multi, regression"),
         ({'text_columns': 'text'}, "text_columns='text': give a tuple of one column"),
+        ({'text_columns': ('a', 'b', 'c')}, 'one column, or of two'),
         ({'text_columns': ()}, r'text_columns=\(\): give a tuple'),
         ({'text_columns': ('a', 'text')}, "has no column 'a': it has .*, text"),
         ({'text_columns': ('number',)}, 'line 1 of .*: 0.0 is no text'),
@@ -365,7 +402,9 @@ def test_scores_at_their_limits():
 def test_what_is_no_label_is_refused(tmp_path, label):
     rows = [{'text': 'a', 'label': 'x'}, {'text': 'b', 'label': label}]
     source = labelled_rows.write_splits(tmp_path, rows, rows)
-    with pytest.raises(ValueError, match="column 'label' has rows without a label"):
+    with pytest.raises(
+        ValueError, match="line 2 of .*column 'label' has no label there"
+    ):
         _ = data.open(labelled_rows.classification(source)).classes
 
 
@@ -384,7 +423,7 @@ def test_a_split_of_hidden_labels_is_none(tmp_path):
 
 def test_rows_without_a_token_are_refused(tmp_path):
     """They would be taken for the padding of a batch."""
-    rows = [{'words': ['a'], 'tags': ['O']}, {'words': [''], 'tags': ['O']}]
+    rows = [{'words': ['a'], 'tags': ['X']}, {'words': [''], 'tags': ['O']}]
     source = labelled_rows.write_splits(tmp_path, rows, rows)
     config = labelled_rows.named_entities(source)
     with pytest.raises(ValueError, match=r"line 2 of .*\[''\] has no token for"):

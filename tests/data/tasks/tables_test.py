@@ -1,10 +1,15 @@
 """Tests of reading labelled rows: files, splits, tfds, errors."""
 
+import bz2
+import csv
 import gzip
 import http.server
+import io
 import json
+import lzma
 import re
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -181,7 +186,7 @@ def test_missing_columns_are_named():
     assert table.column('a') == [2, 1]
     with pytest.raises(ValueError, match="'x.csv' has no column 'c': it has a, b"):
         table.column('c')
-    with pytest.raises(ValueError, match="'x.csv' has no column 'b': it has a"):
+    with pytest.raises(ValueError, match="line 1 of x.csv has no column 'b': it has a"):
         table.column('b')
 
 
@@ -359,3 +364,159 @@ def test_tfds_goes_on_where_a_host_answers(tmp_path, monkeypatch):
         tables.read('tfds:far_reviews', 'train', data_dir=str(tmp_path))
     server.shutdown()
     server.server_close()
+
+
+# Files as people have them.
+
+_ROWS = [{'text': f'row {n}, "so"', 'label': 'ab'[n % 2]} for n in range(40)]
+
+
+def _csv_bytes(end='\n', encoding='utf-8', index=False):
+    stream = io.StringIO(newline='')
+    names = ['', 'text', 'label'] if index else ['text', 'label']
+    writer = csv.writer(stream, lineterminator=end)
+    writer.writerow(names)
+    for number, row in enumerate(_ROWS):
+        writer.writerow([number] * index + list(row.values()))
+    return stream.getvalue().encode(encoding)
+
+
+def _json_bytes(document, encoding='utf-8', **settings):
+    return json.dumps(document, **settings).encode(encoding)
+
+
+_LINES = '\n'.join(map(json.dumps, _ROWS))
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('cr.csv', _csv_bytes('\r')),
+        ('crlf.csv', _csv_bytes('\r\n')),
+        ('bom.csv', _csv_bytes('\r\n', 'utf-8-sig')),
+        ('utf16.csv', _csv_bytes('\r\n', 'utf-16')),
+        ('utf32.csv', _csv_bytes('\n', 'utf-32')),
+        ('index.csv', _csv_bytes(index=True)),
+        ('UPPER.CSV', _csv_bytes()),
+        ('packed.CSV.GZ', gzip.compress(_csv_bytes('\r'))),
+        ('packed.csv.bz2', bz2.compress(_csv_bytes())),
+        ('cr.jsonl', _LINES.replace('\n', '\r').encode()),
+        ('crlf.jsonl', _LINES.replace('\n', '\r\n').encode('utf-8-sig')),
+        ('utf16.jsonl', _LINES.encode('utf-16')),
+        ('array.json', _json_bytes(_ROWS)),
+        ('array.jsonl', _json_bytes(_ROWS, indent=1)),
+        ('data.json', _json_bytes({'version': 1, 'data': _ROWS})),
+        ('data.JSON.xz', lzma.compress(_json_bytes({'data': _ROWS}, indent=2))),
+    ],
+)
+def test_files_as_people_have_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    table = tables.read_labelled(str(tmp_path / name))
+    assert table.rows == _ROWS
+
+
+@pytest.mark.parametrize('end', ['\r', '\n', '\r\n'])
+def test_line_ends_of_tsv(tmp_path, end):
+    lines = ['text\tlabel', *(f'a "b" \u2028 {n}\tx' for n in range(20)), '']
+    (tmp_path / 'a.tsv').write_bytes(end.join(lines).encode())
+    rows = tables.read_labelled(str(tmp_path / 'a.tsv')).rows
+    assert rows == [{'text': f'a "b" \u2028 {n}', 'label': 'x'} for n in range(20)]
+
+
+def test_squad_as_it_is_published(tmp_path):
+    answers = [{'text': 'Denver', 'answer_start': 3}]
+    asked = [
+        {'id': '1', 'question': 'Who?', 'answers': answers},
+        {'id': '2', 'question': 'Why?', 'answers': [], 'is_impossible': True},
+    ]
+    paragraph = {'context': 'Is Denver', 'qas': asked}
+    document = {'data': [{'title': 'T', 'paragraphs': [paragraph] * 2}], 'version': '2'}
+    (tmp_path / 'a.json').write_text(json.dumps(document))
+    table = tables.read_labelled(str(tmp_path / 'a.json'))
+    assert len(table.rows) == 4
+    assert table.rows[2] == {
+        'title': 'T',
+        'context': 'Is Denver',
+        'id': '1',
+        'question': 'Who?',
+        'answers': {'text': ['Denver'], 'answer_start': [3]},
+    }
+    assert table.rows[1]['answers'] == {'text': [], 'answer_start': []}
+    assert table.where(1) == f'row 2 of {tmp_path}/a.json'
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('a.jsonl', '{"n": 1}\n' + '[' * 100_000, 'line 2 of .*a.jsonl is no JSON'),
+        ('b.jsonl', '{"n": ' + '1' * 5000 + '}\n', 'line 1 of .*b.jsonl is no JSON'),
+        ('c.csv', 'a,"b\n1,2\n', 'line 1 of .*c.csv cannot be read'),
+        ('d.json', '[{"a": 1}, 2]', 'row 2 of .*d.json is no JSON object'),
+        (
+            'e.json',
+            '{"data": [{"paragraphs": [{"qas": [{}]}]}]}',
+            'row 1.*SQuAD.*contex',
+        ),
+        ('f.csv', 'a,,b\n1,2,3\n', 'first line of .*f.csv must name'),
+        ('g.csv', ',\n1,2\n', 'first line of .*g.csv must name'),
+        ('h.json', '[]', 'h.json. holds no rows'),
+        ('i.json', '[[1], [2]]', 'row 1 of .*i.json is no JSON object'),
+    ],
+)
+def test_further_malformed_files_are_named(tmp_path, name, content, message):
+    source = write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message):
+        tables.read(source, 'train')
+
+
+def test_a_packed_table_is_one_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'a.csv.zip', 'w') as archive:
+        archive.writestr('a.csv', _csv_bytes())
+    assert tables.read_labelled(str(tmp_path / 'a.csv.zip')).rows == _ROWS
+    with zipfile.ZipFile(tmp_path / 'a.csv.zip', 'a') as archive:
+        archive.writestr('b.csv', _csv_bytes())
+    tables.forget()
+    with pytest.raises(ValueError, match='holds 2 files, not one table'):
+        tables.read_labelled(str(tmp_path / 'a.csv.zip'))
+
+
+@pytest.mark.parametrize(
+    ('cell', 'items'),
+    [
+        ('["EU", "rejects"]', ['EU', 'rejects']),
+        ("['EU', 'rejects']", ['EU', 'rejects']),
+        ("('EU', 'it''s')", None),
+        ("['EU', \"it's\"]", ['EU', "it's"]),
+        ('[3, 0]', [3, 0]),
+        ('[]', []),
+        ('[sic] he said', ['[sic]', 'he', 'said']),
+        ('[ laughs ]', ['[', 'laughs', ']']),
+        ('[1] As shown [2]', ['[1]', 'As', 'shown', '[2]']),
+        ('(1) first', ['(1)', 'first']),
+        ('a\u00a0b c\u3000d', ['a\u00a0b', 'c\u3000d']),
+        ('  a  b ', ['a', 'b']),
+        ("['EU' 'rejects']", None),
+        ('[3 0]', None),
+        ("['EU',\n 'rejects'", None),
+    ],
+)
+def test_cells_that_hold_a_list(cell, items):
+    table = tables.Table([{'a': cell}], 'line', np.arange(1), 'x.csv')
+    if items is not None:
+        assert table.lists('a') == [items]
+        return
+    with pytest.raises(ValueError, match='line 0 of x.csv: .* notation other than'):
+        table.lists('a')
+
+
+@pytest.mark.parametrize(
+    ('cell', 'value'),
+    [
+        ("{'text': ['x'], 'answer_start': [3]}", {'text': ['x'], 'answer_start': [3]}),
+        ('{"text": []}', {'text': []}),
+        ('{braces}', '{braces}'),
+        ('Denver', 'Denver'),
+    ],
+)
+def test_cells_that_hold_a_dict(cell, value):
+    assert tables.printed(cell, 'here') == value
