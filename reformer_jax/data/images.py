@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 import grain
 import numpy as np
 from PIL import Image
+from PIL import ImageOps
 
 from reformer_jax import progress
 from reformer_jax.data import batching
@@ -45,8 +47,10 @@ _CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 class Images(dataset.Dataset):
     """Images as tokens.
 
-    Of an .npz the split is held in memory; all else is read batch by batch, after the
-    headers of all the files of a folder were checked.
+    Of an .npz the split is held in memory; all else is read batch by batch, after all
+    the files of a folder were read once to find those that are damaged. An image is
+    turned as its EXIF orientation says; one that is not of RGB pixels (grey, CMYK, with
+    alpha or a palette, of 16 bit) or that moves is refused by name.
 
     Attributes:
       source: the published set, an .npz or a folder, see the module.
@@ -83,6 +87,14 @@ class Images(dataset.Dataset):
             return ()
         location = _locate(self.source, _SOURCES)
         return _files_below(location) if location.is_dir() else [location]
+
+    @property
+    def told(self) -> str:
+        location = pathlib.Path(self.source).expanduser()
+        if self.source == imagenet64.SOURCE or not location.is_dir():
+            return ''
+        left = len(corpus.files_below(location)) - len(_files_below(location))
+        return f'{left:,} files in {self.source} are no images, left out' * (left > 0)
 
     def encode(self, text: bytes) -> np.ndarray:
         raise ValueError(
@@ -297,8 +309,7 @@ def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
             'validation, or 20 images without such folders'
         )
     for file in progress.track(files, f'checking the images of {split}'):
-        with _opened(file):
-            pass
+        _read([file])
     return files
 
 
@@ -312,7 +323,7 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
 
 @contextlib.contextmanager
 def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
-    """Opens an image and checks its header; pixels are read when asked for."""
+    """Opens an image and checks its header; pixels are read in the block."""
     try:
         with Image.open(file) as image:
             if image.size != (SIDE, SIDE) or image.mode != 'RGB':
@@ -322,9 +333,20 @@ def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
                     f'{image.mode!r} and needs {SIDE}x{SIDE} of mode RGB: convert it, '
                     "with Pillow by image.convert('RGB').resize((64, 64))"
                 )
+            if getattr(image, 'is_animated', False):
+                raise ValueError(
+                    f'image {str(file)!r} has several frames: keep one of them'
+                )
             yield image
-    # SyntaxError: of a broken PNG
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    # SyntaxError: of a broken PNG; the others: of Pillow's readers of other kinds
+    except (
+        OSError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(
             f'{str(file)!r} cannot be read as an image ({error}): replace or remove it'
         ) from error
@@ -334,5 +356,5 @@ def _read(files: list[pathlib.Path]) -> np.ndarray:
     images = []
     for file in files:
         with _opened(file) as image:
-            images.append(np.asarray(image))
+            images.append(np.asarray(ImageOps.exif_transpose(image)))
     return np.stack(images)

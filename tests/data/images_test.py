@@ -277,6 +277,72 @@ def test_images_of_another_kind_are_named_at_once(folder, image, found):
         data.open(config(folder)).batches('train')
 
 
+@pytest.mark.parametrize('name', ['cut.jpg', 'cut.webp', 'cut.bmp', 'cut.tif'])
+def test_an_image_that_is_cut_off_is_named_at_once(folder, name):
+    file = pathlib.Path(folder, 'a', name)
+    write_image(file, IMAGES[0])
+    file.write_bytes(file.read_bytes()[:-600])
+    with pytest.raises(ValueError, match=f"{name}' cannot be read .* remove it"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize(
+    ('mode', 'name'),
+    [
+        ('CMYK', 'x.jpg'),
+        ('LA', 'x.png'),
+        ('P', 'x.gif'),
+        ('I;16', 'x.png'),
+        ('1', 'x.png'),
+    ],
+)
+def test_images_of_other_modes_are_named(folder, mode, name):
+    image = Image.fromarray(IMAGES[0])
+    image = image.convert('L') if mode == 'I;16' else image
+    image.convert(mode).save(pathlib.Path(folder, 'a', name))
+    with pytest.raises(ValueError, match=f"{name}' has 64x64 pixels of mode '{mode}'"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.webp'])
+def test_images_that_move_are_named(folder, name):
+    frames = [Image.fromarray(image) for image in IMAGES[:2]]
+    file = pathlib.Path(folder, 'a', name)
+    frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.raises(ValueError, match=f"{name}' has several frames"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('name', ['x.png', 'x.tif'])
+def test_images_stand_upright(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMAGES[0]).save(tmp_path / name, exif=exif)
+    turned = {
+        1: IMAGES[0],
+        2: IMAGES[0][:, ::-1],
+        3: IMAGES[0][::-1, ::-1],
+        4: IMAGES[0][::-1],
+        5: IMAGES[0].swapaxes(0, 1),
+        6: np.rot90(IMAGES[0], -1),
+        7: IMAGES[0][::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(IMAGES[0]),
+    }[orientation]
+    found = images_lib.read_images(str(tmp_path / name))
+    np.testing.assert_array_equal(found[0], turned)
+
+
+def test_what_is_no_image_is_left_out_and_counted(folder):
+    assert data.open(config(folder)).told == (
+        f'1 files in {folder} are no images, left out'
+    )
+    for name in ('Thumbs.db', 'list.csv', '._00.png', '.DS_Store'):
+        pathlib.Path(folder, 'a', name).write_bytes(b'x')
+    assert data.open(config(folder)).told.startswith('3 files in')
+    assert len(images_of(config(folder), 'validation')) == 1
+
+
 def test_files_that_are_no_images_are_named(folder):
     file = pathlib.Path(folder, 'a', '07x.png')
     file.write_bytes(b'no image')
@@ -286,7 +352,7 @@ def test_files_that_are_no_images_are_named(folder):
     for broken in (whole[: len(whole) // 2], whole[:60] + bytes(60) + whole[120:]):
         file.write_bytes(broken)  # its header is right
         with pytest.raises(ValueError, match="a/07x.png' cannot be read .* remove it"):
-            images_lib.read_images(folder)
+            data.open(config(folder)).batches('train')
 
 
 @pytest.mark.parametrize(
