@@ -1,11 +1,14 @@
 """Against transformers itself, where it is installed (the extra 'peers')."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from reformer_jax import huggingface
+from reformer_jax.huggingface import files
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -20,7 +23,7 @@ _CLASSES = {
 }
 
 
-def _theirs(name):
+def _theirs(name, **changes):
     """A random model of transformers, in evaluation mode."""
     config = transformers.ReformerConfig(
         vocab_size=40,
@@ -38,6 +41,7 @@ def _theirs(name):
         max_position_embeddings=_LENGTH,
         initializer_range=0.3,
         **_CLASSES[name],
+        **changes,
     )
     torch.manual_seed(0)
     model = getattr(transformers, name)(config)
@@ -68,9 +72,17 @@ def _output(model, tokens, mask, monkeypatch):
     return main.numpy(), [jnp.asarray(rotations.numpy()) for rotations in drawn]
 
 
-@pytest.mark.parametrize('name', _CLASSES)
-def test_both_ways(name, tmp_path, monkeypatch):
-    theirs = _theirs(name)
+_DECODER = {'is_decoder': True}
+_CASES = [(name, {}) for name in _CLASSES] + [
+    ('ReformerForSequenceClassification', _DECODER),
+    ('ReformerForQuestionAnswering', _DECODER),
+    ('ReformerModel', _DECODER),
+]
+
+
+@pytest.mark.parametrize(('name', 'changes'), _CASES, ids=str)
+def test_both_ways(name, changes, tmp_path, monkeypatch):
+    theirs = _theirs(name, **changes)
     theirs.save_pretrained(tmp_path / 'theirs')
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 40, (2, _LENGTH))
@@ -105,12 +117,78 @@ def test_a_pickle_through_torch(tmp_path):
     theirs.save_pretrained(tmp_path)
     _, wanted = huggingface.load(tmp_path)
     (tmp_path / huggingface.SAFETENSORS).unlink()
-    torch.save(theirs.state_dict(), tmp_path / huggingface.PYTORCH)
+    torch.save(theirs.state_dict(), tmp_path / files.PYTORCH)
     with pytest.raises(ValueError, match='a pickle, which is not loaded unless asked'):
         huggingface.load(tmp_path)
     _, model = huggingface.load(tmp_path, pytorch=True)
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('parts', [1, 3])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_pickles_of_any_age_and_number(tmp_path, zipped, parts, dtype):
+    """torch before 1.6 saved no zip archive."""
+    theirs = _theirs('ReformerForMaskedLM').to(dtype)
+    theirs.save_pretrained(tmp_path)
+    _, wanted = huggingface.load(tmp_path)
+    (tmp_path / huggingface.SAFETENSORS).unlink()
+    state, places = theirs.state_dict(), {}
+    for part in range(parts):
+        name = f'pytorch_model-{part + 1:05d}-of-{parts:05d}.bin' * (parts > 1)
+        content = {key: state[key] for key in sorted(state)[part::parts]}
+        file = tmp_path / (name or files.PYTORCH)
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        places |= dict.fromkeys(content, name)
+    if parts > 1:
+        index = tmp_path / f'{files.PYTORCH}.index.json'
+        index.write_text(json.dumps({'weight_map': places}))
+    with pytest.raises(ValueError, match='a pickle, which is not loaded unless asked'):
+        huggingface.load(tmp_path)
+    _, model = huggingface.load(tmp_path, pytorch=True)
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda s: {'state_dict': s}, 'holds something else than the tensors'),
+        (lambda s: list(s.values()), 'holds something else than the tensors'),
+        (lambda s: s | {'lm_head.bias': s['lm_head.bias'] / 0}, 'of lm_head.bias are'),
+        (
+            lambda s: s | {'lm_head.bias': s['lm_head.bias'].int()},
+            'lm_head.bias is of dtype',
+        ),
+    ],
+)
+def test_what_a_pickle_may_hold(tmp_path, change, message):
+    theirs = _theirs('ReformerForMaskedLM')
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / huggingface.SAFETENSORS).unlink()
+    torch.save(change(theirs.state_dict()), tmp_path / files.PYTORCH)
+    with pytest.raises(ValueError, match=f'pytorch_model.bin.* {message}'):
+        huggingface.load(tmp_path, pytorch=True)
+
+
+@pytest.mark.parametrize(
+    ('listed', 'layers'),
+    [(['local'], 3), (['lsh', 'lsh'], 3), (['local', 'lsh', 'lsh'], 2)],
+    ids=str,
+)
+def test_layers_are_those_that_transformers_makes(tmp_path, listed, layers):
+    config = _theirs('ReformerForMaskedLM').config
+    config.attn_layers, config.num_hidden_layers = listed, layers
+    theirs = transformers.ReformerForMaskedLM(config)
+    theirs.save_pretrained(tmp_path)
+    again = transformers.ReformerForMaskedLM.from_pretrained(tmp_path)
+    kinds = [
+        type(layer.attention.self_attention).__name__.removesuffix('SelfAttention')
+        for layer in again.reformer.encoder.layers
+    ]
+    found = huggingface.load(tmp_path)[0]
+    assert list(found.pattern) * found.repeats == [kind.lower() for kind in kinds]
 
 
 class _Malicious:
@@ -122,7 +200,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
     theirs = _theirs('ReformerForMaskedLM')
     theirs.save_pretrained(tmp_path)
     (tmp_path / huggingface.SAFETENSORS).unlink()
-    torch.save({'x': _Malicious()}, tmp_path / huggingface.PYTORCH)
+    torch.save({'x': _Malicious()}, tmp_path / files.PYTORCH)
     with pytest.raises(ValueError, match='cannot be read by torch'):
         huggingface.load(tmp_path, pytorch=True)
     assert 'was run' not in capsys.readouterr().out

@@ -17,6 +17,7 @@ from benchmarks import huggingface_load
 from reformer_jax import huggingface
 from reformer_jax import model as model_lib
 from reformer_jax.huggingface import fields as fields_lib
+from reformer_jax.huggingface import files
 from reformer_jax.huggingface import tensors
 from reformer_jax.runs import checkpoint
 
@@ -174,7 +175,7 @@ _BIAS = 'lm_head.bias'
     [
         ({'model_type': 'bert'}, "config.json is of a model of type 'bert', not of a"),
         ({'architectures': ['ReformerForTokens']}, "architectures 'ReformerForTokens'"),
-        ({'architectures': None}, "architectures '': it needs one of Reformer"),
+        ({'architectures': ['']}, "architectures '': it needs one of Reformer"),
         ({'hidden_act': 'mish'}, "hidden_act 'mish': it needs one of relu"),
         ({'attn_layers': ['local', 'full'] * 2}, 'attn_layers=.*full'),
         ({'num_hidden_layers': 9}, 'num_hidden_layers=9'),
@@ -185,7 +186,7 @@ _BIAS = 'lm_head.bias'
         ({'reformer_jax': {'width': 3}}, 'config.json describes .*width'),
         (
             {'architectures': ['ReformerForSequenceClassification']},
-            'the first token has seen nothing',
+            'does not fit the config.json',
         ),
         ({'architectures': ['ReformerForMaskedLM']}, 'needs a bidirectional model'),
     ],
@@ -248,7 +249,7 @@ def test_missing_and_broken_files(folder, tmp_path):
 
 
 def test_a_pickle_is_not_loaded_unless_asked_for(folder):
-    (folder / huggingface.SAFETENSORS).rename(folder / huggingface.PYTORCH)
+    (folder / huggingface.SAFETENSORS).rename(folder / files.PYTORCH)
     with pytest.raises(ValueError, match='a pickle, which is not loaded unless asked'):
         huggingface.load(folder)
     with pytest.raises(ValueError, match='with torch, which is not inst|read by torch'):
