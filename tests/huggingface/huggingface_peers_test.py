@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_models as models
 
 from reformer_jax import huggingface
+from reformer_jax.data import tokenizers
 from reformer_jax.huggingface import files
+from reformer_jax.runs import folder as run_folder
+from reformer_jax.training import exchange
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -204,3 +208,65 @@ def test_code_in_a_pickle_is_not_run(tmp_path, capsys):
     with pytest.raises(ValueError, match='cannot be read by torch'):
         huggingface.load(tmp_path, pytorch=True)
     assert 'was run' not in capsys.readouterr().out
+
+
+_TEXT = '<p>un<k> Walk(path):\n    """Walks a pad; naïve, wörld 0x41."""\n  return/\n'
+_TEXTS = [
+    _TEXT * 3,
+    'a</s>b <unk><pad>',
+    '<0x41> <p>',
+    '',
+    ' ',
+    '  a  b ',
+    '\n\n\t x',
+    '日本 👍🏽',
+    'a\u2581b',
+    'ﬁ Ⅳ',
+]
+
+
+def _tokenizer_of_theirs(folder):
+    tokenizers = pytest.importorskip('tokenizers')
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>'))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=100, special_tokens=['<pad>', '<unk>', '</s>'], show_progress=False
+    )
+    tokenizer.train_from_iterator([_TEXT] * 3, trainer)
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token='<pad>', eos_token='</s>'
+    )
+    made(_TEXT, truncation=True, max_length=4)
+    made.save_pretrained(folder)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'bpe', 'unigram', 'theirs'])
+def test_tokenizers_make_the_same_tokens_on_both_sides(kind, tmp_path, capsys):
+    model = models.build(rule='trax', vocab_size=258 if kind == 'bytes' else 300)
+    huggingface.save(tmp_path / 'model', model.config, model)
+    if kind in ('bpe', 'unigram'):
+        spiece = tmp_path / 'model' / 'spiece.model'
+        tokenizers.train([_TEXT] * 3, spiece, vocab_size=294, model_type=kind)
+    elif kind == 'theirs':
+        _tokenizer_of_theirs(tmp_path / 'model')
+    run, new = str(tmp_path / 'run'), tmp_path / 'new'
+    exchange.import_folder(str(tmp_path / 'model'), run)
+    kept = run_folder.load_config(run)['data']['tokenizer']
+    ours = tokenizers.load(kept)
+    assert (kept == 'bytes') == (kind == 'bytes')
+    exchange.export_run(run, str(new))
+    for folder in (new, tmp_path / 'model')[: 2 if kind == 'theirs' else 1]:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        for text in _TEXTS:
+            ids = ours.encode(text).tolist()
+            assert theirs(text)['input_ids'] == ids
+            decoded = ours.decode(ids).decode().removeprefix(' ' * (kind != 'bytes'))
+            assert theirs.decode(ids, skip_special_tokens=True) == decoded
+    assert (theirs.pad_token_id, theirs.eos_token_id) == (0, ours.separator_id)
+    assert len(theirs) == ours.vocab_size
+    # Back again it is what it was.
+    exchange.import_folder(str(new), str(tmp_path / 'again'))
+    again = run_folder.load_config(tmp_path / 'again')['data']['tokenizer']
+    assert (again == 'bytes') == (kind == 'bytes')
+    assert tokenizers.load(again).encode(_TEXT).tolist() == ours.encode(_TEXT).tolist()

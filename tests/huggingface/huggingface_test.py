@@ -16,6 +16,7 @@ import convert
 from benchmarks import huggingface_load
 from reformer_jax import huggingface
 from reformer_jax import model as model_lib
+from reformer_jax.data import tokenizers
 from reformer_jax.huggingface import fields as fields_lib
 from reformer_jax.huggingface import files
 from reformer_jax.huggingface import tensors
@@ -311,7 +312,8 @@ def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, c
         _convert(['import', str(tmp_path / 'model'), str(run)])
     (tmp_path / 'model' / 'spiece.model').unlink()
     _convert(['import', str(tmp_path / 'model'), str(run)])
-    (run / 'tokenizer.model').write_bytes(b'ours')
+    tokenizers.train(['ab cd ' * 50], run / 'tokenizer.model', vocab_size=264)
+    ours = (run / 'tokenizer.model').read_bytes()
     new.mkdir()
     (new / 'spiece.model').write_bytes(b'theirs')
     with pytest.raises(SystemExit):
@@ -320,22 +322,26 @@ def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, c
     assert len(list(new.iterdir())) == 1
     (new / 'spiece.model').unlink()
     _convert(['export', str(run), str(new)])
-    assert (new / 'spiece.model').read_bytes() == b'ours'
+    assert (new / 'spiece.model').read_bytes() == ours
     assert 'trained with token 0 before every text' in capsys.readouterr().out
     assert huggingface.load_fields(new)['bos_token_id'] == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case', ['causal_local_lsh', 'sequence_classification'])
-def test_import_and_export_commands(case, tmp_path, capsys):
-    run, copy = str(tmp_path / 'run'), tmp_path / 'copy'
-    _convert(['import', str(_GOLDEN / case), run])
+@pytest.mark.parametrize(
+    'changes', [{}, {'causal': False, 'head': 'classification', 'classes': 3}], ids=str
+)
+def test_import_and_export_commands(changes, tmp_path, capsys):
+    run, copy, saved = str(tmp_path / 'run'), tmp_path / 'copy', tmp_path / 'saved'
+    model = models.build(rule='trax', vocab_size=258, start_token=-1, **changes)
+    huggingface.save(saved, model.config, model)
+    _convert(['import', str(saved), run])
     assert checkpoint.exists(run)
     _convert(['export', run, str(copy)])
     for name in (huggingface.CONFIG, huggingface.SAFETENSORS):
-        assert (copy / name).read_bytes() == (_GOLDEN / case / name).read_bytes()
+        assert (copy / name).read_bytes() == (saved / name).read_bytes()
     for arguments, message in (
-        (['import', str(_GOLDEN / case), run], 'is a run already'),
+        (['import', str(saved), run], 'is a run already'),
         (['export', run, str(copy)], 'exists and is left as it is'),
         (['import', str(tmp_path / 'none'), run], 'no config.json'),
     ):
