@@ -214,10 +214,10 @@ def test_bad_arguments_are_named(monkeypatch, path):
 # --- Texts of subwords ------------------------------------------------------------
 
 
-@pytest.mark.parametrize('fill', range(8))
+@pytest.mark.parametrize('fill', [0, 1, 2, 3])
 def test_a_character_that_a_split_cuts_in_two_is_in_neither(tmp_path, model, fill):
     """Splits are of bytes; what is left of one would not be the text."""
-    (tmp_path / 'text').write_text('x' * fill + 'naïve 日本 👍 dogs. ' * 40, 'utf-8')
+    (tmp_path / 'text').write_text('x' * 10 * fill + 'é日👍' * 99, 'utf-8')
     dataset = data.open(config(str(tmp_path / 'text'), tokenizer=model, length=4))
     whole = (tmp_path / 'text').read_bytes()
     cut = 0
