@@ -205,7 +205,7 @@ class Tokenized(Dataset):
 
     Attributes:
       length: L, tokens per example; longer rows are cut.
-      tokenizer: 'bytes', or the path of a SentencePiece model.
+      tokenizer: 'bytes', or the path of a SentencePiece model or a tokenizer.json.
     """
 
     length: int

@@ -170,10 +170,20 @@ def load_fields(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def labels(directory: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the classes in order; () where config.json has only numbers."""
+    """Names of the classes in order; () where config.json has only numbers.
+
+    Raises:
+      ValueError: they are not numbered from 0 on; as `load_fields`.
+    """
     fields = load_fields(directory)
     names = fields.get('id2label') or {}
-    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    numbers = [str(number) for number in range(len(names))]
+    if sorted(names) != sorted(numbers):
+        raise ValueError(
+            f'{CONFIG} of {directory} has id2label for {", ".join(names)}: number the '
+            f'{len(names)} classes from 0 on.'
+        )
+    found = tuple(str(names[number]) for number in numbers)
     return () if found == fields_lib.numbered(len(found)) else found
 
 

@@ -207,12 +207,13 @@ def test_of_models_trained_here(tmp_path, kind):
     rng = random.Random(1)
     words = [TEXT[i : i + rng.randint(1, 9)] for i in range(len(TEXT))]
     mixed = [''.join(rng.sample(words, 9)) for _ in range(50 if kind == 'bpe' else 0)]
+    again = tokenizers.load(str(tmp_path / 'tokenizer.json'))
     for text in (TEXT, *_STRANGE, *mixed):
         ids = ours.encode(text).tolist()
-        assert theirs.encode(text).ids == ids
+        assert theirs.encode(text).ids == again.encode(text).tolist() == ids
         assert theirs.decode(ids) == text
+        assert again.decode(ids) == ours.decode(ids)
     assert not tokenizers.is_of_bytes(str(tmp_path / 'tokenizer.json'))
-    again = tokenizers.load(str(tmp_path / 'tokenizer.json'))
     assert (again.pad_id, again.separator_id, again.vocab_size) == (0, 2, 310)
 
 

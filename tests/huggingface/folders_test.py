@@ -195,6 +195,22 @@ def test_classifiers_and_answers_of_decoders(tmp_path, changes, capsys):
     assert 'has is_decoder=true: as in transformers' in capsys.readouterr().err
 
 
+def test_names_of_classes(folder):
+    names = {str(number): f'class {number}' for number in range(12)}
+    _set(folder, id2label=names)
+    assert huggingface.labels(folder) == tuple(names.values())
+    for absent in (None, ..., {}, {'0': 'LABEL_0', '1': 'LABEL_1'}):
+        _set(folder, id2label=absent)
+        assert huggingface.labels(folder) == ()
+
+
+@pytest.mark.parametrize('keys', ['02', '12', 'ab', ['0', '00'], ['-1', '0']])
+def test_classes_are_numbered_from_zero(folder, keys):
+    _set(folder, id2label={key: f'class {key}' for key in keys})
+    with pytest.raises(ValueError, match=f'id2label for {keys[0]}, {keys[1]}: number'):
+        huggingface.labels(folder)
+
+
 # --- Weights ----------------------------------------------------------------------
 
 
