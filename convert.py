@@ -30,6 +30,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     importing.add_argument(
         '--pytorch', action='store_true', help='also read a pytorch_model.bin'
     )
+    importing.add_argument(
+        '--tokenizer', default='', help="file, or 'bytes'; default: that of the folder"
+    )
     exporting = commands.add_parser('export', help="a run's model")
     exporting.add_argument('workdir', help='the run folder')
     exporting.add_argument('folder', help='the new folder')
@@ -53,7 +56,12 @@ def main(arguments: list[str]) -> None:
     given = parse(arguments)
     match given.command:
         case 'import':
-            exchange.import_folder(given.folder, given.workdir, pytorch=given.pytorch)
+            exchange.import_folder(
+                given.folder,
+                given.workdir,
+                pytorch=given.pytorch,
+                tokenizer=given.tokenizer,
+            )
             print(f'wrote {given.workdir}')
         case 'export':
             exchange.export_run(
@@ -64,9 +72,9 @@ def main(arguments: list[str]) -> None:
             )
             print(f'wrote {given.folder}')
         case 'tokenizer':
-            text = corpus.read(given.text).tobytes().decode('utf-8', 'replace')
+            content = corpus.read(given.text).tobytes()
             tokenizers.train(
-                [text],
+                [tokenizers.as_text(content, f'{given.text!r}')],
                 given.model,
                 vocab_size=given.vocab_size,
                 model_type=given.model_type,

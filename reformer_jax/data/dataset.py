@@ -61,6 +61,11 @@ class Dataset(abc.ABC):
         return ''
 
     @property
+    def numbers(self) -> bool:
+        """Whether texts of `decode` are the numbers of tokens, each with a space."""
+        return False
+
+    @property
     def head(self) -> str:
         """What the model has to predict: 'lm', 'masked_lm', 'classification',
         'token_classification' or 'question_answering'."""
@@ -193,21 +198,6 @@ class Dataset(abc.ABC):
     def decode(self, tokens: np.ndarray) -> bytes:
         """The text of token ids [n]; what two parts give, joined, is what both do."""
 
-    def encode_one(self, text: bytes) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-          ValueError: it is none or several; as `encode`.
-        """
-        tokens = self.encode(text)
-        # A tokenizer of subwords may put a token for the beginning in front.
-        if not tokens.size or self.decode(tokens[-1:]).strip(b' ') != text.strip(b' '):
-            raise ValueError(
-                f'{text.decode("utf-8", "replace")!r} is {tokens.size} tokens: give a '
-                'text that is a single one.'
-            )
-        return int(tokens[-1])
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenized(Dataset):
@@ -215,7 +205,7 @@ class Tokenized(Dataset):
 
     Attributes:
       length: L, tokens per example; longer rows are cut.
-      tokenizer: 'bytes', or the path of a SentencePiece model.
+      tokenizer: 'bytes', or the path of a SentencePiece model or a tokenizer.json.
     """
 
     length: int

@@ -47,9 +47,9 @@ class Pairs(dataset.Dataset):
       split_names: for each split what stands for '{split}' in a path: a name, or
         several, read one after the other; of tables they are known.
       data_dir: folder of prepared tfds datasets; empty means that of tfds.
-      tokenizer: of both sides: 'bytes', the path of a SentencePiece model, or
-        'train:SIZE', a model of so many tokens made of the training pairs (of more than
-        2 million, of these many at even places), which the run keeps.
+      tokenizer: of both sides: 'bytes', the path of a SentencePiece model or a
+        tokenizer.json, or 'train:SIZE', a model of so many tokens made of the training
+        pairs (of more than 2 million, of so many at even places), that the run keeps.
       lengths: of the buckets, ascending: tokens with the end, of either side or as
         pairs (source, target).
       too_long: 'skip' pairs that no bucket holds, or say that it is an 'error'.

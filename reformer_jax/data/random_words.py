@@ -39,6 +39,10 @@ class RandomWords(dataset.Dataset):
         return self.symbols + 1  # and the marker 0
 
     @property
+    def numbers(self) -> bool:
+        return True
+
+    @property
     @abc.abstractmethod
     def _word_length(self) -> int:
         """Symbols of a word."""

@@ -7,9 +7,11 @@ behind it, lest the model learn the words by heart through the position embeddin
 parts held out for validation and test are ours.
 """
 
+import codecs
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -212,13 +214,33 @@ def _tokenize(text: Text, split: str) -> np.ndarray:
     """The tokens of a split in pieces, or of a novel at once, int32 [n]."""
     content, encode = text.read(split).tobytes(), text.encode
     if text.whole:
+        pieces, told = [content], f'the text at {text.path!r}'
+    else:
+        pieces = list(tokenizers.pieces(_whole_characters(content, split), _PIECE))
+        told = f'the {split} split of the text at {text.path!r}'
+    starts = itertools.accumulate(map(len, pieces), initial=0)
+    for piece, start in zip(pieces, starts, strict=False):
+        tokenizers.as_text(piece, told, start)  # an error of it before the long work
+    if text.whole:
         return encode(content)
-    pieces = list(tokenizers.pieces(content, _PIECE))
     with concurrent.futures.ThreadPoolExecutor() as threads:
         encoded = progress.track(
             threads.map(encode, pieces), f'tokenizing the {split} split', len(pieces)
         )
         return np.concatenate([np.zeros(0, np.int32), *encoded])
+
+
+def _whole_characters(content: bytes, split: str) -> bytes:
+    """A split without the parts of a character that its ends cut in two."""
+    first, end = 0, len(content)
+    if split != 'train':
+        while first < min(3, end) and content[first] & 0xC0 == 0x80:
+            first += 1
+    if split != 'test':
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        decoder.decode(content[-4:])
+        end -= len(decoder.getstate()[0])
+    return content[first:end]
 
 
 def _as_tokens(integers: np.ndarray) -> np.ndarray:

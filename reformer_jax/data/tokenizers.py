@@ -1,10 +1,12 @@
-"""Tokenizers: bytes, and SentencePiece models, those of others or trained here."""
+"""Tokenizers: bytes, tokenizer.json, and SentencePiece models, those of others or
+trained here."""
 
 import concurrent.futures
 import functools
 import io
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,6 +14,7 @@ import numpy as np
 import sentencepiece
 
 from reformer_jax import progress
+from reformer_jax.data import tokenizer_json
 
 MODEL_TYPES = ('unigram', 'bpe')
 BYTES = 'bytes'
@@ -21,13 +24,20 @@ _FIRST_BYTE_ID = 2
 
 # Bytes of one text given to the trainer, which drops longer ones without a word.
 _TRAINING_PIECE = 4000
-# The trainer keeps it for itself, and drops a whole text for one of them.
-_RESERVED = '\u2585'
+# The trainer drops a whole text for the first, and takes the second for a space.
+_RESERVED = '[\u2585\u2581]'
+# SentencePiece's own sign for a space.
+_SPACE = '\u2581'
+# One of these, of three bytes as well, stands for it in what SentencePiece reads.
+_PRIVATE = range(0xE000, 0xF900)
 # Padding, unknown, end of sentence, and the 256 bytes, which a trained model has.
 _CONTROL_AND_BYTES = 259
 _UNKNOWN = ' \u2047 '  # what SentencePiece itself decodes an unknown piece to
 
-Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
+Offsets = tokenizer_json.Offsets
+as_text = tokenizer_json.as_text
+config_of = tokenizer_json.config_of
+TokenizerJson = tokenizer_json.TokenizerJson
 
 
 class Bytes:
@@ -64,6 +74,10 @@ class Bytes:
         values = np.asarray(ids) - _FIRST_BYTE_ID
         return values[(values >= 0) & (values < 256)].astype(np.uint8).tobytes()
 
+    def to_json(self) -> tuple[str, float]:
+        """As `SentencePiece.to_json`; of texts that are no UTF-8 it is not the same."""
+        return tokenizer_json.of_bytes(_FIRST_BYTE_ID), 0.0
+
 
 class SentencePiece:
     """A SentencePiece model.
@@ -82,10 +96,23 @@ class SentencePiece:
         self.separator_id: int = end if end >= 0 else max(unknown, 0)
         self._is_byte = np.array([processor.is_byte(i) for i in range(self.vocab_size)])
         self._pieces = [_piece_bytes(processor, i) for i in range(self.vocab_size)]
+        self._ids = {self._pieces[i]: i for i in np.flatnonzero(self._is_byte)}
+        known = b''.join(self._pieces).decode('utf-8', 'replace')
+        private = (c for c in map(chr, _PRIVATE) if c not in known)
+        self._stand_in: str = next(private) if self._ids else ''
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Returns the token ids of a text, int32 [n]; bytes are read as UTF-8."""
-        return np.array(self._processor.encode(_clean(text), return_type='numpy'))
+        """Returns the token ids of a text, int32 [n].
+
+        A U+2581 stays one where the model has bytes; else it is a space. Half a
+        character, which JSON may hold, is '?'.
+
+        Raises:
+          ValueError: bytes that are no UTF-8.
+        """
+        text = as_text(text)
+        ids = self._processor.encode(self._encodable(text), return_type='numpy')
+        return self._restored(np.array(ids), text)
 
     def encode_with_offsets(self, text: str) -> Offsets:
         """Returns the token ids of a text and the characters each one stands for.
@@ -95,8 +122,11 @@ class SentencePiece:
           tokens i to j. Starts and ends never fall. The bytes of one character each
           stand for all of it; the space that a model adds in front stands for none.
         """
-        result = self._processor.encode(_clean(text), return_type='offset_mapping')
-        ids = np.array(result['ids'], np.int32)
+        text = as_text(text)
+        result = self._processor.encode(
+            self._encodable(text), return_type='offset_mapping'
+        )
+        ids = self._restored(np.array(result['ids'], np.int32), text)
         starts, ends = np.array(result['offsets'], np.int32).reshape(-1, 2).T.copy()
         # SentencePiece gives a character to the last of its bytes alone.
         empty = np.flatnonzero((starts == ends) & self._is_byte[ids])
@@ -110,17 +140,43 @@ class SentencePiece:
         known = (int(i) for i in ids if 0 <= i < self.vocab_size)
         return b''.join(self._pieces[i] for i in known)
 
+    def to_json(self) -> tuple[str, float]:
+        """As `tokenizer_json.of_sentencepiece`."""
+        return tokenizer_json.of_sentencepiece(self._processor)
+
+    def _encodable(self, text: str) -> str:
+        """A text with another character, which becomes bytes, for each U+2581."""
+        return text.replace(_SPACE, self._stand_in) if self._stand_in else text
+
+    def _restored(self, ids: np.ndarray, text: str) -> np.ndarray:
+        """Ids of the encodable text with the bytes of each U+2581 of the text."""
+        if not self._stand_in or _SPACE not in text:
+            return ids
+        stand_in, ours = (
+            np.array([self._ids[bytes([byte])] for byte in character.encode()])
+            for character in (self._stand_in, _SPACE)
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(ids, stand_in.size)
+        places = np.flatnonzero((windows == stand_in).all(axis=1))
+        either = [c == _SPACE for c in text if c in (_SPACE, self._stand_in)]
+        ids[places[either][:, None] + np.arange(ours.size)] = ours
+        return ids
+
+
+Tokenizer = Bytes | SentencePiece | TokenizerJson
+
 
 @functools.lru_cache(maxsize=4)
-def load(name: str) -> Bytes | SentencePiece:
+def load(name: str) -> Tokenizer:
     """Returns a tokenizer; a file is read once in a process.
 
     Args:
-      name: 'bytes', or the path of a SentencePiece model (spiece.model).
+      name: 'bytes', or the path of a SentencePiece model (spiece.model), or of a
+        tokenizer.json, which takes the package tokenizers.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is no SentencePiece model.
+      ValueError: if it is neither; if the package is not installed.
     """
     if name == BYTES:
         return Bytes()
@@ -128,10 +184,12 @@ def load(name: str) -> Bytes | SentencePiece:
     if not file.is_file():
         raise FileNotFoundError(
             f"no tokenizer at {name!r}: set config.data.tokenizer to 'bytes' or to the "
-            'path of a SentencePiece model; python convert.py tokenizer makes one '
-            'from a text'
+            'path of a SentencePiece model or tokenizer.json; python convert.py '
+            'tokenizer makes one from a text'
         )
     proto = file.read_bytes()
+    if file.suffix == '.json':
+        return _load_json(name, proto)
     try:
         if not proto:  # an empty message parses
             raise RuntimeError('it is empty')
@@ -142,6 +200,19 @@ def load(name: str) -> Bytes | SentencePiece:
             "itself, or 'bytes', as config.data.tokenizer"
         ) from error
     return SentencePiece(processor)
+
+
+def _load_json(name: str, content: bytes) -> TokenizerJson:
+    try:
+        return TokenizerJson(content.decode())
+    except Exception as error:  # whatever the library says
+        raise ValueError(f'the tokenizer {name!r} cannot be read: {error}') from error
+
+
+def is_of_bytes(file: str) -> bool:
+    """Whether a file is the tokenizer.json of `Bytes`, which need none."""
+    made, _ = Bytes().to_json()
+    return file.endswith('.json') and pathlib.Path(file).read_bytes() == made.encode()
 
 
 def size_to_train(name: str) -> int:
@@ -263,16 +334,9 @@ def _run_with_progress(training: Callable[[], object]) -> None:
 
 def _training_pieces(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        for part in text.split(_RESERVED):
+        for part in re.split(_RESERVED, text):
             for piece in pieces(part.encode('utf-8', 'replace'), _TRAINING_PIECE):
                 yield piece.decode('utf-8')
-
-
-def _clean(text: str | bytes) -> str:
-    """Text that SentencePiece takes: no lone surrogates; as long as before."""
-    if isinstance(text, bytes):
-        return text.decode('utf-8', 'replace')
-    return text.encode('utf-8', 'replace').decode('utf-8')
 
 
 def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:

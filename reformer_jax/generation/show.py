@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import itertools
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,40 +31,68 @@ _WHITE = 255
 _HIDDEN = 128  # grey, of the half that is not given
 
 
+class Stop(NamedTuple):
+    """A text that ends a sample, which has all that is before it.
+
+    It may begin and end within tokens, but not begin before the sample.
+
+    Attributes:
+      text: the text, not empty.
+      word: whether only white space stands in front of it, if anything.
+    """
+
+    text: bytes
+    word: bool
+
+    def place(self, made: bytes) -> int:
+        """Where in a sample it begins first; -1 if it is not there."""
+        pattern = (rb'(?<!\S)' if self.word else b'') + re.escape(self.text)
+        found = re.search(pattern, made)
+        return found.start() if found else -1
+
+
 class TextPrompt(NamedTuple):
     """A text to continue, as the model of a dataset reads it.
 
     Attributes:
       text: the prompt.
       tokens_P: its token ids.
-      stop: token that ends a sample, or None.
-      decode: from tokens [n] to their bytes.
+      stop: what ends a sample, or None.
+      decode: from tokens [n] to their bytes; what two parts give, joined, is both.
     """
 
     text: bytes
     tokens_P: np.ndarray
-    stop: int | None
+    stop: Stop | None
     decode: Callable[[np.ndarray], bytes]
 
 
 def text_prompt(
     dataset: data.Dataset, text: bytes, stop: str | None = None
 ) -> TextPrompt:
-    """A prompt of a dataset's text; `stop`, one token long, ends a sample.
+    """A prompt of a dataset's text; `stop`, any text of it, ends a sample.
 
     Raises:
-      ValueError: the prompt is no text of the dataset, or `stop` is no single token;
-        a model of the dataset predicts no next token.
+      ValueError: the prompt or `stop` is no text of the dataset, or `stop` is empty; a
+        model of the dataset predicts no next token.
     """
     if dataset.head != 'lm':
         raise ValueError(
             f'dataset {dataset.dataset!r} is for model.head={dataset.head!r}, which '
             'gives no next token: use eval.py.'
         )
-    tokens_P, stop_token = dataset.encode(text), None
-    if stop is not None:
-        stop_token = dataset.encode_one(stop.encode('utf-8', 'surrogateescape'))
-    return TextPrompt(text, tokens_P, stop_token, dataset.decode)
+    return TextPrompt(text, dataset.encode(text), _stop(dataset, stop), dataset.decode)
+
+
+def _stop(dataset: data.Dataset, stop: str | None) -> Stop | None:
+    if stop is None:
+        return None
+    text = stop.encode('utf-8', 'surrogateescape')
+    if dataset.numbers:
+        text = dataset.decode(dataset.encode(text))
+    if not text:
+        raise ValueError('the text to stop at is empty: leave out --stop, or give one.')
+    return Stop(text, dataset.numbers)
 
 
 def write_text(
@@ -74,9 +103,7 @@ def write_text(
     Settings are key, samples, temperature, top_k and top_p of decoding.stream, whose
     errors come before anything is printed.
     """
-    parts = decoding.stream(
-        model, prompt.tokens_P[None], steps=tokens, stop_token=prompt.stop, **settings
-    )
+    parts = decoding.stream(model, prompt.tokens_P[None], steps=tokens, **settings)
     print(
         f'compiling, then reading the {prompt.tokens_P.size:,} tokens of the prompt',
         file=sys.stderr,
@@ -89,23 +116,30 @@ def write(prompt: TextPrompt, parts: Iterable[np.ndarray], *, steps: int) -> Non
 
     Args:
       prompt: stands before all samples; bytes that are no UTF-8 are shown as U+FFFD.
-      parts: new tokens of all samples, [N, n] each (decoding.stream).
+      parts: new tokens of all samples, [N, n] each (decoding.stream); no more are taken
+        once all samples have stopped.
       steps: most tokens of a sample.
     """
     # Keeps the bytes of an unfinished character for the next part.
     decoder = codecs.getincrementaldecoder('utf-8')('replace')
     print(decoder.decode(prompt.text), end='', flush=True)
-    parts, made = iter(parts), list[_Part]()
+    parts, made = _until_stopped(parts, prompt), list[_Part]()
+    text, shown, stopped = b'', 0, False
     # On a terminal the text itself shows how far it is, and a bar would cut it.
     for part_Nn in _watched(parts, made, steps, shown=not sys.stdout.isatty()):
-        real_n = _before_stop(part_Nn[0], prompt.stop)
-        print(decoder.decode(prompt.decode(real_n)), end='', flush=True)
-        if real_n.size < part_Nn.shape[1]:
+        text += prompt.decode(part_Nn[0])
+        end, stopped = _end(text, prompt.stop)
+        print(decoder.decode(text[shown:end]), end='', flush=True)
+        shown = end
+        if stopped:
             break
-    print(decoder.decode(b'', final=True), flush=True)
+    rest = b'' if stopped else text[shown:]
+    print(decoder.decode(rest, final=True), flush=True)
     tokens_NT = _collect(parts, made, steps)
     for number, tokens_T in enumerate(tokens_NT[1:]):
-        text = prompt.text + prompt.decode(_before_stop(tokens_T, prompt.stop))
+        text = prompt.decode(tokens_T)
+        end, stopped = _end(text, prompt.stop)
+        text = prompt.text + (text[:end] if stopped else text)
         print(f'\n=== sample {number + 2} ===\n{text.decode("utf-8", "replace")}')
 
 
@@ -178,9 +212,28 @@ def _collect(parts: Iterator[np.ndarray], made: list[_Part], steps: int) -> np.n
     return tokens_NT
 
 
-def _before_stop(tokens_T: np.ndarray, stop: int | None) -> np.ndarray:
-    places = np.flatnonzero(tokens_T == stop)
-    return tokens_T[: places[0]] if places.size else tokens_T
+def _until_stopped(
+    parts: Iterable[np.ndarray], prompt: TextPrompt
+) -> Iterator[np.ndarray]:
+    """Passes the parts on until every sample has stopped."""
+    texts: list[bytes] = []
+    for part_Nn in parts:
+        yield part_Nn
+        new = [prompt.decode(row_n) for row_n in part_Nn]
+        texts = [a + b for a, b in itertools.zip_longest(texts, new, fillvalue=b'')]
+        if all(_end(text, prompt.stop)[1] for text in texts):
+            return
+
+
+def _end(text: bytes, stop: Stop | None) -> tuple[int, bool]:
+    """How much of a sample may be shown, and whether it has stopped."""
+    if stop is None:
+        return len(text), False
+    place = stop.place(text)
+    # The last bytes may turn out to be the beginning of the stop.
+    return (
+        (place, True) if place >= 0 else (max(0, len(text) + 1 - len(stop.text)), False)
+    )
 
 
 def given(dataset: images_lib.Images, path: str | None, count: int) -> np.ndarray:

@@ -6,7 +6,8 @@ configuration_reformer.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ _SAME: dict[str, tuple[str, Any]] = {
     'chunk_size_feed_forward': ('feed_forward_chunk_length', 0),
     'chunk_size_lm_head': ('loss_chunk_length', 0),
 }
+# Attention -> what the fields begin with that no other uses.
+_OF_KINDS = {'local': 'local_', 'lsh': 'lsh_'}
 # Of ours, which config.json has no field for: kept under this key.
 _OWN = 'reformer_jax'
 
@@ -98,8 +101,10 @@ def to_model_config(
 def _to_model_config(fields, source: str) -> model_config.ModelConfig:
     fields = _DEFAULTS | dict(fields)
     kinds = _attention_kinds(fields, source)
-    architectures = ', '.join(fields['architectures'] or ())
-    head = _choice('architectures', architectures, _HEADS, source)
+    fields |= _instead_of_null(fields, kinds)
+    classes = fields['architectures'] or ()
+    told = classes if isinstance(classes, str) else ', '.join(map(str, classes))
+    head = _choice('architectures', told, _HEADS, source)
     activation = _choice('hidden_act', fields['hidden_act'], _ACTIVATIONS, source)
     ours = {name: fields[theirs] for theirs, (name, _) in _SAME.items()}
     ours |= {
@@ -126,7 +131,27 @@ def _to_model_config(fields, source: str) -> model_config.ModelConfig:
     try:
         return model_config.ModelConfig(**(ours | fields[_OWN]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f'{source} describes an impossible model: {error}') from error
+        named = [
+            f'{name} is {theirs} there'
+            for theirs, (name, _) in (
+                _SAME | {'num_buckets': ('buckets', None)}
+            ).items()
+            if re.search(rf'\b{name}\b', str(error)) and name != theirs
+        ]
+        told = f'{error} ({", ".join(named)})' if named else str(error)
+        raise ValueError(f'{source} describes an impossible model: {told}') from error
+
+
+def architectures(names: Collection[str], fields: Mapping[str, Any]) -> list[str]:
+    """The class of a model whose config.json does not tell it, by its tensors."""
+    causal = fields.get('is_decoder', _DEFAULTS['is_decoder'])
+    of_head = {
+        'classifier.': 'ReformerForSequenceClassification',
+        'qa_outputs.': 'ReformerForQuestionAnswering',
+        'lm_head.': 'ReformerModelWithLMHead' if causal else 'ReformerForMaskedLM',
+    }
+    found = [of_head[p] for p in of_head if any(n.startswith(p) for n in names)]
+    return found or ['ReformerModel']
 
 
 def from_model_config(
@@ -202,15 +227,50 @@ def _choice(name: str, value: str, choices: Mapping[str, str], source: str) -> s
 
 
 def _attention_kinds(fields: Mapping[str, Any], source: str) -> list[str]:
-    """The attention of each layer; like transformers, the first num_hidden_layers."""
+    """The attention of each layer: like transformers, the first num_hidden_layers, or
+    so many of one kind, if attn_layers lists no other."""
     kinds = fields['attn_layers']
+    if not isinstance(kinds, (list, tuple)):
+        raise TypeError(f'attn_layers={kinds!r}: it needs a list.')
     count = fields.get('num_hidden_layers', len(kinds))
-    if not 1 <= count <= len(kinds) or not set(kinds) <= {'local', 'lsh'}:
+    if type(count) is not int:
+        raise TypeError(f'num_hidden_layers={count!r}: it needs a whole number.')
+    if len(set(kinds)) == 1:
+        kinds = list(kinds[:1]) * max(count, 0)
+    if not 1 <= count <= len(kinds) or not set(kinds) <= set(_OF_KINDS):
         raise ValueError(
-            f'{source} has num_hidden_layers={count} and attn_layers={list(kinds)}: it '
-            "needs 'local' or 'lsh' for each layer."
+            f'{source} has num_hidden_layers={count} and attn_layers='
+            f"{list(fields['attn_layers'])}: it needs 'local' or 'lsh' for each layer."
         )
     return list(kinds[:count])
+
+
+def _instead_of_null(fields: Mapping[str, Any], kinds: list[str]) -> dict[str, Any]:
+    """Defaults for the nulls in fields that the model does not use; a TypeError names
+    one that it does use."""
+    unused = [p for kind, p in _OF_KINDS.items() if kind not in kinds]
+    if not isinstance(fields['axial_pos_embds'], bool | None):
+        raise TypeError(
+            f'axial_pos_embds={fields["axial_pos_embds"]!r}: it needs true or false.'
+        )
+    if fields['axial_pos_embds'] is False:
+        unused += ['axial_pos_shape', 'axial_pos_embds_dim']
+    # No chunks; and all that transformers itself has a null for.
+    free = (
+        _OWN,
+        'chunk_size_',
+        'num_buckets',
+        'num_labels',
+        'architectures',
+        'id2label',
+    )
+    nulls = [name for name in _DEFAULTS if fields[name] is None]
+    if needed := [name for name in nulls if not name.startswith((*free, *unused))]:
+        raise TypeError(
+            f'{needed[0]}=null, which the model needs: write there what it was trained '
+            f'with, or remove the line for {_DEFAULTS[needed[0]]!r}.'
+        )
+    return {name: _DEFAULTS[name] for name in nulls}
 
 
 def _shortest_pattern(kinds: list[str]) -> tuple[str, ...]:

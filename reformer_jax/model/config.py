@@ -47,6 +47,7 @@ _DECODERS_OWN = (
 
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
+_CAUSAL_THERE = (('question_answering', 'first'), ('classification', 'first'))
 HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
 
 
@@ -104,7 +105,8 @@ class ModelConfig:
         answer) or 'none' (only Reformer.encode).
       classes: of the two classification heads; 1 for regression.
       pooling: what stands for a sequence in classification: its 'first' or 'last'
-        token or the 'mean' of all. A causal model needs 'last'.
+        token or the 'mean' of all. A causal model needs 'last', but for rule 'trax':
+        Hugging Face has causal classifiers by the first.
       start_token: read before every sequence, so that its first token is predicted
         too; -1 for none, as in Hugging Face's models. For head 'lm'.
       tie_output: whether the logits use the embedding, which the last norm's scale
@@ -534,13 +536,16 @@ def _check_head(config: ModelConfig) -> None:
             "model.head='lm' predicts the next token, which a bidirectional model "
             "(model.causal=False) can see: use head='masked_lm', or causal=True."
         )
-    if config.head in BIDIRECTIONAL_HEADS and config.causal:
+    # transformers has two such models, and an import is to compute what they do.
+    theirs = config.rule == 'trax' and (config.head, config.pooling) in _CAUSAL_THERE
+    if config.head in BIDIRECTIONAL_HEADS and config.causal and not theirs:
         raise ValueError(
             f'model.head={config.head!r} needs a bidirectional model, and with '
             'model.causal=True no token sees those after it: set model.causal=False, '
             'or start from a bidirectional checkpoint.'
         )
-    if config.head == 'classification' and config.causal and config.pooling != 'last':
+    blind = config.causal and config.pooling != 'last' and not theirs
+    if config.head == 'classification' and blind:
         raise ValueError(
             f"model.head='classification' with pooling={config.pooling!r} needs a "
             'bidirectional model: in a causal one the first token has seen nothing of '

@@ -10,7 +10,7 @@ A run folder (`workdir`) holds
     metrics.jsonl, tensorboard/       see metrics.py
     evaluations/                      one file per call of eval.py
     result.json                       written when a run is complete
-    tokenizer.model                   the SentencePiece model of the data, if any
+    tokenizer.model or .json          of the data, if they are not bytes
 """
 
 import contextlib
@@ -73,6 +73,7 @@ _LISTED = 8  # differences an error message names before it only counts them
 # data.tokenizer of texts read as bytes, which need no file.
 NO_TOKENIZER = 'bytes'
 _TOKENIZER = 'tokenizer.model'
+_TOKENIZER_JSON = 'tokenizer.json'
 _RESULT = 'result.json'
 _TEMPORARY = '.config.json.tmp'
 LOCK = '.lock'
@@ -229,15 +230,17 @@ def naming_config(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def find_tokenizer(folder: str | os.PathLike[str]) -> str | None:
-    """The SentencePiece model in a run folder or in a Hugging Face one, if any."""
-    files = (absolute(folder) / name for name in (_TOKENIZER, 'spiece.model'))
+    """The SentencePiece model in a run folder or in a Hugging Face one, or else the
+    tokenizer.json, if any."""
+    names = (_TOKENIZER, 'spiece.model', _TOKENIZER_JSON)
+    files = (absolute(folder) / name for name in names)
     return next((str(file) for file in files if file.is_file()), None)
 
 
 def check_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
     """Raises a ValueError if the run folder has another tokenizer than `source`."""
-    kept = absolute(workdir) / _TOKENIZER
-    if kept.is_file() and kept.read_bytes() != absolute(source).read_bytes():
+    kept = find_tokenizer(workdir)
+    if kept and absolute(kept).read_bytes() != absolute(source).read_bytes():
         raise ValueError(
             f'the tokenizer {source} differs from the one that the run started with, '
             f'{kept}. Use that one, or another --workdir.'
@@ -246,9 +249,9 @@ def check_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
 
 def keep_tokenizer(workdir: str | os.PathLike[str], source: str) -> None:
     """Copies a tokenizer into a run folder that has none; process 0 does."""
-    kept = absolute(workdir) / _TOKENIZER
-    if jax.process_index() == 0 and not kept.is_file():
-        writing.whole(kept, absolute(source).read_bytes())
+    if jax.process_index() == 0 and not find_tokenizer(workdir):
+        name = _TOKENIZER_JSON if source.endswith('.json') else _TOKENIZER
+        writing.whole(absolute(workdir) / name, absolute(source).read_bytes())
 
 
 def write_evaluation(

@@ -29,6 +29,7 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
+from reformer_jax.training import exchange
 from reformer_jax.training import memory
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
@@ -36,8 +37,6 @@ from reformer_jax.training import state as state_lib
 # Taken from a source whose head is of the same kind, besides the architecture.
 _OF_HEAD = ('pooling', 'classes')
 _VOCABULARY_AXES = {'embedding': 0, 'head.output': 1, 'head.output_bias': 0}
-# Bytes, padding and an unused token; and the mask.
-_BYTE_VOCABULARIES = (258, 259)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -267,15 +266,10 @@ def _say_what_is_replaced(
 
 def _tokenizer(workdir: str, source: str | None, given: Mapping[str, Any]) -> str:
     """The file in the run folder or the source; bytes where these were meant."""
-    found = _kept_tokenizer(workdir, source or '')
-    if found is None and source and huggingface.is_model(source):
-        size = given['model']['vocab_size']
-        if size not in _BYTE_VOCABULARIES:
-            raise ValueError(
-                f'{source} has a vocabulary of {size} tokens and no spiece.model: copy '
-                "it there, or give --config.data.tokenizer=FILE ('bytes' for bytes)."
-            )
-    return found or run_folder.NO_TOKENIZER
+    own = _kept_tokenizer(workdir, '')
+    if own is None and source and huggingface.is_model(source):
+        return exchange.tokenizer_of(source, given['model']['vocab_size'])
+    return own or _kept_tokenizer('', source or '') or run_folder.NO_TOKENIZER
 
 
 def _kept_tokenizer(workdir: str, source: str) -> str | None:

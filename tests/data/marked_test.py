@@ -175,7 +175,6 @@ def test_texts_as_tokens_and_back(path):
     assert dataset.decode(tokens[:3]) + dataset.decode(tokens[3:]) == text
     assert dataset.decode(np.array([0, 99, 1, 400])) == b'a'
     assert dataset.encode(b'').size == 0 and dataset.decode(tokens[:0]) == b''
-    assert dataset.encode_one(_MARKER) == _MARKER_ID
 
 
 def test_the_standard_library_where_no_path_is_given():

@@ -209,3 +209,43 @@ def test_bad_arguments_are_named(monkeypatch, path):
     message = r'the train split has \d+ bytes and needs at least 100000 '
     with pytest.raises(ValueError, match=message):
         data.open(config(path, length=100_000)).batches('train')
+
+
+# --- Texts of subwords ------------------------------------------------------------
+
+
+@pytest.mark.parametrize('fill', [0, 1, 2, 3])
+def test_a_character_that_a_split_cuts_in_two_is_in_neither(tmp_path, model, fill):
+    """Splits are of bytes; what is left of one would not be the text."""
+    (tmp_path / 'text').write_text('x' * 10 * fill + 'é日👍' * 99, 'utf-8')
+    dataset = data.open(config(str(tmp_path / 'text'), tokenizer=model, length=4))
+    whole = (tmp_path / 'text').read_bytes()
+    cut = 0
+    for split in ('validation', 'test'):
+        rows = stack(take(dataset.batches(split), 99))
+        read = dataset.decode(rows['tokens'][rows['weights'] > 0]).removeprefix(b' ')
+        assert read in whole and '\ufffd' not in read.decode()
+        cut += len(dataset.read(split)) - len(read)
+    assert 0 <= cut <= 3 * 3
+
+
+@pytest.mark.parametrize(
+    ('place', 'told'),
+    [
+        (0, r'train split of the text at .*text. is no UTF-8 at byte 0 \(0xe9\)'),
+        (150_007, r'train split .* at byte 150,007'),
+        (-1, r'test split of'),
+    ],
+)
+def test_a_text_that_is_no_utf8_is_named(tmp_path, model, place, told):
+    content = bytearray(b'a cafe on the corner\n' * 9000)
+    content[place] = 0xE9
+    (tmp_path / 'text').write_bytes(content)
+    path = str(tmp_path / 'text')
+    with pytest.raises(ValueError, match=f'the {told}'):
+        for split in ('train', 'validation', 'test'):
+            data.open(config(path, tokenizer=model)).batches(split)
+    novel = config(path, dataset='novel', tokenizer=model)
+    with pytest.raises(ValueError, match='the text at .* is no UTF-8 at byte'):
+        data.open(novel).batches('test')
+    assert data.open(config(path)).batches('test')  # bytes may be any

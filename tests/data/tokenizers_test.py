@@ -80,6 +80,61 @@ def test_a_trained_model_keeps_all_of_a_text(model):
     assert tokenizer.encode('').size == 0
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        'a table: \u2581\u2582\u2583\u2584 and a_b, c\u2581d\n',
+        '\u2581' * 5,
+        ' \u2581 \u2581\u2581the\u2581dog',
+        'dög\u2581\ue000\ue001\u2581',  # characters that could stand for it
+    ],
+)
+def test_its_own_space_is_a_character_like_any(model, text):
+    tokenizer = tokenizers.load(model)
+    assert tokenizer.decode(tokenizer.encode(text)) == b' ' + text.encode()
+    ids, starts, ends = tokenizer.encode_with_offsets(text)
+    assert ids.tolist() == tokenizer.encode(text).tolist()
+    for place, character in enumerate(text):
+        if character == '\u2581':
+            of_it = ids[(starts == place) & (ends == place + 1)]
+            assert tokenizer.decode(of_it) == '\u2581'.encode()
+
+
+def test_training_does_not_take_its_own_space_for_one(tmp_path):
+    text = 'the\u2581dog\u2581walks ' * 50
+    tokenizers.train([text], tmp_path / 'model', vocab_size=272, model_type='bpe')
+    tokenizer = tokenizers.load(str(tmp_path / 'model'))
+    assert tokenizer.decode(tokenizer.encode(text)) == b' ' + text.encode()
+    assert len(tokenizer.encode(' dog')) > 1  # it was never seen behind a space
+
+
+@pytest.mark.parametrize('model_type', ['unigram', 'bpe'])
+def test_every_character_stays(tmp_path, model_type):
+    path = tmp_path / 'model'
+    tokenizers.train([TEXT] * 3, path, vocab_size=300, model_type=model_type)
+    tokenizer = tokenizers.load(str(path))
+    planes = [range(0xD800), range(0xE000, 0x20000), range(0xE0000, 0xE0200)]
+    text = ''.join(chr(code) for plane in planes for code in plane)
+    assert tokenizer.decode(tokenizer.encode(text)) == b' ' + text.encode()
+
+
+@pytest.mark.parametrize('kind', ['model', 'foreign'])
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        (b'caf\xe9 au lait', r'byte 3 \(0xe9\)'),
+        ('dög '.encode() * 300 + b'\xff', r'byte 1,500 \(0xff\)'),
+        ('日本'.encode()[:-1], r'byte 3 \(0xe6\)'),
+        ('the dog'.encode('utf-16'), r'byte 0 \(0xff\)'),
+    ],
+)
+def test_bytes_that_are_no_text_are_named(request, kind, text, told):
+    tokenizer = tokenizers.load(request.getfixturevalue(kind))
+    with pytest.raises(ValueError, match=f'the text is no UTF-8 at {told}.*iconv'):
+        tokenizer.encode(text)
+    assert tokenizers.load('bytes').encode(text).size == len(text)
+
+
 @pytest.mark.parametrize('kind', ['model', 'foreign'])
 def test_decoding_may_be_cut_anywhere(request, kind):
     tokenizer = tokenizers.load(request.getfixturevalue(kind))
@@ -175,6 +230,24 @@ def test_training_errors(tmp_path, capfd):
         tokenizers.train([TEXT], path, vocab_size=300)
     assert path.read_bytes() == b'mine'
     assert capfd.readouterr() == ('', '')
+
+
+def test_a_tokenizer_json_takes_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tokenizers', None)
+    file = tmp_path / 'tokenizer.json'
+    file.write_text('{}')
+    with pytest.raises(ValueError, match='is not installed: pip install tokenizers'):
+        tokenizers.load(str(file))
+
+
+def test_command_line_names_a_text_that_is_none(tmp_path, capsys):
+    (tmp_path / 'text').write_bytes(TEXT.encode() * 3 + 'café'.encode('latin-1'))
+    arguments = ['tokenizer', str(tmp_path / 'text'), str(tmp_path / 'new')]
+    with pytest.raises(SystemExit):
+        convert.main(convert.parse(['convert.py', *arguments, '--vocab_size=300']))
+    place = f'{3 * len(TEXT.encode()) + 3:,}'
+    assert f"text' is no UTF-8 at byte {place} (0xe9)" in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
 
 
 def test_loading_errors(tmp_path, model):

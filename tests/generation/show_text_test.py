@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from reformer_jax import data
+from reformer_jax.data import tokenizers
 from reformer_jax.generation import show
 
 
@@ -21,7 +23,8 @@ def _write(capsys, prompt, rows, *, cuts, stop=None, wait=lambda: None):
     def decode(row):
         return bytes(row.tolist())
 
-    text = show.TextPrompt(prompt, np.frombuffer(prompt, np.uint8), stop, decode)
+    ends = None if stop is None else show.Stop(stop, word=False)
+    text = show.TextPrompt(prompt, np.frombuffer(prompt, np.uint8), ends, decode)
     show.write(text, parts(), steps=tokens.shape[1])
     return capsys.readouterr()
 
@@ -56,11 +59,94 @@ def test_bytes_that_are_no_text(capsys):
     assert out == 'a\ufffdb\ufffd\n'
 
 
-def test_samples_end_at_the_stop_token(capsys):
-    rows = [list(b'ab.c.'), list(b'defgh'), list(b'.....')]
-    for cut in range(6):
-        out, _ = _write(capsys, b'> ', rows, cuts=[cut], stop=ord('.'))
-        assert out == '> ab\n\n=== sample 2 ===\n> defgh\n\n=== sample 3 ===\n> \n'
+_SAMPLES = [
+    (b'.', [b'ab.c.', b'defgh', b'.....'], ['ab', 'defgh', '']),
+    (b'\n\n', [b'ab\n\nc', b'\n\n\n\n\n', b'a\nb\nc'], ['ab', '', 'a\nb\nc']),
+    (b'aab', [b'aaaab', b'aaxaa', b'aabab'], ['aa', 'aaxaa', '']),
+    (b'> ab', [b'ab> a', b'b> ab', b'> ab>'], ['ab> a', 'b', '']),
+    ('é'.encode(), ['aéa'.encode(), b'abcd', 'éé'.encode()], ['a', 'abcd', '']),
+    (b'longer than all', [b'abcde', b'longe'], ['abcde', 'longe']),
+]
+
+
+@pytest.mark.parametrize(('stop', 'rows', 'shown'), _SAMPLES, ids=str)
+def test_samples_end_before_the_stop_text(capsys, stop, rows, shown):
+    titles = ['', *(f'\n=== sample {n} ===\n' for n in range(2, len(rows) + 1))]
+    wanted = ''.join(f'{t}> {text}\n' for t, text in zip(titles, shown, strict=True))
+    for cut in range(len(rows[0]) + 1):
+        out, _ = _write(capsys, b'> ', list(map(list, rows)), cuts=[cut], stop=stop)
+        assert out == wanted
+
+
+def test_no_more_is_made_once_all_samples_have_stopped(capsys):
+    made = []
+    rows = [list(b'ab--cd--'), list(b'abcd--ef')]
+    _, err = _write(
+        capsys, b'', rows, cuts=range(1, 8), stop=b'--', wait=lambda: made.append(0)
+    )
+    assert len(made) == 6
+    assert err.startswith('6 of 8 tokens')
+
+
+@pytest.fixture(scope='module')
+def subwords(tmp_path_factory):
+    path = tmp_path_factory.mktemp('tokenizer') / 'spiece.model'
+    text = 'the quick brown fox. The end\nthe lazy dog. The end\n' * 20
+    tokenizers.train([text], path, vocab_size=290, model_type='bpe')
+    return data.open(
+        {
+            'dataset': 'text',
+            'path': '',
+            'tokenizer': str(path),
+            'length': 8,
+            'batch_size': 1,
+            'seed': 0,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ('stop', 'shown'),
+    [
+        ('The end', ' the quick. '),
+        ('. The end\nthe la', ' the quick'),
+        ('ick', ' the qu'),  # within a token
+        ('e q', ' th'),
+        ('zz', ' the quick. The end\nthe lazy'),
+        ('zy', ' the quick. The end\nthe la'),
+    ],
+)
+def test_stops_of_several_subwords(capsys, subwords, stop, shown):
+    tokens = subwords.encode(b'the quick. The end\nthe lazy')
+    prompt = show.text_prompt(subwords, b'x', stop)
+    for cut in range(len(tokens)):
+        parts = np.split(np.stack([tokens, tokens]), [cut], axis=1)
+        show.write(prompt, iter(parts), steps=len(tokens))
+        out = capsys.readouterr().out
+        assert out == f'x{shown}\n\n=== sample 2 ===\nx{shown}\n'
+
+
+def test_stops_of_numbers_are_whole_numbers(capsys):
+    fields = {'dataset': 'duplication', 'symbols': 200, 'half_length': 8}
+    dataset = data.open({**fields, 'batch_size': 1, 'seed': 0, 'eval_examples': 1})
+    rows = np.array([[10, 100, 5, 0, 10, 0], [1, 0, 5, 0, 1, 2], [7, 7, 7, 7, 7, 7]])
+    for stop, shown in (
+        ('0', ['10 100 5 ', '1 ', '7 7 7 7 7 7 ']),
+        ('5  0', ['10 100 ', '1 0 ', '7 7 7 7 7 7 ']),
+        ('10', ['', '1 0 5 0 1 2 ', '7 7 7 7 7 7 ']),
+    ):
+        prompt = show.text_prompt(dataset, b'0 ', stop)
+        show.write(prompt, iter([rows[:, :3], rows[:, 3:]]), steps=6)
+        titles = ['', '\n=== sample 2 ===\n', '\n=== sample 3 ===\n']
+        wanted = [f'{t}0 {text}\n' for t, text in zip(titles, shown, strict=True)]
+        assert capsys.readouterr().out == ''.join(wanted)
+    with pytest.raises(ValueError, match="'x' is no token of the duplication task"):
+        show.text_prompt(dataset, b'0', 'x')
+
+
+def test_an_empty_stop_is_refused(subwords):
+    with pytest.raises(ValueError, match='text to stop at is empty: leave out --stop'):
+        show.text_prompt(subwords, b'x', '')
 
 
 def test_speed_counts_all_samples_after_the_second_part(capsys, clock):
@@ -75,7 +161,7 @@ def test_progress_does_not_cut_the_text_on_a_terminal(
 ):
     monkeypatch.setattr(show.sys.stdout, 'isatty', lambda: terminal, raising=False)
     rows = [list(b'ab.....'), list(b'abcdefg')]
-    cuts, stop = [1, 2, 3, 4, 5], ord('.')
+    cuts, stop = [1, 2, 3, 4, 5], b'.'
     _, err = _write(capsys, b'', rows, cuts=cuts, stop=stop, wait=lambda: clock(20))
     # After each of six parts and at the end, but not after the three of the text.
     assert err.count('of 7 tokens') == (4 if terminal else 7)

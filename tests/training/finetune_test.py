@@ -270,10 +270,75 @@ def test_the_tokenizer_of_a_hugging_face_model(files, tmp_path):
     assert (tmp_path / 'exported' / 'spiece.model').is_file()
 
 
+def test_the_tokenizer_json_of_a_hugging_face_model(tmp_path):
+    library = pytest.importorskip('tokenizers')
+    folder, run = tmp_path / 'model', str(tmp_path / 'run')
+    model = models.build(rule='trax', vocab_size=300)
+    huggingface.save(folder, model.config, model)
+    words = {'<unk>': 0, 'salt': 1, 'wave': 2}
+    made = library.Tokenizer(library.models.WordLevel(words, unk_token='<unk>'))
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    file = folder / 'tokenizer.json'
+    made.save(str(file))
+    config = masked_text.get_config('tiny')
+    config.init_from = str(folder)
+    assert start_lib.resolve(config.to_dict(), run)['data']['tokenizer'] == str(file)
+    convert.main(['import', str(folder), run])
+    content = file.read_bytes()
+    file.unlink()
+    fields = run_folder.load_config(run)['data']
+    assert data.open(fields).encode(b'wave salt').tolist() == [2, 1]
+    config.init_from = run
+    resolved = start_lib.resolve(config.to_dict(), str(tmp_path / 'new'))
+    assert resolved['data']['tokenizer'] == fields['tokenizer']
+    run_folder.check_tokenizer(run, fields['tokenizer'])
+    file.write_bytes(content + b' ')
+    with pytest.raises(ValueError, match='differs from the one that the run started'):
+        run_folder.check_tokenizer(run, str(file))
+    convert.main(['export', run, str(tmp_path / 'exported')])
+    assert (tmp_path / 'exported' / 'tokenizer.json').read_bytes() == content
+
+
 def test_a_source_without_its_tokenizer_is_an_error():
     """Byte ids would fit its vocabulary of 64 no less than garbage does."""
     with pytest.raises(ValueError, match=r'64 tokens and no spiece.model: copy it th'):
         _run_config(_GOLDEN / 'masked_lm_padded', 'masked_lm', tokenizer='')
+
+
+@pytest.mark.parametrize('size', [258, 259, 320])
+@pytest.mark.parametrize('left', ['vocab.json', 'vocab.txt', 'tokenizer_config.json'])
+def test_what_has_another_tokenizer_is_not_read_as_bytes(tmp_path, capsys, size, left):
+    folder, run = tmp_path / 'model', tmp_path / 'run'
+    model = models.build(rule='trax', vocab_size=size)
+    huggingface.save(folder, model.config, model)
+    (folder / left).write_text('{}')
+    config = masked_text.get_config('tiny')
+    config.init_from = str(folder)
+    message = rf'{size} tokens and no spiece.model: .*\({left} will not do\)'
+    with pytest.raises(ValueError, match=message):
+        start_lib.resolve(config.to_dict(), str(run))
+    with pytest.raises(ValueError, match=message):
+        convert.main(['import', str(folder), str(run)])
+    assert not run.exists()
+
+
+@pytest.mark.parametrize('size', [64, 300, 320])
+def test_a_vocabulary_that_is_not_bytes_is_imported_with_a_named_tokenizer(
+    tmp_path, capsys, size
+):
+    folder, run = tmp_path / 'model', tmp_path / 'run'
+    model = models.build(rule='trax', vocab_size=size)
+    huggingface.save(folder, model.config, model)
+    with pytest.raises(ValueError, match=f'{size} tokens and no spiece.model'):
+        convert.main(['import', str(folder), str(run)])
+    arguments = ['import', str(folder), str(run), '--tokenizer=bytes']
+    if size < 258:
+        with pytest.raises(ValueError, match='bytes has 258 tokens, the model only'):
+            convert.main(arguments)
+        assert not run.exists()
+    else:
+        convert.main(arguments)
+        assert run_folder.load_config(run)['data']['tokenizer'] == 'bytes'
 
 
 def test_a_vocabulary_grows_by_the_mask(tmp_path, capsys):

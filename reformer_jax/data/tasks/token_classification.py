@@ -115,7 +115,7 @@ def _sentences(dataset: TokenClassification, split: str) -> list[_Sentence]:
 
 def _sentence(
     words: list[str],
-    tokenizer: tokenizers.Bytes | tokenizers.SentencePiece,
+    tokenizer: tokenizers.Tokenizer,
     length: int,
 ) -> _Sentence:
     tokens, starts, ends = tokenizer.encode_with_offsets(' '.join(words))

@@ -428,14 +428,3 @@ def test_rows_without_a_token_are_refused(tmp_path):
     config = labelled_rows.named_entities(source)
     with pytest.raises(ValueError, match=r"line 2 of .*\[''\] has no token for"):
         data.open(config).batches('validation')
-
-
-def test_one_token(tmp_path, model):
-    assert data.open(labelled_rows.classification('')).encode_one(b'\n') == 12
-    config = labelled_rows.classification('', tokenizer=model)
-    for text in (b'.', b'W', b'\n'):
-        token = data.open(config).encode_one(text)
-        assert data.open(config).decode(np.array([token])) == text
-    for text in (b'', b'Where do words end'):
-        with pytest.raises(ValueError, match='tokens: give a text that is a single'):
-            data.open(config).encode_one(text)
