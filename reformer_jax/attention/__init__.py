@@ -14,6 +14,7 @@ What there is to set travels as a kind: Full, Local or LSH (see kinds.py).
 """
 
 from reformer_jax.attention import choice
+from reformer_jax.attention import fields
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kernels
 from reformer_jax.attention import kinds
@@ -34,6 +35,7 @@ __all__ = (
     'LSH',
     'Local',
     'choice',
+    'fields',
     'full_attention',
     'hashing',
     'kernels',

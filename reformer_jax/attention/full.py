@@ -82,9 +82,5 @@ def _check(kind: kinds.Full, q, k, v, mask) -> None:
             'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], not empty, with '
             'T = S if attention is causal or queries and keys are shared.'
         )
-    of_each = (*q.shape[:2], *k.shape[1:2])
-    if mask is not None and mask.shape not in (k.shape[:2], of_each):
-        raise ValueError(
-            f'the mask has shape {mask.shape}, but there are keys of shape {k.shape}: '
-            f'it must be [B, S] = {k.shape[:2]}, or [B, T, S] = {of_each}.'
-        )
+    kinds.check_dtypes(q, k, v)
+    kinds.check_mask(mask, k.shape[:2], (*q.shape[:2], *k.shape[1:2]))

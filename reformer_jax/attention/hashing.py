@@ -10,10 +10,13 @@ Shape letters are explained in the package.
 
 import functools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from reformer_jax.attention import fields
 
 Buckets = int | tuple[int, ...]
 
@@ -31,6 +34,8 @@ def bucket_factors(buckets: Buckets) -> tuple[int, ...]:
     """The factors of a bucket count, checked: each must be even and positive."""
     factors = (buckets,) if isinstance(buckets, int) else tuple(buckets)
     for factor in factors:
+        if not isinstance(factor, numbers.Integral):
+            raise ValueError(f'buckets={buckets!r}: {factor!r} is no whole number.')
         if factor < 2 or factor % 2:
             raise ValueError(
                 f'buckets={buckets}: {factor} is not an even number of at least 2. A '
@@ -63,6 +68,7 @@ def random_rotations(
     key: jax.Array, *, heads: int, head_size: int, rounds: int, buckets: Buckets
 ) -> jax.Array:
     """Standard normal rotations [H, K, R, sum(factors) // 2], one set per head."""
+    fields.check_whole(1, heads=heads, head_size=head_size, rounds=rounds)
     width = sum(bucket_factors(buckets)) // 2
     return jax.random.normal(key, (heads, head_size, rounds, width))
 
@@ -81,6 +87,11 @@ def hash_vectors(
         raise ValueError(
             f'rotations of width {width} do not fit buckets={buckets}, which need '
             f'{sum(factors) // 2}: draw them with the same buckets.'
+        )
+    if vectors_BLHK.ndim != 4 or vectors_BLHK.shape[2:] != rotations_HKRS.shape[:2]:
+        raise ValueError(
+            f'vectors of shape {vectors_BLHK.shape} must be [B, L, H, K] with H and K '
+            f'of the rotations, which have shape {rotations_HKRS.shape}.'
         )
     vectors_BLHK = lax.stop_gradient(vectors_BLHK)
     rotations_HKRS = lax.stop_gradient(rotations_HKRS).astype(jnp.float32)

@@ -6,7 +6,9 @@ A kind is checked when it is made; each error names value, limit and remedy.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
+from reformer_jax.attention import fields
 from reformer_jax.attention import hashing
 
 RULES = ('reformer', 'bucket', 'trax', 'strict')
@@ -36,6 +38,7 @@ class Full:
     dropout: float = 0.0
 
     def __post_init__(self):
+        fields.check(self, '')
         _check_rate(self.dropout)
 
     @property
@@ -66,6 +69,7 @@ class Local:
     dropout: float = 0.0
 
     def __post_init__(self):
+        fields.check(self, '')
         _check_chunks(self)
 
     @property
@@ -122,6 +126,7 @@ class LSH:
     dropout: float = 0.0
 
     def __post_init__(self):
+        fields.check(self, '')
         _check_chunks(self)
         if self.rounds < 1:
             raise ValueError(f'rounds={self.rounds} must be at least 1.')
@@ -175,11 +180,39 @@ Kind = Full | Local | LSH
 
 
 def check_shapes(first: jax.Array, *others: jax.Array) -> None:
-    """Raises a ValueError if queries, keys and values are not alike."""
-    if any(other.shape != first.shape for other in others):
+    """Raises a ValueError if queries, keys and values are not alike, [B, L, H, K]."""
+    alike = all(other.shape == first.shape for other in others)
+    if not alike or first.ndim != 4 or not first.size:
         raise ValueError(
             f'queries, keys and values have shapes {first.shape} and '
-            f'{", ".join(str(other.shape) for other in others)}: they must be alike.'
+            f'{", ".join(str(other.shape) for other in others)}: they must be alike, '
+            '[B, L, H, K], and not empty.'
+        )
+    check_dtypes(first, *others)
+
+
+def check_dtypes(*arrays: jax.Array) -> None:
+    """Raises a ValueError if queries, keys or values are no floating-point numbers."""
+    for array in arrays:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f'queries, keys or values are {array.dtype}: they must be float32 or '
+                'another floating-point type.'
+            )
+
+
+def check_mask(mask: jax.Array | None, *shapes: tuple[int, ...]) -> None:
+    """Raises a ValueError if there is a mask that is not bool of one of the shapes."""
+    if mask is None:
+        return
+    if mask.shape not in shapes:
+        raise ValueError(
+            f'the mask has shape {mask.shape}: it must be '
+            f'{" or ".join(map(str, shapes))}.'
+        )
+    if mask.dtype != bool:
+        raise ValueError(
+            f'the mask is {mask.dtype}: it must be bool, True for a real token.'
         )
 
 

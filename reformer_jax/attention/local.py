@@ -35,9 +35,10 @@ def local_attention(
     A sequence of at most one chunk gets full attention. Logits are scaled by
     1 / sqrt(K).
     """
-    batch, length, heads, _ = q_BLHK.shape
     kinds.check_shapes(q_BLHK, k_BLHK, v_BLHK)
+    batch, length, heads, _ = q_BLHK.shape
     kinds.check_length(kind, length)
+    kinds.check_mask(mask, (batch, length))
     if length <= kind.chunk_length:
         exact = kinds.Full(kind.causal, dropout=kind.dropout)
         return full.full_attention(exact, q_BLHK, k_BLHK, v_BLHK, mask=mask, key=key)

@@ -35,6 +35,8 @@ def lsh_attention(
     kinds.check_shapes(qk_BLHK, v_BLHK)
     length, head_size = qk_BLHK.shape[1], qk_BLHK.shape[-1]
     kinds.check_length(kind, length)
+    kinds.check_mask(mask, qk_BLHK.shape[:2])
+    _check_buckets(kind, buckets_BHRL, qk_BLHK.shape)
     chosen = choice.of_lsh(kind, length, qk_BLHK.dtype, head_size)
     if chosen == choice.EXACT:
         qkv = qk_BLHK, qk_BLHK, v_BLHK
@@ -51,6 +53,26 @@ def lsh_attention(
     with jax.named_scope('attend'):
         attend = choice.attend(chosen)
         return attend(plan, qk_BLHK, v_BLHK, order, codes_BHRL, mask, dropout_RCW)
+
+
+def _check_buckets(kind: kinds.LSH, buckets, shape_BLHK) -> None:
+    batch, length, heads, _ = shape_BLHK
+    needed, shape = f'({batch}, {heads}, R, {length})', buckets.shape
+    rounds = shape[2:3]
+    if shape != (batch, heads, *rounds, length) or rounds < (1,):
+        raise ValueError(
+            f'bucket ids have shape {shape}: it must be {needed} with R of at least 1.'
+        )
+    if not jnp.issubdtype(buckets.dtype, jnp.integer):
+        raise ValueError(f'bucket ids are {buckets.dtype}: they must be integers.')
+    if isinstance(buckets, jax.core.Tracer):
+        return
+    for bucket in (int(buckets.min()), int(buckets.max())):
+        if not 0 <= bucket < kind.num_buckets:
+            raise ValueError(
+                f'bucket {bucket} is outside [0, {kind.num_buckets}): hash with '
+                'buckets of the same kind.'
+            )
 
 
 def sorted_order(

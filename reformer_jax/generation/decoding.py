@@ -10,6 +10,7 @@ compiled. Models are causal.
 import dataclasses
 import functools
 import math
+import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from reformer_jax import model as model_lib
+from reformer_jax.attention import fields
 from reformer_jax.generation import beams as beams_lib
 from reformer_jax.generation import prompts as prompts_lib
 from reformer_jax.generation import steps as steps_lib
@@ -91,8 +93,9 @@ def stream(
         samples do not fit into memory. Raised by the call, before the first tokens.
     """
     sampling = sampling_of(model.config.vocab_size, **settings)
-    steps = operator.index(steps)
-    _check_at_least_one(samples=samples)
+    _check_key(key)
+    fields.check_whole(1, steps=steps)
+    fields.check_whole(1, samples=samples)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
     _check_fits(model, prompts, samples=samples)
@@ -142,7 +145,7 @@ def beam_search(
     check_beams(beams, length_penalty)
     stop = _stop(model, stop_token)
     prompts = prompts_lib.prompts(model.config, prompt, mask, steps, source)
-    limits_B = prompts_lib.limits(steps, prompts.lengths_B.size)
+    limits_B = prompts_lib.limits(steps, prompts.lengths_B.size, model.config.length)
     most = int(limits_B.max())
     _check_fits(model, prompts, beams=beams)
     tokens_BES, scores_BE = _compiled(beams_lib.search, static=('beams', 'steps'))(
@@ -160,7 +163,7 @@ def beam_search(
 
 def check_beams(beams: int, length_penalty: float) -> None:
     """Raises a ValueError for what beam_search does not take."""
-    _check_at_least_one(beams=beams)
+    fields.check_whole(1, beams=beams)
     if not 0 <= length_penalty < math.inf:
         raise ValueError(
             f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
@@ -319,7 +322,7 @@ def _check_fits(model, prompts: prompts_lib.Prompts, **copies: int) -> None:
     needed = count * sum(x.size * x.dtype.itemsize for x in caches)
     if needed > limit:
         raise ValueError(
-            f'{name}={count:,} need {memory.shown(needed)} of caches, and the device '
+            f'{name}={count} need {memory.shown(needed)} of caches, and the device '
             f'has {memory.shown(limit)}: ask for fewer at a time.'
         )
 
@@ -334,10 +337,10 @@ def _stop(model, stop_token: int | None) -> jax.Array:
     return jnp.int32(_NEVER if stop_token is None else stop_token)
 
 
-def _check_at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f'{name}={number} must be at least 1.')
+def _check_key(key: Any) -> None:
+    dtype = key.dtype if isinstance(key, jax.Array) else jnp.dtype(bool)
+    if dtype != jnp.uint32 and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(f'key={key!r} is no random key: use jax.random.key(0).')
 
 
 # Below these float32 runs out; nothing changes by then.
@@ -362,6 +365,10 @@ class Sampling:
     top_k: int | None = dataclasses.field(metadata={'static': True})
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def sampling_of(
     vocab_size: int,
     temperature: float = 1.0,
@@ -369,17 +376,18 @@ def sampling_of(
     top_p: float | None = None,
 ) -> Sampling:
     """The sampling from a vocabulary; a ValueError for what is out of its range."""
-    if not (math.isfinite(temperature) and temperature >= 0):
+    if not (_is_number(temperature) and 0 <= temperature < math.inf):
         raise ValueError(
             f'temperature={temperature} must be at least 0: 0 takes the likeliest '
             'token, 1 samples from the model as it is.'
         )
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(
-            f'top_p={top_p} is not in (0, 1]: it is the probability of the tokens to '
+            f'top_p={top_p!r} is not in (0, 1]: it is the probability of the tokens to '
             'sample from; leave it out, or use 1, for all.'
         )
-    if top_k is not None and not 1 <= top_k <= vocab_size:
+    whole = isinstance(top_k, numbers.Integral)
+    if top_k is not None and not (whole and 1 <= top_k <= vocab_size):
         raise ValueError(
             f'top_k={top_k} is not in [1, {vocab_size}], the size of the vocabulary: '
             'leave it out to sample from all tokens.'

@@ -64,7 +64,7 @@ def prompts(
             raise ValueError('no prompt and no source: pass prompt, token ids [B, P].')
         prompt = np.zeros((len(read_from[0]), 0), np.int32)
     read, _ = rows(config, prompt, mask)
-    limits_B = limits(steps, len(read))
+    limits_B = limits(steps, len(read), config.length)
     lengths_B = np.array([row.size for row in read])
     worst = int((lengths_B + limits_B).argmax())
     longest, steps = int(lengths_B[worst]), int(limits_B[worst])
@@ -104,13 +104,10 @@ def filled_up(
     return Prompts(tokens_BP, lengths_B, width, source)
 
 
-_MOST_STEPS = 2**31 - 1  # which int32 holds
-
-
-def limits(steps: Any, rows: int) -> np.ndarray:
+def limits(steps: Any, rows: int, places: int) -> np.ndarray:
     """Most tokens to add to each row, int32 [B], of one number or one for each.
 
-    A ValueError if it is neither, or a number is less than 1.
+    A ValueError if it is neither, or a number is not in [1, places].
     """
     steps_B = np.asarray(steps)
     if steps_B.shape not in ((), (rows,)) or steps_B.dtype.kind not in 'iu':
@@ -118,9 +115,9 @@ def limits(steps: Any, rows: int) -> np.ndarray:
             f'steps={steps} for {rows} prompts: give a whole number, or one for each '
             'prompt.'
         )
-    if (steps_B < 1).any() or (steps_B > _MOST_STEPS).any():
+    if (steps_B < 1).any() or (steps_B > places).any():
         raise ValueError(
-            f'steps={steps} must be at least 1, and not more than the model has places.'
+            f'steps={steps} must be at least 1 and at most model.length={places}.'
         )
     return np.broadcast_to(steps_B, rows).astype(np.int32)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reformer_jax import attention
 from reformer_jax import model as model_lib
@@ -78,11 +79,29 @@ def prefill(
       ValueError: the model is not causal, the capacity is less than P or more than the
         model has, or there is a source and no encoder or the reverse.
     """
+    _check(model, tokens_BP, lengths_B)
     prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity, source)
     streams, state = read(model, prompts)
     last_B11 = state.lengths_B[:, None, None] - 1
     last = [jnp.take_along_axis(y_BPD, last_B11, axis=1) for y_BPD in streams]
     return model.logits((last[0], last[1]))[:, 0], state
+
+
+def _check(model: model_lib.Reformer, tokens_BP: Any, lengths_B: Any) -> None:
+    """Raises a ValueError for what are no tokens or lengths; for wrong values only
+    outside of compiled functions."""
+    shape, batch = np.shape(tokens_BP), np.shape(tokens_BP)[:1]
+    if np.shape(lengths_B) != batch or len(shape) != 2:
+        raise ValueError(
+            f'lengths of shape {np.shape(lengths_B)} and tokens of shape {shape}: '
+            f'they must be [B] and [B, P], as {batch} for these.'
+        )
+    if any(isinstance(x, jax.core.Tracer) for x in (tokens_BP, lengths_B)):
+        return
+    model_config.check_tokens(model.config, np.asarray(tokens_BP))
+    for length in np.asarray(lengths_B).tolist():
+        if not 1 <= length <= shape[1]:
+            raise ValueError(f'a prompt of {length} tokens is not in [1, {shape[1]}].')
 
 
 def read(

@@ -1,7 +1,6 @@
 """Reformers as Flax modules: embeddings, layers, heads, and the config of them all."""
 
 from reformer_jax.model import config
-from reformer_jax.model import fields
 from reformer_jax.model import layers
 from reformer_jax.model import padding
 from reformer_jax.model.config import ModelConfig
@@ -20,7 +19,6 @@ __all__ = (
     'build',
     'config',
     'defaults',
-    'fields',
     'hash_rotations',
     'layers',
     'padding',

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from reformer_jax.attention import choice
+from reformer_jax.attention import fields
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
-from reformer_jax.model import fields
 
 ATTENTIONS = ('lsh', 'local', 'full')
 POSITIONS = ('axial', 'learned', 'sinusoidal', 'none')

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
 from reformer_jax import sharding
+from reformer_jax.attention import kinds
 from reformer_jax.model import config as model_config
 from reformer_jax.model import heads
 from reformer_jax.model import layers
@@ -129,6 +131,8 @@ class Reformer(nnx.Module):
         if key is not None:
             key = jax.random.fold_in(key, _ENCODER)
         table_VD = self._table if self.config.share_embedding else None
+        assert self.config.encoder is not None
+        _check_tokens(self.config.encoder, tokens_BS, mask_BS)
         batch = tokens_BS.shape[0]
         fill = (0, sharding.missing_rows(batch)), (0, 0)
         streams = self.encoder.streams(
@@ -177,7 +181,9 @@ class Reformer(nnx.Module):
         The gradient of `watch` counts where a reversible stack missed its inputs. An
         encoder without an embedding is given one.
         """
-        config, length = self.config, tokens_BL.shape[1]
+        config = self.config
+        _check_tokens(config, tokens_BL, mask_BL)
+        length = tokens_BL.shape[1]
         _check_call(config, length, key, train, hash_rotations)
         _check_memory(config, tokens_BL, memory)
         order = None
@@ -260,7 +266,7 @@ class Reformer(nnx.Module):
 
     def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
         """Embeddings [B, D] of single tokens at their positions."""
-        x_BD = self._table[tokens_B]
+        x_BD = _rows(self._table, tokens_B)
         match self.config.positions:
             case 'axial':
                 tables = [table[...] for table in self.position_tables]
@@ -339,7 +345,9 @@ class Reformer(nnx.Module):
         self, embedding_VD, tokens_BL, dropout, token_key, position_key
     ) -> jax.Array:
         embedding_VD = sharding.constrain(embedding_VD, P())
-        x_BLD = sharding.constrain(embedding_VD[tokens_BL], P(sharding.BATCH_AXES))
+        x_BLD = sharding.constrain(
+            _rows(embedding_VD, tokens_BL), P(sharding.BATCH_AXES)
+        )
         x_BLD = layers.dropout(x_BLD, dropout, token_key)
         positions_1LD = self._positions(tokens_BL.shape[1])
         if positions_1LD is None:
@@ -380,7 +388,20 @@ def _encoder(config: ModelConfig, rngs: nnx.Rngs) -> Reformer | None:
 
 
 def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:
-    """A freshly initialised model."""
+    """A freshly initialised model.
+
+    Raises:
+      ValueError: config or rngs are of another kind.
+    """
+    for name, given, kind in (
+        ('config', config, ModelConfig),
+        ('rngs', rngs, nnx.Rngs),
+    ):
+        if not isinstance(given, kind):
+            wanted = {ModelConfig: 'ModelConfig', nnx.Rngs: 'nnx.Rngs'}[kind]
+            raise ValueError(
+                f'{name}={given!r} is a {type(given).__name__}: it must be {wanted}.'
+            )
     return Reformer(config, rngs)
 
 
@@ -427,6 +448,27 @@ def _rotations_by_layer(config: ModelConfig, hash_rotations):
         jnp.stack(hash_rotations[place::count]) if kind == 'lsh' else None
         for place, kind in enumerate(config.pattern)
     )
+
+
+def _rows(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Embeddings of token ids; NaN for one that is none, not another token's."""
+    beyond = jnp.where(tokens < 0, table_VD.shape[0], tokens)
+    return table_VD.at[beyond].get(mode='fill', fill_value=jnp.nan)
+
+
+def _check_tokens(config: ModelConfig, tokens_BL: Any, mask_BL: Any) -> None:
+    """Of any call; the ids themselves only outside of compiled functions, where the
+    wrong ones give NaN."""
+    shape = np.shape(tokens_BL)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f'tokens of shape {shape} must be [B, L] with at least one token.'
+        )
+    if not jnp.issubdtype(tokens_BL.dtype, jnp.integer):
+        raise ValueError(f'tokens are {tokens_BL.dtype}: they must be integers.')
+    kinds.check_mask(mask_BL, shape)
+    if not isinstance(tokens_BL, jax.core.Tracer) and jax.process_count() == 1:
+        model_config.check_tokens(config, np.asarray(tokens_BL))
 
 
 def _check_call(config, length, key, train, hash_rotations):

@@ -1,5 +1,6 @@
 """Position-wise functions over chunks of the sequence (paper section 3, "Chunking")."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ def map_chunks(
       chunk_length: positions at a time, the last chunk takes the rest; 0 or at least L
         applies the function to all at once.
     """
-    length = jax.tree.leaves(inputs)[0].shape[1]
+    check_chunk_length(chunk_length)
+    length = _length(inputs)
     if not 0 < chunk_length < length:
         return function(inputs)
     function = jax.checkpoint(function)
@@ -39,6 +41,28 @@ def map_chunks(
         return outputs
     rest = function(jax.tree.map(lambda x: x[:, whole:], inputs))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), outputs, rest)
+
+
+def check_chunk_length(chunk_length: int) -> None:
+    """Raises a ValueError unless it is a whole number of at least 0."""
+    whole = isinstance(chunk_length, numbers.Integral)
+    if not whole or isinstance(chunk_length, bool) or chunk_length < 0:
+        raise ValueError(
+            f'chunk_length={chunk_length!r} must be a whole number: positions at a '
+            'time, or 0 for all.'
+        )
+
+
+def _length(inputs: Any) -> int:
+    """L of a pytree of [B, L, ...]."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(inputs)]
+    if not shapes or min(map(len, shapes)) < 2:
+        raise ValueError(
+            f'inputs of shapes {shapes} must be [B, L, ...], at least one of them.'
+        )
+    if len({shape[:2] for shape in shapes}) > 1:
+        raise ValueError(f'inputs of shapes {shapes} must be alike in [B, L].')
+    return shapes[0][1]
 
 
 def cross_entropy(
@@ -60,6 +84,11 @@ def cross_entropy(
       label_smoothing: share of the target's probability that is spread evenly over the
         vocabulary (Szegedy et al. 2015, section 7); with 0 the first two are the same.
     """
+
+    if not jnp.issubdtype(targets_BL.dtype, jnp.integer):
+        raise ValueError(f'targets are {targets_BL.dtype}: they must be integers.')
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f'label_smoothing={label_smoothing} is no share in [0, 1).')
 
     def per_token(inputs):
         hidden, targets = inputs

@@ -125,6 +125,15 @@ class Pass:
     chunk_length: int = 0
     single: bool = False
 
+    def __post_init__(self):
+        chunking.check_chunk_length(self.chunk_length)
+        if self.head_groups < 1:
+            raise ValueError(f'head_groups={self.head_groups} must be at least 1.')
+        if not 0 <= self.grid_bits <= 22:
+            raise ValueError(
+                f'grid_bits={self.grid_bits} is not in [0, 22]: float32 has 24 bits.'
+            )
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def reversible_scan(
@@ -156,6 +165,7 @@ def reversible_scan(
     Returns:
       The last streams (y1, y2).
     """
+    _check_reversible(how)
     return forward_scan(how, layers, streams, key, extra, shared, memory)[0]
 
 
@@ -178,6 +188,7 @@ def residual_scan(
     def repeat(streams, inputs):
         return _repeat(how, common, streams, inputs)[0], None
 
+    _check(layers, streams, extra)
     common = _Common(key, shared, memory)
 
     if checkpoint:
@@ -199,6 +210,7 @@ def forward_scan(
     The second has an entry for each branch of each layer (None for those that act on
     positions alone), stacked over repeats and groups of heads.
     """
+    _check(layers, streams, extra)
     repeat = functools.partial(_repeat, how, _Common(key, shared, memory))
     return lax.scan(repeat, _snap(streams, how.grid_bits), _inputs(layers, extra))
 
@@ -238,7 +250,27 @@ class _Common(NamedTuple):
     memory: Any
 
 
+def _check_reversible(how: Pass) -> None:
+    if how.single:
+        raise ValueError(
+            'a single stream cannot be inverted: call residual_scan, or set single='
+            'False.'
+        )
+
+
+def _check(layers: Layers, streams: Any, extra: Sequence[Any]) -> None:
+    shapes = [jnp.shape(stream) for stream in streams]
+    if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 3:
+        raise ValueError(f'streams of shapes {shapes} must be two, [B, L, D] alike.')
+    if len(layers) != len(extra) or not layers:
+        raise ValueError(
+            f'{len(layers)} layers and {len(extra)} entries of extra: there must be '
+            'one for every layer, None for one that needs none.'
+        )
+
+
 def _forward(how, layers, streams, key, extra, shared, watch, memory):
+    _check_reversible(how)
     streams, saved = forward_scan(how, layers, streams, key, extra, shared, memory)
     common = _Common(key, shared, memory)
     return streams, (_inputs(layers, extra), streams, common, watch, saved)

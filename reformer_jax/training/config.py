@@ -9,9 +9,9 @@ import jax
 from reformer_jax import data
 from reformer_jax import sharding
 from reformer_jax.attention import choice
+from reformer_jax.attention import fields as fields_lib
 from reformer_jax.generation import translation
 from reformer_jax.model import config as model_config
-from reformer_jax.model import fields as fields_lib
 from reformer_jax.training import optimizer as optimizer_lib
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from reformer_jax import sharding
+from reformer_jax.attention import fields
 from reformer_jax.model import config as model_config
-from reformer_jax.model import fields
 
 NAMES = ('adam', 'adamw', 'adafactor')
 DECAYS = ('rsqrt', 'cosine', 'constant')

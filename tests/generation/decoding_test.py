@@ -157,8 +157,8 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
         ({'top_p': 0.0}, 'top_p=0.0'),
         ({'top_p': 1.5}, 'top_p=1.5'),
         ({'top_k': 12}, 'top_k=12'),
-        ({'steps': 0}, 'steps=0 must be at least 1'),
-        ({'steps': 10**12}, 'steps=1000000000000 must be .* not more than the model'),
+        ({'steps': 0}, 'steps=0 must be .*at least 1'),
+        ({'steps': 10**12}, 'steps=1000000000000 must be .* at most model.length=32'),
         ({'samples': 0}, 'samples=0'),
         ({'prompt': [[1, 2], [3]]}, 'prompts.pad makes tokens and mask'),
     ],
@@ -179,9 +179,9 @@ def test_errors_before_anything_is_compiled(options, message, monkeypatch):
 
 def test_more_continuations_than_memory():
     message = 'need [0-9,]{6,}.. GiB of caches, and the device has .*: ask for fewer'
-    with pytest.raises(ValueError, match=f'samples=1,000,000,000,000 {message}'):
+    with pytest.raises(ValueError, match=f'samples=1000000000000 {message}'):
         decoding.stream(_model(), [[1]], key=_KEY, steps=4, samples=10**12)
-    with pytest.raises(ValueError, match=f'beams=1,000,000,000,000 {message}'):
+    with pytest.raises(ValueError, match=f'beams=1000000000000 {message}'):
         decoding.beam_search(_model(), [[1]], steps=4, beams=10**12)
 
 
@@ -282,7 +282,7 @@ def test_rows_with_their_own_limits_fill_the_model(monkeypatch):
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'beams': 0}, 'beams=0 must be at least 1'),
+        ({'beams': 0}, 'beams=0 must be .*at least 1'),
         ({'length_penalty': -1.0}, 'length_penalty=-1.0'),
         ({'length_penalty': float('inf')}, 'length_penalty=inf'),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reformer_jax.model import fields
+from reformer_jax.attention import fields
 
 
 @dataclasses.dataclass(frozen=True)

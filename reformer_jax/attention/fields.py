@@ -1,4 +1,4 @@
-"""The values of a config against the types of its fields."""
+"""The values of a dataclass of settings against the types of its fields."""
 
 import dataclasses
 import math
@@ -25,11 +25,22 @@ def check(config: Any, where: str) -> None:
         given, kind, each = getattr(config, field.name), field.type, ''
         values: Iterable[Any] = [given]
         if of := typing.get_args(kind):
-            values = given.values() if isinstance(given, Mapping) else given
+            several = given.values() if isinstance(given, Mapping) else given
+            values = [given] if isinstance(given, str | numbers.Number) else several
             kind, each = next(filter(_KINDS.get, reversed(of)), None), 'each '
         fits, told = _KINDS.get(kind, (lambda _: True, ''))
         if not all(map(fits, values)):
             raise ValueError(f'{where}{field.name}={given!r} {each}must be {told}.')
+
+
+def check_whole(least: int, **given: Any) -> None:
+    """Raises a ValueError unless all are whole numbers of at least so much."""
+    for name, value in given.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f'{name}={value!r} must be a whole number of at least {least}.'
+            )
 
 
 def _is_integer(value: Any) -> bool:
