@@ -31,6 +31,8 @@ _ACTIVATIONS = {
     'gelu': 'gelu_erf',
     'gelu_new': 'gelu',
     'gelu_pytorch_tanh': 'gelu',
+    'gelu_fast': 'gelu',
+    'gelu_python': 'gelu_erf',
     'silu': 'swish',
     'swish': 'swish',
 }

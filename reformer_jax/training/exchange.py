@@ -128,7 +128,8 @@ def export_run(
     config = model.config
     if rule_trax:
         config = dataclasses.replace(config, rule='trax', dense_length=0)
-    files = _tokenizer_files(run_folder.find_tokenizer(workdir) or tokenizers.BYTES)
+    name = fields['data'].get('tokenizer')  # tokens of other data are no text
+    files = _tokenizer_files(name) if name else {}
     target = pathlib.Path(folder).expanduser()
     for name in files:
         if (target / name).exists():

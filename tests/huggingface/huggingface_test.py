@@ -323,6 +323,22 @@ def test_export_overwrites_no_tokenizer_and_tells_of_the_start_token(tmp_path, c
     assert huggingface.load_fields(new)['bos_token_id'] == 0
 
 
+def test_only_texts_have_a_tokenizer(tmp_path):
+    model = models.build(rule='trax', vocab_size=258)
+    huggingface.save(tmp_path / 'model', model.config, model)
+    run = tmp_path / 'run'
+    convert.main(['import', str(tmp_path / 'model'), str(run)])
+    convert.main(['export', str(run), str(tmp_path / 'text')])
+    assert (tmp_path / 'text' / 'tokenizer.json').is_file()
+    fields = json.loads((run / 'config.json').read_text('utf-8'))
+    numbers = {'dataset': 'duplication', 'symbols': 257, 'half_length': 8}
+    fields['data'] = numbers | {'batch_size': 1, 'seed': 0, 'eval_examples': 1}
+    (run / 'config.json').write_text(json.dumps(fields), 'utf-8')
+    convert.main(['export', str(run), str(tmp_path / 'numbers')])
+    names = {file.name for file in (tmp_path / 'numbers').iterdir()}
+    assert names == {huggingface.CONFIG, huggingface.SAFETENSORS}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'changes', [{}, {'causal': False, 'head': 'classification', 'classes': 3}], ids=str
