@@ -312,7 +312,7 @@ def test_mask():
                 'layers': 'model.layers',
                 'local_chunk_length': 'model.local: chunk_length',
                 'lsh_chunk_length': 'model.lsh: chunk_length',
-                'rounds': 'model.lsh: rounds',
+                'rounds': 'model.rounds',
             }.items()
         ),
         ({'dropout': 1.0}, r'model.dropout=1.0 is no rate in \[0, 1\)'),
