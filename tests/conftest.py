@@ -1,6 +1,7 @@
 import signal
 import sys
 
+import hypothesis
 import pytest
 from absl import flags
 
@@ -13,6 +14,19 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # grain reads absl flags, which are parsed nowhere in a test run.
 flags.FLAGS(sys.argv[:1])
+
+
+# The same examples in every run; what is compiled first takes its time.
+for _profile, _examples in (('quick', 50), ('thorough', 1000)):
+    hypothesis.settings.register_profile(
+        _profile,
+        max_examples=_examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+hypothesis.settings.load_profile('quick')
 
 
 @pytest.fixture

@@ -162,10 +162,15 @@ def load_fields(directory: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         fields = json.loads(file.read_text(encoding='utf-8-sig'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{file} is not JSON ({error}): copy it again.') from error
     if not isinstance(fields, dict):
         raise ValueError(f'{file} holds no JSON object: copy it again.')
+    if isinstance(fields.get('model'), dict):
+        raise ValueError(
+            f'{file} is of a run, not of a Reformer that transformers saved: it needs '
+            'no import.'
+        )
     return fields
 
 

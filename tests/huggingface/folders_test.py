@@ -363,3 +363,16 @@ def test_a_model_that_has_diverged_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r'numbers of reformer\..* are NaN or inf'):
         huggingface.save(tmp_path / 'new', model.config, diverged)
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('[' * 100_000, 'config.json is not JSON'),
+        ('{"model": {}, "data": {}}', 'config.json is of a run'),
+    ],
+)
+def test_what_is_no_config_of_transformers(tmp_path, content, message):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(ValueError, match=message):
+        huggingface.load_fields(tmp_path)
