@@ -73,6 +73,11 @@ def main(arguments: list[str]) -> None:
             print(f'wrote {given.folder}')
         case 'tokenizer':
             content = corpus.read(given.text).tobytes()
+            if given.vocab_size > len(content):
+                raise ValueError(
+                    f'--vocab_size={given.vocab_size} is more than the '
+                    f'{len(content):,} bytes of {given.text}: ask for fewer tokens.'
+                )
             tokenizers.train(
                 [tokenizers.as_text(content, f'{given.text!r}')],
                 given.model,

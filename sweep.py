@@ -10,6 +10,7 @@ command repeated completes a sweep. Fields set on the command line hold for all 
 import sys
 
 import jax
+from absl import app
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,9 +24,9 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run folders. Without it runs/sweep_<config>.'
 )
 _SEEDS = flags.DEFINE_integer(
-    'seeds', 1, 'Runs of each point, with config.seed 0, 1, ...', lower_bound=1
+    'seeds', 1, 'Runs of each point, with config.seed 0, 1, ...'
 )
-_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Points at a time.', lower_bound=1)
+_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Points at a time.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only show the points.')
 _PRINT_COMMANDS = flags.DEFINE_bool(
     'print_commands',
@@ -36,6 +37,9 @@ flags.mark_flag_as_required('config')
 
 
 def main() -> None:
+    for name in ('seeds', 'parallel'):
+        if (number := flags.FLAGS[name].value) < 1:
+            raise app.UsageError(f'--{name}={number} must be at least 1')
     # Accelerators are for the runs; this process computes nothing.
     jax.config.update('jax_platforms', 'cpu')
     flag = flags.FLAGS['config']
