@@ -37,8 +37,8 @@ flags.mark_flag_as_required('config')
 
 
 def main() -> None:
-    for name in ('seeds', 'parallel'):
-        if (number := flags.FLAGS[name].value) < 1:
+    for name, number in (('seeds', _SEEDS.value), ('parallel', _PARALLEL.value)):
+        if number < 1:
             raise app.UsageError(f'--{name}={number} must be at least 1')
     # Accelerators are for the runs; this process computes nothing.
     jax.config.update('jax_platforms', 'cpu')
