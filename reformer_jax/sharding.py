@@ -1,7 +1,11 @@
 """Device mesh and the placement of parameters, optimizer state and batches.
 
 Axes: 'data' splits the batch; 'fsdp' splits the batch and every large parameter (which
-is gathered layer by layer); 'model' splits heads, feed-forward units and vocabulary.
+is gathered layer by layer); 'model' splits heads, feed-forward units and vocabulary;
+'sequence' splits the positions of each sequence, and in the attention core heads
+instead: an all-to-all before it and one after it change the one for the other, so that
+all else is local and attention is that of one device (Jacobs et al. 2023, DeepSpeed
+Ulysses).
 """
 
 import math
@@ -16,8 +20,10 @@ from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ('data', 'fsdp', 'model')
+AXES = ('data', 'fsdp', 'model', 'sequence')
 BATCH_AXES = ('data', 'fsdp')
+HEAD_AXES = ('model', 'sequence')  # in the attention core
+POSITIONS = P(BATCH_AXES, 'sequence')  # of [B, L, ...] everywhere else
 
 # First match wins; specs are for a single layer and get a leading None when stacked.
 _RULES = (
@@ -34,7 +40,7 @@ _RULES = (
 
 
 def make_mesh(shape: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
-    """Mesh over all devices with axes data, fsdp and model.
+    """Mesh over all devices with the axes AXES.
 
     Args:
       shape: devices along each axis, each 1 if absent; -1 (for one axis) takes the
@@ -61,8 +67,8 @@ def make_mesh(shape: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int) -> None:
-    """Raises a ValueError if batch or heads can't be split over the mesh."""
+def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) -> None:
+    """Raises a ValueError if batch, heads or positions can't be split over the mesh."""
     over = mesh.shape['data'] * mesh.shape['fsdp']
     if batch_size % over:
         raise ValueError(
@@ -70,11 +76,23 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int) -> None:
             f'over data * fsdp = {over} devices: use a multiple of {over}, or put more '
             "devices on 'model'."
         )
-    if heads % mesh.shape['model']:
+    of_heads = math.prod(mesh.shape[axis] for axis in HEAD_AXES)
+    if heads % of_heads:
         raise ValueError(
-            f'{heads} heads do not split over {mesh.shape["model"]} devices on the '
-            "'model' axis: use a divisor of the heads."
+            f'{heads} heads (at a time) do not split over model * sequence = '
+            f'{of_heads} devices: use a divisor of the heads.'
         )
+    if length % mesh.shape['sequence']:
+        raise ValueError(
+            f'{length} positions do not split over {mesh.shape["sequence"]} devices on '
+            "the 'sequence' axis: use a divisor of the length."
+        )
+
+
+def sequence_parts(length: int) -> int:
+    """How many devices of the current mesh have a part each of so many positions."""
+    parts = jax.sharding.get_abstract_mesh().shape.get('sequence', 1)
+    return parts if length % parts == 0 else 1
 
 
 def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:

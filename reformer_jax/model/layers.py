@@ -25,8 +25,9 @@ ModelConfig = model_config.ModelConfig
 HeadGroup = reversible.HeadGroup
 
 _BATCH = sharding.BATCH_AXES
-_BLHK = P(_BATCH, None, 'model', None)
-_IDS = P(_BATCH, 'model', None, None)
+_BLHK = P(_BATCH, None, sharding.HEAD_AXES, None)
+_BY_POSITION = P(_BATCH, 'sequence', 'model', None)
+_IDS = P(_BATCH, sharding.HEAD_AXES, None, None)
 _glorot = jax.nn.initializers.glorot_uniform
 
 
@@ -56,13 +57,14 @@ class _Heads(nnx.Module):
     def _projected(self, names, x_BLX, group: HeadGroup) -> tuple[jax.Array, ...]:
         """[B, L, h, K] for each of the projections, of a group of heads."""
         dtype = self.config.dtype
-        x_BLX = sharding.constrain(x_BLX.astype(dtype), P(_BATCH))
+        x_BLX = sharding.constrain(x_BLX.astype(dtype), sharding.POSITIONS)
         heads = []
         for name in names:
             kernel_XHK = group.of(getattr(self, name)[...], axis=1)
             kernel_XHK = sharding.constrain(kernel_XHK, P(None, 'model'))
             kernel_XHK = kernel_XHK.astype(dtype)
-            heads.append(jnp.einsum('bld,dhk->blhk', x_BLX, kernel_XHK))
+            x_BLHK = jnp.einsum('bld,dhk->blhk', x_BLX, kernel_XHK)
+            heads.append(sharding.constrain(x_BLHK, _BY_POSITION))
         return tuple(heads)
 
     def combine(
@@ -79,7 +81,7 @@ class _Heads(nnx.Module):
             kernel_HKD = sharding.constrain(kernel_HKD, P('model'))
             kernel_HKD = kernel_HKD.astype(self.config.dtype)
             out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
-            out_BLD = sharding.constrain(out_BLD, P(_BATCH))
+            out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
             return dropout(out_BLD, self.config.dropout if train else 0.0, key)
 
 
@@ -120,11 +122,14 @@ class SelfAttention(_Heads):
                 rotations = hash_rotations(kind, self.config, hash_key)
             if rotations is not None:
                 rotations = inputs.group.of(rotations, axis=0)
-            specs = _BLHK, _BLHK, P(_BATCH), P('model'), _IDS, P()
+            specs = _BLHK, _BLHK, P(_BATCH), P(sharding.HEAD_AXES), _IDS, P()
             hash_and_attend = sharding.over_batch_and_heads(
                 functools.partial(_hash_and_attend, kind), specs, (_BLHK, _IDS)
             )
-            return hash_and_attend(*heads, mask, rotations, inputs.saved, dropout_key)
+            out, ids = hash_and_attend(
+                *heads, mask, rotations, inputs.saved, dropout_key
+            )
+            return sharding.constrain(out, _BY_POSITION), ids
         if isinstance(kind, attention.LSH):
             kind = kind.full
         qkv = heads[0], heads[-2], heads[-1]  # queries are the keys where shared
@@ -186,7 +191,8 @@ def _attend(kind: attention.Full | attention.Local, qkv, mask, key) -> jax.Array
         return attention.full_attention(kind, q, k, v, mask=mask, key=key)
 
     specs = _BLHK, _BLHK, _BLHK, P(_BATCH), P()
-    return sharding.over_batch_and_heads(attend, specs, _BLHK)(*qkv, mask, key)
+    out = sharding.over_batch_and_heads(attend, specs, _BLHK)(*qkv, mask, key)
+    return sharding.constrain(out, _BY_POSITION)
 
 
 def hash_rotations(
@@ -247,7 +253,7 @@ class FeedForward(nnx.Module):
             hidden_DF = sharding.constrain(self.hidden[...], P(None, 'model'))
             output_FD = sharding.constrain(self.output[...], P('model'))
             x_BLD = sharding.constrain(
-                self.norm(x_BLD).astype(dtype), P(sharding.BATCH_AXES)
+                self.norm(x_BLD).astype(dtype), sharding.POSITIONS
             )
             h_BLF = linear.linear(x_BLD, hidden_DF.astype(dtype))
             h_BLF += self.hidden_bias.astype(dtype)
@@ -255,7 +261,7 @@ class FeedForward(nnx.Module):
             h_BLF = model_config.ACTIVATIONS[config.activation](h_BLF)
             out_BLD = linear.linear(h_BLF, output_FD.astype(dtype))
             out_BLD += self.output_bias.astype(dtype)
-            out_BLD = sharding.constrain(out_BLD, P(sharding.BATCH_AXES))
+            out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
             return dropout(out_BLD, rate, output_key)
 
 

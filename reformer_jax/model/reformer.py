@@ -198,7 +198,8 @@ class Reformer(nnx.Module):
         token_key, position_key, stack_key, *_ = _split(key)
         table_VD = self._table if embedding_VD is None else embedding_VD
         x_BPD = self._embed(table_VD, tokens_BP, rate, token_key, position_key)
-        how = self._pass(train, config.heads // (config.heads_at_once or config.heads))
+        groups = config.heads // (config.heads_at_once or config.heads)
+        how = self._pass(train, groups, tokens_BP.shape[1])
         branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
         states_BSX, memory_mask = memory or (None, None)
@@ -250,7 +251,7 @@ class Reformer(nnx.Module):
             for layer in self.layers
         )
         rotations = _rotations_by_layer(self.config, hash_rotations)
-        how, both = self._pass(False, 1), (x_BLD, x_BLD)
+        how, both = self._pass(False, 1, tokens_BL.shape[1]), (x_BLD, x_BLD)
         return reversible.forward_scan(
             how, branches, both, key, rotations, shared, memory_BSX
         )
@@ -345,13 +346,12 @@ class Reformer(nnx.Module):
         self, embedding_VD, tokens_BL, dropout, token_key, position_key
     ) -> jax.Array:
         embedding_VD = sharding.constrain(embedding_VD, P())
-        x_BLD = sharding.constrain(
-            _rows(embedding_VD, tokens_BL), P(sharding.BATCH_AXES)
-        )
+        x_BLD = sharding.constrain(_rows(embedding_VD, tokens_BL), sharding.POSITIONS)
         x_BLD = layers.dropout(x_BLD, dropout, token_key)
         positions_1LD = self._positions(tokens_BL.shape[1])
         if positions_1LD is None:
             return x_BLD
+        positions_1LD = sharding.constrain(positions_1LD, P(None, 'sequence'))
         return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
 
     def _positions(self, length: int) -> jax.Array | None:
@@ -370,13 +370,14 @@ class Reformer(nnx.Module):
                 return None
         return jnp.pad(embeddings_LD, ((0, length - real), (0, 0)))[None]
 
-    def _pass(self, train: bool, head_groups: int) -> reversible.Pass:
+    def _pass(self, train: bool, head_groups: int, length: int) -> reversible.Pass:
         config = self.config
         return reversible.Pass(
             train=train,
             grid_bits=config.grid_bits if train else 0,
             head_groups=head_groups,
             chunk_length=config.feed_forward_chunk_length,
+            parts=sharding.sequence_parts(length),
             single=config.streams == 1,
         )
 

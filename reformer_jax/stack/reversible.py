@@ -115,6 +115,7 @@ class Pass:
       grid_bits: see the module's docstring; 0 for streams as they come.
       head_groups: number of groups of heads.
       chunk_length: positions at a time in all but attend; 0 for all.
+      parts: see chunking.map_chunks.
       single: whether the two streams, which are to be equal, are one, the
         Transformer's: x + attention(x), then x + feed_forward(x). Cannot be inverted.
     """
@@ -123,6 +124,7 @@ class Pass:
     grid_bits: int = 0
     head_groups: int = 1
     chunk_length: int = 0
+    parts: int = 1
     single: bool = False
 
     def __post_init__(self):
@@ -308,7 +310,9 @@ def _position_wise(how: Pass, branch, key, x):
 
 def _map(how: Pass, function, x):
     """A position-wise function, fused with nothing around it."""
-    out = chunking.map_chunks(function, _apart(x), chunk_length=how.chunk_length)
+    out = chunking.map_chunks(
+        function, _apart(x), chunk_length=how.chunk_length, parts=how.parts
+    )
     return _apart(out)
 
 
@@ -451,13 +455,18 @@ def _undo_chunks(how: Pass, function, branch, x_and_dx, y_and_dy):
     gradients. Without y (None) only the gradients.
     """
     (x, dx), (y, dy) = x_and_dx, y_and_dy
-    length = jax.tree.leaves(x)[0].shape[1]
-    size = min(how.chunk_length, length) or length
+    length, parts = jax.tree.leaves(x)[0].shape[1], how.parts
+    chunked = 0 < how.chunk_length < length
+    size = chunking.share(how.chunk_length if chunked else length, parts)
+
+    def by_part(arrays):
+        return jax.tree.map(lambda a: chunking.by_part(a, parts), arrays)
 
     def undo(carry, start, size):
         y, dx, gradient = carry
         x_now, dx_now, y_now, dy_now = jax.tree.map(
-            lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=1), (x, dx, y, dy)
+            lambda a: chunking.joined(lax.dynamic_slice_in_dim(a, start, size, axis=2)),
+            (x, dx, y, dy),
         )
         out, pullback = jax.vjp(function, branch, _apart(x_now))
         dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
@@ -466,16 +475,21 @@ def _undo_chunks(how: Pass, function, branch, x_and_dx, y_and_dy):
             y_now = y_now - _snap(_apart(out), how.grid_bits)
         dx_now = jax.tree.map(jnp.add, dx_now, more_dx)
         y, dx = jax.tree.map(
-            lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=1),
+            lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=2),
             (y, dx),
-            (y_now, dx_now),
+            by_part((y_now, dx_now)),
         )
         return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
 
+    x, dx, y, dy = by_part((x, dx, y, dy))
     carry = y, dx, jax.tree.map(jnp.zeros_like, branch)
-    chunks, rest = divmod(length, size)
+    chunks, rest = divmod(length // parts, size)
     carry = lax.fori_loop(0, chunks, lambda i, c: undo(c, i * size, size), carry)
-    return undo(carry, length - rest, rest) if rest else carry
+    if rest:
+        carry = undo(carry, chunks * size, rest)
+    y, dx, gradient = carry
+    y, dx = jax.tree.map(chunking.joined, (y, dx))
+    return y, dx, gradient
 
 
 def _apart(x: Any) -> Any:

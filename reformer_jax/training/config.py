@@ -21,7 +21,7 @@ class RunConfig:
 
     Attributes:
       steps: optimizer steps of the run.
-      mesh: devices along the axes data, fsdp and model.
+      mesh: devices along the axes data, fsdp, model and sequence.
       data: data.Dataset.
       model: model.ModelConfig.
       optimizer: optimizer.OptimizerConfig.
@@ -74,7 +74,7 @@ def absent(config: Mapping[str, Any]) -> dict[str, Any]:
 def defaults() -> dict[str, Any]:
     """The top level of a config, for configs to start from: steps, data, model and
     optimizer are theirs."""
-    mesh = {'data': -1, 'fsdp': 1, 'model': 1}
+    mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'sequence': 1}
     return model_config.defaults(RunConfig) | {'mesh': mesh, 'decoding': {}}
 
 
@@ -179,7 +179,9 @@ def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises a ValueError if the devices do not divide batch and heads, or only
     interpret the kernel that is asked for."""
     (batch_size, _), _ = run.data.spec['tokens']
-    for model in filter(None, (run.model, run.model.encoder)):
+    for name, model in (('tokens', run.model), ('source', run.model.encoder)):
+        if model is None:
+            continue
         if choice.is_interpreted(model.implementation):
             raise ValueError(
                 f'model.implementation={model.implementation!r} is for an accelerator '
@@ -189,4 +191,5 @@ def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
             mesh,
             batch_size=batch_size // run.accumulate,
             heads=model.heads_at_once or model.heads,
+            length=model_config.padded_length(model, run.data.spec[name][0][1]),
         )

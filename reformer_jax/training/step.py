@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from reformer_jax import model as model_lib
+from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.stack import chunking
 from reformer_jax.training import optimizer as optimizer_lib
@@ -196,6 +197,7 @@ def outcome(
                 targets_BL,
                 chunk_length=size,
                 label_smoothing=model.config.label_smoothing,
+                parts=sharding.sequence_parts(targets_BL.shape[1]),
             )
             return Outcome(nll_BL, trained_BL, correct_BL, weights_U, None, largest)
         logits = model.logits(streams, mask_BL, key=key, train=train)
