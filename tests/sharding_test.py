@@ -68,6 +68,10 @@ _EXACT_CONFIG = dataclasses.replace(
 _READING_CONFIG = dataclasses.replace(
     _CONFIG, encoder={'pattern': ('lsh',), 'lsh_chunks_after': 1}
 )
+# 24 positions on 2 devices are 12 each, in chunks of 5 and a rest.
+_CHUNKED_CONFIG = dataclasses.replace(
+    _CONFIG, feed_forward_chunk_length=10, loss_chunk_length=10, rule='strict'
+)
 _OPTIMIZER = optimizer_lib.OptimizerConfig()
 
 
@@ -145,6 +149,23 @@ def _sequence_gathers(program):
     return [shape for shape in of_batch if _LENGTH in shape and shape[-1] in features]
 
 
+def _check_exchanges(program, mesh):
+    """Over 'sequence' nothing but heads is exchanged for positions, all to all: before
+    and after each attention core, forward and backward."""
+    if mesh.shape['sequence'] == 1:
+        assert 'all-to-all' not in program
+        return
+    found = re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-to-all(?:-start)?\(', program)
+    sizes = {int(np.prod([int(n) for n in shape.split(',')])) for shape in found}
+    batch = _BATCH // (mesh.shape['data'] * mesh.shape['fsdp'])
+    heads = _CONFIG.heads // mesh.shape['model']
+    devices = mesh.shape['sequence']
+    # What a device keeps of queries, keys, values and outputs, to each of the others.
+    assert batch * _LENGTH * heads * _CONFIG.head_size // devices**2 in sizes
+    largest = batch * _LENGTH * heads * _CONFIG.head_size // devices
+    assert max(sizes) <= largest, (mesh.shape, sizes)
+
+
 def _compare_with_one_device(config, meshes):
     one = jax.make_mesh(
         (1,) * len(sharding.AXES),
@@ -170,6 +191,7 @@ def _compare_with_one_device(config, meshes):
             error = np.linalg.norm(a - b) / np.linalg.norm(b)
             assert error < 1e-5, (shape, sharding.leaf_name(path), error)
         assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
+        _check_exchanges(program, mesh)
         print('as on one device:', config.pattern, shape, flush=True)
 
 
@@ -264,7 +286,7 @@ def test_eight_devices_are_one():
         timeout=300,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device:') == len(_MESHES) + 2
+    assert child.stdout.count('as on one device:') == len(_MESHES) + 4
     assert 'decodes as on one device' in child.stdout
     assert child.stdout.count('attends alike on 8 devices:') == 4
 
@@ -272,17 +294,17 @@ def test_eight_devices_are_one():
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
 def test_make_mesh(shape):
     mesh = sharding.make_mesh(shape)
-    assert mesh.axis_names == ('data', 'fsdp', 'model')
+    assert mesh.axis_names == sharding.AXES
     assert mesh.size == jax.device_count()
 
 
 @pytest.mark.parametrize(
     ('devices', 'shape', 'sizes'),
     [
-        (8, None, (8, 1, 1)),
-        (8, {'data': 2, 'model': 4}, (2, 1, 4)),
-        (8, {'fsdp': -1, 'model': 2}, (1, 4, 2)),
-        (6, {'data': 3, 'fsdp': -1}, (3, 2, 1)),
+        (8, None, (8, 1, 1, 1)),
+        (8, {'data': 2, 'model': 4}, (2, 1, 4, 1)),
+        (8, {'sequence': -1, 'model': 2}, (1, 1, 2, 4)),
+        (6, {'data': 3, 'fsdp': -1}, (3, 2, 1, 1)),
     ],
 )
 def test_make_mesh_of_many_devices(monkeypatch, devices, shape, sizes):
@@ -316,11 +338,17 @@ def _abstract_mesh(**sizes):
 
 def test_check():
     mesh = _abstract_mesh(data=2, fsdp=2, model=2)
-    sharding.check(mesh, batch_size=8, heads=4)
+    sharding.check(mesh, batch_size=8, heads=4, length=8)
     with pytest.raises(ValueError, match='batch of 6 .* = 4 devices: .* multiple of 4'):
-        sharding.check(mesh, batch_size=6, heads=4)
-    with pytest.raises(ValueError, match="3 heads .* 2 devices on the 'model' axis"):
-        sharding.check(mesh, batch_size=8, heads=3)
+        sharding.check(mesh, batch_size=6, heads=4, length=8)
+    with pytest.raises(ValueError, match='3 heads .*model . sequence = 2 devices'):
+        sharding.check(mesh, batch_size=8, heads=3, length=8)
+    mesh = _abstract_mesh(model=2, sequence=4)
+    sharding.check(mesh, batch_size=1, heads=8, length=8)
+    with pytest.raises(ValueError, match='4 heads .*model . sequence = 8 devices'):
+        sharding.check(mesh, batch_size=1, heads=4, length=8)
+    with pytest.raises(ValueError, match="10 positions .* 4 devices .*'sequence'"):
+        sharding.check(mesh, batch_size=1, heads=8, length=10)
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
@@ -375,15 +403,10 @@ def test_leaf_names():
 
 
 if __name__ == '__main__':
-    if sys.argv[1:] == ['seq']:
-        _compare_with_one_device(_CONFIG, _OVER_SEQUENCE)
-        _compare_with_one_device(dataclasses.replace(_CONFIG, feed_forward_chunk_length=8, loss_chunk_length=8), _OVER_SEQUENCE)
-        _compare_with_one_device(_READING_CONFIG, _OVER_SEQUENCE[1:])
-        _compare_with_one_device(_EXACT_CONFIG, _OVER_SEQUENCE[:1])
-        sys.exit()
     _compare_with_one_device(_CONFIG, _MESHES)
-    _compare_with_one_device(_READING_CONFIG, _MESHES[3:])
-    _compare_with_one_device(_EXACT_CONFIG, _MESHES[-1:])
+    _compare_with_one_device(_CHUNKED_CONFIG, _OVER_SEQUENCE)
+    _compare_with_one_device(_READING_CONFIG, _OVER_SEQUENCE[1:])
+    _compare_with_one_device(_EXACT_CONFIG, _OVER_SEQUENCE[:1])
     _check_decoding(_CONFIG, None)
     _check_decoding(_READING_CONFIG, [[4, 1, 3, 2, 1]])
     _check_kernels()
