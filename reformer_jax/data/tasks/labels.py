@@ -9,6 +9,8 @@ _LIMIT = 10_000
 
 # The name of what is no label: null, a list, an empty cell.
 _NO_LABEL = ''
+# What programs write for null: among whole numbers it is none of the classes.
+_NULLS = frozenset(('nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat'))
 
 
 def given(labels: Sequence[Any]) -> tuple[str, ...]:
@@ -43,19 +45,22 @@ def find(
       ValueError: if there are other negative numbers, a row without a label, one label
         for all, none at all or too many.
     """
-    names: set[str] = set()
-    for index, row in enumerate(rows):
-        of_row = set(map(_name, row))
-        if _NO_LABEL in of_row:
+    of_rows = [set(map(_name, row)) for row in rows]
+    names: set[str] = set().union(*of_rows)
+    others = {name for name in names if not _is_number(name)}
+    nulls = others & {_NO_LABEL}
+    if len(others) < len(names) and {name.lower() for name in others - nulls} <= _NULLS:
+        nulls |= others
+    for index, of_row in enumerate(of_rows):
+        if of_row & nulls:
             raise ValueError(
                 f'{where(index)}: column {column!r} has no label there, or one that is '
                 'no name and no whole number: remove the row, or choose the column of '
                 'the labels'
             )
-        names |= of_row
-    numbers = sorted({_number(name) for name in names if _is_number(name)})
-    whole = all(map(_is_number, names)) and len(names) > 0
-    if numbers == [-1, 1] and whole:
+    numbers = sorted(map(_number, names - others))
+    whole = bool(names) and not others
+    if set(numbers) == {-1, 1} and whole:
         return '-1', '1'
     if whole and numbers[0] < 0:
         raise ValueError(
@@ -73,7 +78,10 @@ def find(
             f'column {column!r} has the one label {min(names)!r} in every row: choose '
             'the column of the labels'
         )
-    return tuple(map(str, range(count))) if whole else tuple(sorted(names))
+    if whole:
+        return tuple(map(str, range(count)))
+    # Of several spellings of one number the last.
+    return tuple(sorted({_spelled(name): name for name in sorted(names)}.values()))
 
 
 def classes(
