@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,8 @@ _SHRINKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 _SOURCES = f'{imagenet64.SOURCE!r}, or the path of an .npz or of a folder of images'
+# What Pillow makes RGB in one way only.
+_MODES = ('RGB', 'L', 'P', '1')
 _CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
@@ -49,8 +50,9 @@ class Images(dataset.Dataset):
 
     Of an .npz the split is held in memory; all else is read batch by batch, after all
     the files of a folder were read once to find those that are damaged. An image is
-    turned as its EXIF orientation says; one that is not of RGB pixels (grey, CMYK, with
-    alpha or a palette, of 16 bit) or that moves is refused by name.
+    turned as its EXIF orientation says; grey, black and white and palettes become RGB,
+    of colours of 16 bits the upper 8 stay. One with alpha or a transparent colour, of
+    CMYK or 16 bits of grey, or that moves is refused by name.
 
     Attributes:
       source: the published set, an .npz or a folder, see the module.
@@ -93,7 +95,8 @@ class Images(dataset.Dataset):
         location = pathlib.Path(self.source).expanduser()
         if self.source == imagenet64.SOURCE or not location.is_dir():
             return ''
-        left = len(corpus.files_below(location)) - len(_files_below(location))
+        files = sum(file.is_file() for file in location.rglob('*'))
+        left = files - len(_files_below(location))
         return f'{left:,} files in {self.source} are no images, left out' * (left > 0)
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -198,7 +201,7 @@ def read_images(path: str, count: int = 0) -> np.ndarray:
       ValueError: for no image, or one that is not of 64x64 RGB pixels; a corrupt file.
     """
     location = _locate(path, 'an image, a folder of images or an .npz')
-    if location.suffix == '.npz':
+    if location.suffix.lower() == '.npz':
         _check_split(path, 'validation')
         return _array(location, 'validation')[: count or None]
     files = _files_below(location) if location.is_dir() else [location]
@@ -309,7 +312,7 @@ def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
             'validation, or 20 images without such folders'
         )
     for file in progress.track(files, f'checking the images of {split}'):
-        _read([file])
+        _pixels(file)
     return files
 
 
@@ -321,40 +324,38 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     return [file for file in files if file.suffix.lower() in suffixes]
 
 
-@contextlib.contextmanager
-def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
-    """Opens an image and checks its header; pixels are read in the block."""
+def _read(files: list[pathlib.Path]) -> np.ndarray:
+    return np.stack([_pixels(file) for file in files])
+
+
+def _pixels(file: pathlib.Path) -> np.ndarray:
+    """An image as it stands, uint8 [64, 64, 3]."""
     try:
         with Image.open(file) as image:
-            if image.size != (SIDE, SIDE) or image.mode != 'RGB':
-                width, height = image.size
-                raise ValueError(
-                    f'image {str(file)!r} has {width}x{height} pixels of mode '
-                    f'{image.mode!r} and needs {SIDE}x{SIDE} of mode RGB: convert it, '
-                    "with Pillow by image.convert('RGB').resize((64, 64))"
-                )
-            if getattr(image, 'is_animated', False):
-                raise ValueError(
-                    f'image {str(file)!r} has several frames: keep one of them'
-                )
-            yield image
-    # SyntaxError: of a broken PNG; the others: of Pillow's readers of other kinds
-    except (
-        OSError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+            if image.format == 'PNG':
+                image.verify()  # the sums of its parts, which reading does not look at
+        with Image.open(file) as image:
+            # Before its pixels are read, of which there may be any number.
+            if not (refusal := _refusal(image)):
+                return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(
             f'{str(file)!r} cannot be read as an image ({error}): replace or remove it'
         ) from error
+    raise ValueError(f'image {str(file)!r} {refusal}')
 
 
-def _read(files: list[pathlib.Path]) -> np.ndarray:
-    images = []
-    for file in files:
-        with _opened(file) as image:
-            images.append(np.asarray(ImageOps.exif_transpose(image)))
-    return np.stack(images)
+def _refusal(image: Image.Image) -> str:
+    """Why an image is none of ours, '' if it is one."""
+    if image.size != (SIDE, SIDE) or image.mode not in _MODES:
+        width, height = image.size
+        return (
+            f'has {width}x{height} pixels of mode {image.mode!r} and needs {SIDE}x'
+            f"{SIDE} of mode RGB: convert it, with Pillow by image.convert('RGB')"
+            f'.resize(({SIDE}, {SIDE}))'
+        )
+    if image.has_transparency_data:
+        return "is transparent in part: convert it, with Pillow by image.convert('RGB')"
+    if getattr(image, 'is_animated', False):
+        return 'has several frames: keep one of them'
+    return ''

@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -245,6 +247,9 @@ def test_images_to_complete(folder, npz, tmp_path):
     for path in (folder, npz):
         whole = images_lib.read_images(path)
         np.testing.assert_array_equal(images_lib.read_images(path, 1), whole[:1])
+    pathlib.Path(npz).rename(tmp_path / 'images.NPZ')
+    upper = images_lib.read_images(str(tmp_path / 'images.NPZ'))
+    np.testing.assert_array_equal(upper, SPLITS['validation'])
     np.savez(tmp_path / 'arrays.npz', train=IMAGES)
     (tmp_path / 'empty').mkdir()
     write_image(tmp_path / 'small.png', IMAGES[0, :32])
@@ -266,7 +271,7 @@ def test_images_to_complete(folder, npz, tmp_path):
     ('image', 'found'),
     [
         (IMAGES[0, :, :32], "32x64 pixels of mode 'RGB'"),
-        (IMAGES[0, :, :, 0], "64x64 pixels of mode 'L'"),
+        (IMAGES[0, :32, :, 0], "64x32 pixels of mode 'L'"),
         (np.zeros((64, 64, 4), np.uint8), "64x64 pixels of mode 'RGBA'"),
     ],
 )
@@ -291,9 +296,9 @@ def test_an_image_that_is_cut_off_is_named_at_once(folder, name):
     [
         ('CMYK', 'x.jpg'),
         ('LA', 'x.png'),
-        ('P', 'x.gif'),
+        ('RGBA', 'x.png'),
         ('I;16', 'x.png'),
-        ('1', 'x.png'),
+        ('F', 'x.tif'),
     ],
 )
 def test_images_of_other_modes_are_named(folder, mode, name):
@@ -304,7 +309,101 @@ def test_images_of_other_modes_are_named(folder, mode, name):
         data.open(config(folder)).batches('train')
 
 
-@pytest.mark.parametrize('name', ['x.png', 'x.webp'])
+@pytest.mark.parametrize(
+    ('mode', 'name', 'colour'),
+    [
+        ('RGB', 'x.png', (1, 2, 3)),
+        ('L', 'x.png', 7),
+        ('P', 'x.png', 0),
+        ('P', 'x.png', bytes(range(256))),
+        ('P', 'x.gif', None),
+    ],
+)
+def test_images_with_a_transparent_colour_are_named(folder, mode, name, colour):
+    image = Image.fromarray(IMAGES[0]).convert(mode)
+    colour = image.getpixel((0, 0)) if colour is None else colour
+    image.save(pathlib.Path(folder, 'a', name), transparency=colour)
+    with pytest.raises(ValueError, match=f"{name}' is transparent in part: convert"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize(
+    ('mode', 'name'),
+    [
+        ('L', 'x.png'),
+        ('L', 'x.tif'),
+        ('1', 'x.png'),
+        ('P', 'x.png'),
+        ('P', 'x.gif'),
+        ('P', 'x.bmp'),
+    ],
+)
+def test_grey_and_palettes_become_rgb(tmp_path, mode, name):
+    image = Image.fromarray(IMAGES[0]).convert(mode)
+    image.save(tmp_path / name)
+    found = images_lib.read_images(str(tmp_path / name))
+    np.testing.assert_array_equal(found[0], image.convert('RGB'))
+
+
+def test_the_upper_half_of_16_bits_stays(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (64, 64, 3), np.uint16)
+    header = b'P6 64 64 65535\n'
+    (tmp_path / 'x.ppm').write_bytes(header + values.astype('>u2').tobytes())
+    found = images_lib.read_images(str(tmp_path / 'x.ppm'))[0]
+    assert abs(found.astype(int) - values / 257).max() <= 1
+    found = images_lib.read_images(_png(tmp_path, 16, values.astype('>u2')))[0]
+    np.testing.assert_array_equal(found, values >> 8)
+
+
+def _png(folder, bits, pixels):
+    """A PNG of RGB, which Pillow writes of 8 bits only."""
+
+    def part(kind, content):
+        sums = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + sums
+
+    rows = b''.join(b'\0' + row.tobytes() for row in pixels)
+    header = struct.pack('>IIBBBBB', 64, 64, bits, 2, 0, 0, 0)
+    parts = (
+        part(b'IHDR', header),
+        part(b'IDAT', zlib.compress(rows)),
+        part(b'IEND', b''),
+    )
+    (folder / 'x.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(parts))
+    return str(folder / 'x.png')
+
+
+def test_a_png_whose_sums_are_wrong_is_named(tmp_path):
+    """Its pixels are read, but of other values than they were."""
+    file = pathlib.Path(_png(tmp_path, 8, np.full((64, 64, 3), 7, np.uint8)))
+    whole = file.read_bytes()
+    for place in range(len(whole) - 16, 33, -1):  # of its pixels and their sum
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="x.png' cannot be read as an image"):
+            images_lib.read_images(str(file))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'P6 64 6\x94 255\n',
+        b'P6 64 64 99999\n',
+        b'BM' + bytes(60),
+        b'GIF89a@\0@\0\xf7\0\0',
+        b'II*\0\xff\xff\xff\xff',
+        b'\xff\xd8\xff\xe1\0\x10Exif\0\0' + bytes(8),
+        b'',
+    ],
+)
+def test_whatever_pillow_says_of_damage_the_file_is_named(folder, content):
+    pathlib.Path(folder, 'a', '07x.ppm').write_bytes(content)
+    with pytest.raises(ValueError, match="a/07x.ppm' cannot be read as an image"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.webp', 'x.tif', 'x.gif'])
 def test_images_that_move_are_named(folder, name):
     frames = [Image.fromarray(image) for image in IMAGES[:2]]
     file = pathlib.Path(folder, 'a', name)
@@ -335,11 +434,11 @@ def test_images_stand_upright(tmp_path, orientation, name):
 
 def test_what_is_no_image_is_left_out_and_counted(folder):
     assert data.open(config(folder)).told == (
-        f'1 files in {folder} are no images, left out'
+        f'2 files in {folder} are no images, left out'
     )
-    for name in ('Thumbs.db', 'list.csv', '._00.png', '.DS_Store'):
+    for name in ('Thumbs.db', 'list.csv', '._00.png', '.DS_Store', 'desktop.ini'):
         pathlib.Path(folder, 'a', name).write_bytes(b'x')
-    assert data.open(config(folder)).told.startswith('3 files in')
+    assert data.open(config(folder)).told.startswith('7 files in')
     assert len(images_of(config(folder), 'validation')) == 1
 
 

@@ -2,9 +2,9 @@
 
 A source is
 - a file: .jsonl or .ndjson; .json, which may be one array of objects, pandas' columns
-  or SQuAD's own nesting; .csv or .tsv with a header row; all also packed (`packing`), in
-  UTF-8 or UTF-16, with lines of any end: split 90 / 5 / 5 % by a fixed permutation, as
-  labels are often sorted;
+  or SQuAD's own nesting; .csv or .tsv with a header row. All may be packed (`packing`),
+  in UTF-8 or UTF-16, with lines of any end. It is split 90 / 5 / 5 % by a fixed
+  permutation, as labels are often sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
   (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
