@@ -8,8 +8,9 @@ so that axial positions have the shape (64, 64, 3). A source is
   gone from image-net.org (github.com/tensorflow/datasets/issues/4662);
 - a local .npz with arrays 'train', 'validation' and, if wanted, 'test', all uint8
   [n, 64, 64, 3];
-- a folder of images in any format of Pillow: with folders train, validation and, if
-  wanted, test; or without, split 90 / 5 / 5 % in the order of their relative paths.
+- a folder of images in any format of Pillow: with folders train, validation (or val,
+  valid, dev) and, if wanted, test; or without, split 90 / 5 / 5 % in the order of their
+  relative paths.
 """
 
 import contextlib
@@ -39,6 +40,12 @@ _SHRINKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 _SOURCES = f'{imagenet64.SOURCE!r}, or the path of an .npz or of a folder of images'
+# What folders of splits are called, in any case.
+_FOLDERS = {
+    **dict.fromkeys(('validation', 'val', 'valid', 'dev'), 'validation'),
+    'train': 'train',
+    'test': 'test',
+}
 # What Pillow makes RGB in one way only.
 _MODES = ('RGB', 'L', 'P', '1')
 _CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -218,9 +225,22 @@ def _parts_of(source: str) -> tuple[str, tuple[str, ...]]:
     if not location.is_dir():
         with _npz(location) as arrays:
             return 'arrays', tuple(arrays.files)
-    folders = {folder.name for folder in location.iterdir() if folder.is_dir()}
-    named = folders & {*batching.SPLITS}
-    return 'folders', tuple(sorted(folders)) if named else batching.SPLITS
+    return 'folders', tuple(_folders(location)) or batching.SPLITS
+
+
+def _folders(location: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of splits, where there are any."""
+    found: dict[str, pathlib.Path] = {}
+    for folder in sorted(location.iterdir()):
+        split = _FOLDERS.get(folder.name.lower())
+        if split and folder.is_dir():
+            if split in found:
+                raise ValueError(
+                    f'{str(location)!r} has several folders for the {split} split, '
+                    f'{found[split].name} and {folder.name}: leave one of them'
+                )
+            found[split] = folder
+    return found
 
 
 def _check_split(source: str, split: str) -> None:
@@ -272,7 +292,10 @@ def _npz(file: pathlib.Path) -> Iterator[Any]:
         )
     try:
         with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
             unpacked = sum(info.file_size for info in archive.infolist())
+        if not any(name.endswith('.npy') for name in names):
+            raise ValueError('it has no arrays: unpack it, if it is one of images')
         if unpacked > packing.most_unpacked(file.stat().st_size):
             raise ValueError(f'it unpacks to {unpacked:,} bytes, as no photographs do')
         with np.load(file, allow_pickle=False) as arrays:
@@ -300,8 +323,8 @@ def _array(file: pathlib.Path, name: str) -> np.ndarray:
 @functools.lru_cache(maxsize=len(batching.SPLITS))
 def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The images of a split of a folder, kept: each evaluation asks for them again."""
-    if (folder / split).is_dir():
-        files = all_files = _files_below(folder / split)
+    if split in (folders := _folders(folder)):
+        files = all_files = _files_below(folders[split])
     else:
         all_files = _files_below(folder)
         files = batching.take_split(np.array(all_files, object), split).tolist()

@@ -5,7 +5,8 @@ A source is
   split, also packed (`packing`), of which line n is the translation of line n of the
   other;
 - what `tables` reads: .jsonl, .csv, .tsv, a folder of them, or 'tfds:NAME', such as
-  'tfds:wmt14_translate/de-en'.
+  'tfds:wmt14_translate/de-en'; columns may be those of an object 'translation', as in
+  Hugging Face's datasets.
 """
 
 import dataclasses
@@ -108,6 +109,9 @@ def forget() -> None:
 
 
 def _texts(table: tables.Table, column: str) -> list[str]:
+    nested: list[Any] = [row.get('translation') for row in table.rows]
+    if all(isinstance(row, dict) for row in nested):
+        table = dataclasses.replace(table, rows=nested)
     values: list[Any] = table.column(column)
     for index, value in enumerate(values):
         if not isinstance(value, str):

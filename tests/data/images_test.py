@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -228,6 +229,35 @@ def test_a_folder_may_have_a_folder_per_split(tmp_path):
     message = "no split 'test', only the folders train, validation: .* name folders"
     with pytest.raises(ValueError, match=message):
         data.open(settings).batches('test')
+
+
+@pytest.mark.parametrize(
+    'names', [('train', 'val'), ('Train', 'Val'), ('TRAIN', 'dev'), ('train', 'Valid')]
+)
+def test_folders_of_splits_as_others_call_them(tmp_path, names):
+    for split, name in zip(('train', 'validation'), names, strict=True):
+        for number, image in enumerate(SPLITS[split]):
+            write_image(tmp_path / name / f'{number:02d}.png', image)
+    settings = config(tmp_path, batch_size=11)
+    assert data.open(settings).splits == ('train', 'validation')
+    found = images_of(settings, 'validation')
+    np.testing.assert_array_equal(found, SPLITS['validation'])
+    train = next(data.open(settings).batches('train'))
+    assert as_set(images_lib.to_images(train['tokens'])) == as_set(SPLITS['train'])
+    (tmp_path / 'validation').mkdir()
+    message = f'several folders for the validation split, .*{names[1]}'
+    with pytest.raises(ValueError, match=message):
+        _ = data.open(settings).splits
+
+
+def test_a_zip_of_images_is_no_npz(tmp_path):
+    write_image(tmp_path / 'x.png', IMAGES[0])
+    with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as archive:
+        archive.write(tmp_path / 'x.png')
+    with pytest.raises(
+        ValueError, match=r"images.zip' .*\(it has no arrays: unpack it"
+    ):
+        data.open(config(tmp_path / 'images.zip')).batches('train')
 
 
 def test_an_npz_need_not_have_all_splits(tmp_path):

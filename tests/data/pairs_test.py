@@ -4,6 +4,7 @@ import bz2
 import collections
 import gzip
 import itertools
+import json
 import lzma
 
 import numpy as np
@@ -180,6 +181,18 @@ def test_pairs_of_a_table(tmp_path):
     assert pairs == set(zip(sources, targets, strict=True))
     with pytest.raises(ValueError, match="has no column 'fr'"):
         _open(folder=None, source=str(file), source_column='fr').texts('train')
+
+
+def test_pairs_as_hugging_face_has_them(tmp_path):
+    pairs = [{'en': f'one {n}', 'de': f'eins {n}'} for n in range(40)]
+    rows = [json.dumps({'id': n, 'translation': p}) for n, p in enumerate(pairs)]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(rows))
+    dataset = _open(folder=None, source=str(tmp_path / 'pairs.jsonl'))
+    assert dataset.texts('test') == (['one 15', 'one 31'], ['eins 15', 'eins 31'])
+    rows[5] = json.dumps({'translation': {'en': 'one'}})
+    (tmp_path / 'less.jsonl').write_text('\n'.join(rows))
+    with pytest.raises(ValueError, match="line 6 of .*less.jsonl has no column 'de'"):
+        _open(folder=None, source=str(tmp_path / 'less.jsonl')).texts('train')
 
 
 def test_a_tokenizer_made_of_both_sides(folder):

@@ -63,9 +63,12 @@ def find(
     if set(numbers) == {-1, 1} and whole:
         return '-1', '1'
     if whole and numbers[0] < 0:
+        negative = {name for name in names if _number(name) == numbers[0]}
+        index = next(i for i, of_row in enumerate(of_rows) if of_row & negative)
         raise ValueError(
-            f'column {column!r} has the label {numbers[0]}, which hides the true one: '
-            'choose a source with labels, or give those there are as config.data.labels'
+            f'{where(index)}: column {column!r} has the label {numbers[0]}, which '
+            'hides the true one: choose a source with labels, or give those there are '
+            'as config.data.labels'
         )
     count = numbers[-1] + 1 if whole else len(names)
     if not 0 < count <= _LIMIT:

@@ -33,7 +33,9 @@ from reformer_jax.data import packing
 
 _REMEDY = 'give another as config.data.source'
 # A list that Python, NumPy or JSON has printed; '[sic]' and '[1] so' are words.
-_PRINTED = re.compile(r"""\s*(?:[\[(]\s*['"]|\[[\s\d.,+-]*\]\s*$|\[\s*[\[{])""")
+_PRINTED = re.compile(
+    r"""\s*(?:\[\s*['"[{]|\(\s*['"](?s:.)*,(?s:.)*\)\s*$|\[[\s\d.,+-]*\]\s*$)"""
+)
 # Where words are expected, also what others print with a comma or a quote in brackets
 # around all of it: [a, b], {a,b}, (3, 0), array(['a']), "['a']".
 _PRINTED_LISTS = re.compile(
@@ -49,7 +51,10 @@ _BESIDE = re.compile(r"""(['"])\s*\1""")  # 'a' 'b', which Python reads as 'ab'
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
-    'validation': ('validation', 'dev', 'valid', 'val', 'validation_matched'),
+    'validation': (
+        *('validation', 'dev', 'valid', 'val'),
+        *('validation_matched', 'dev_matched'),
+    ),
     'test': ('test', 'test_matched'),
 }
 _TFDS = 'tfds:'
@@ -452,7 +457,7 @@ def _json(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, Row]]
 def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
     begin = 1
     try:
-        header: list[str] = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         # pandas writes the numbers of its rows into a first column without a name.
         named = header[1:] if header[:1] == [''] and len(header) > 1 else header
         if not all(named) or len(set(named)) != len(named):

@@ -282,8 +282,8 @@ def test_labels_in_any_notation(rows, names, found):
     [
         ([['a'], ['a']], "column 'c' has the one label 'a' in every row"),
         ([[7], ['07']], "the one label '0?7' in every row"),
-        ([[-1], [0], [1]], 'the label -1, which hides'),
-        ([[-2], [1]], 'the label -2, which hides'),
+        ([[0], [-1], [1]], 'line 1: column .c. has the label -1, which hides'),
+        ([[1], [0], ['-02']], 'line 2: column .c. has the label -2, which hides'),
         ([['a'], [None], ['']], 'line 1: column .c. has no label there'),
         ([['1'], ['0'], ['nan']], 'line 2: column .c. has no label there'),
         ([['1.0'], ['N/A'], ['']], 'line 1: column .c. has no label there'),

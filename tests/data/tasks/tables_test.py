@@ -431,6 +431,7 @@ _COLUMNS = {
         ('quoted.tsv', _csv_bytes(delimiter='\t', quoting=csv.QUOTE_ALL)),
         ('columns.json', _json_bytes(_COLUMNS)),
         ('columns.jsonl', _json_bytes(_COLUMNS, indent=1)),
+        ('spaces.csv', _csv_bytes().replace(b'text,label', b'text , label', 1)),
         ('packed.csv.tar.gz', gzip.compress(_csv_bytes())),
         ('packed.Csv.Bz2', bz2.compress(_csv_bytes())),
     ],
@@ -486,6 +487,7 @@ def test_quotes_of_tsv_mean_nothing_where_a_line_has_other_ones(tmp_path):
         ('TRAIN.CSV', 'Dev.csv', 'test.Csv'),
         ('train.csv.GZ', 'val.csv.Gz', 'test.csv.gz'),
         ('train.csv.bz2', 'valid.csv.BZ2', 'Test.csv.tbz'),
+        ('train.csv', 'dev_matched.csv', 'test_matched.csv'),
     ],
 )
 def test_names_of_splits_in_any_case(tmp_path, names):
@@ -583,6 +585,7 @@ def test_a_packed_table_is_one_file(tmp_path):
         ('( Reuters , London )', ['(', 'Reuters', ',', 'London', ')']),
         ('(Reuters, London)', ['(Reuters,', 'London)']),
         ('[ so , he said ]', ['[', 'so', ',', 'he', 'said', ']']),
+        ('("so") he said', ['("so")', 'he', 'said']),
         ('U.S. (1) and {2}', ['U.S.', '(1)', 'and', '{2}']),
         ('(3, 0)', [3, 0]),
         ("[u'a', u'b']", ['a', 'b']),
@@ -615,6 +618,8 @@ def test_cells_that_hold_a_list(cell, items):
         ('{"text": []}', {'text': []}),
         ('{braces}', '{braces}'),
         ('Denver', 'Denver'),
+        ('("Denver")', '("Denver")'),
+        ("('Denver', 'Boulder')", ['Denver', 'Boulder']),
     ],
 )
 def test_cells_that_hold_a_dict(cell, value):
