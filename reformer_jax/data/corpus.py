@@ -152,7 +152,8 @@ def decoded(content: bytes, where: str) -> str:
         text = content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         raise ValueError(
-            f'{where} is not UTF-8 ({error}): convert it, for example with iconv'
+            f'{where} is not {error.encoding.upper()} ({error}): convert it, for '
+            'example with iconv'
         ) from error
     if _ZEROS_AT_LINE_ENDS.search(text):
         raise ValueError(

@@ -48,7 +48,10 @@ _FOLDERS = {
 }
 # What Pillow makes RGB in one way only.
 _MODES = ('RGB', 'L', 'P', '1')
-_CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+_CORRUPT = (
+    *(OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error),
+    RuntimeError,  # an encrypted array, or compressed by an unknown method
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -506,6 +506,15 @@ def test_a_corrupt_npz_is_named(npz, tmp_path):
     whole = pathlib.Path(npz).read_bytes()
     half = len(whole) // 2
     flipped = whole[:5000] + bytes(100) + whole[5100:]
+    central = whole.index(b'PK\x01\x02')
+    for bits in (1, 32):  # encrypted, of an unknown method
+        locked = bytearray(whole)
+        locked[6] = locked[central + 8] = bits
+        (tmp_path / f'{bits}.npz').write_bytes(locked)
+        with pytest.raises(
+            ValueError, match=rf"{bits}.npz' cannot be read \(.*\): wri"
+        ):
+            data.open(config(tmp_path / f'{bits}.npz')).batches('train')
     cut, bad, array = (tmp_path / n for n in ('cut.npz', 'bad.npz', 'array.npy'))
     cut.write_bytes(whole[:half])
     bad.write_bytes(flipped)

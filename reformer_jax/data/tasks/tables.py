@@ -1,10 +1,10 @@
 """Labelled examples as rows, from local files or tensorflow_datasets.
 
 A source is
-- a file: .jsonl or .ndjson; .json, which may be one array of objects, pandas' columns
-  or SQuAD's own nesting; .csv or .tsv with a header row. All may be packed (`packing`),
-  in UTF-8 or UTF-16, with lines of any end. It is split 90 / 5 / 5 % by a fixed
-  permutation, as labels are often sorted;
+- a file: .jsonl or .ndjson; .json, which may be one array of objects, what pandas
+  writes or SQuAD's own nesting; .csv or .tsv with a header row. All may be packed
+  (`packing`), in UTF-8 or UTF-16, with lines of any end. It is split 90 / 5 / 5 % by a
+  fixed permutation, as labels are often sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
   (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
@@ -383,17 +383,22 @@ def _document(text: str) -> Any:
     except (ValueError, RecursionError):
         return None
     if isinstance(document, dict) and not isinstance(document.get('data'), list):
-        if _by_columns(document):
-            rows = zip(*(column.values() for column in document.values()), strict=True)
-            return [dict(zip(document, row, strict=True)) for row in rows]
-        return None if '\n' not in text.strip() else [document]
+        one_line = '\n' not in text.strip()
+        return _of_pandas(document) or (None if one_line else [document])
     return document
 
 
-def _by_columns(document: Row) -> bool:
-    """Whether it is a table as pandas writes it: {column: {'0': value, ...}, ...}."""
-    indices = {tuple(c) if isinstance(c, dict) else () for c in document.values()}
-    return len(indices) == 1 and () not in indices and all(map(str.isdigit, *indices))
+def _of_pandas(document: Row) -> list[Row]:
+    """The rows of {column: {'0': value, ...}, ...}, or of {'0': row, ...}; else []."""
+    keys = {tuple(v) if isinstance(v, dict) else () for v in document.values()}
+    if len(keys) != 1 or () in keys:
+        return []
+    if all(map(str.isdigit, document)):
+        return list(document.values())
+    if not all(map(str.isdigit, *keys)):
+        return []
+    cells = zip(*(column.values() for column in document.values()), strict=True)
+    return [dict(zip(document, row, strict=True)) for row in cells]
 
 
 def _rows(path: pathlib.Path, document: Any) -> Iterator[Row]:

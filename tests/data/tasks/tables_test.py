@@ -170,6 +170,9 @@ def test_malformed_files_are_named(tmp_path, name, content, message):
 
 
 def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / 'cut.csv').write_bytes('a\n1\n'.encode('utf-16')[:-1])
+    with pytest.raises(ValueError, match=r"cut\.csv' is not UTF-16-LE .*iconv"):
+        tables.read(str(tmp_path / 'cut.csv'), 'train')
     (tmp_path / 'a.csv').write_bytes(b'a\n\xe9\n')
     with pytest.raises(ValueError, match=r"a\.csv' is not UTF-8.*iconv"):
         tables.read(str(tmp_path / 'a.csv'), 'train')
@@ -431,6 +434,7 @@ _COLUMNS = {
         ('quoted.tsv', _csv_bytes(delimiter='\t', quoting=csv.QUOTE_ALL)),
         ('columns.json', _json_bytes(_COLUMNS)),
         ('columns.jsonl', _json_bytes(_COLUMNS, indent=1)),
+        ('index.json', _json_bytes(dict(enumerate(_ROWS)))),
         ('spaces.csv', _csv_bytes().replace(b'text,label', b'text , label', 1)),
         ('packed.csv.tar.gz', gzip.compress(_csv_bytes())),
         ('packed.Csv.Bz2', bz2.compress(_csv_bytes())),
@@ -539,6 +543,16 @@ def test_articles_of_squad_in_lines(tmp_path):
         ),
         ('f.csv', 'a,,b\n1,2,3\n', 'first line of .*f.csv must name'),
         ('g.csv', ',\n1,2\n', 'first line of .*g.csv must name'),
+        (
+            'm.json',
+            '{"a": {"0": 1}, "b": {"1": 2}}',
+            'm.json. is empty: 1 rows are too',
+        ),
+        (
+            'n.json',
+            '{"a": {"x": 1}, "b": {"x": 2}}',
+            'n.json. is empty: 1 rows are too',
+        ),
         ('h.json', '[]', 'h.json. holds no rows'),
         ('i.json', '[[1], [2]]', 'row 1 of .*i.json is no JSON object'),
         ('j.csv', 'ab\n\0x\n\0', "j.csv' has zeros around its line ends"),
