@@ -155,7 +155,7 @@ def decoded(content: bytes, where: str) -> str:
             f'{where} is not {error.encoding.upper()} ({error}): convert it, for '
             'example with iconv'
         ) from error
-    if _ZEROS_AT_LINE_ENDS.search(text):
+    if '\0' in text and _ZEROS_AT_LINE_ENDS.search(text):
         raise ValueError(
             f'{where} has zeros around its line ends, as UTF-16 without a byte order '
             'mark does: convert it, for example with iconv'

@@ -41,6 +41,7 @@ _BEGINNINGS = {
     b']\x00\x00': _XZ,  # of its older form, .lzma
     b'PK\x03\x04': _ZIP,
     b'PK\x05\x06': _ZIP,  # an empty one
+    b'PK\x07\x08': _ZIP,  # a part of one
     b'\x28\xb5\x2f\xfd': _ZSTD,
     # What zstd skips, which other programs put in front.
     **{bytes([first]) + b'*M\x18': _ZSTD for first in range(0x50, 0x60)},
@@ -119,7 +120,7 @@ def most_unpacked(packed: int) -> int:
 
 
 def is_hidden(relative: pathlib.PurePath) -> bool:
-    return any(part.startswith('.') for part in relative.parts)
+    return any(part.startswith('.') and part != '..' for part in relative.parts)
 
 
 def _kind(content: bytes) -> str | None:

@@ -45,28 +45,31 @@ def find(
       ValueError: if there are other negative numbers, a row without a label, one label
         for all, none at all or too many.
     """
-    of_rows = [set(map(_name, row)) for row in rows]
-    names: set[str] = set().union(*of_rows)
+    names = {_name(label) for row in rows for label in row}
+
+    def first(wrong: set[str]) -> str:
+        return next(
+            where(i) for i, row in enumerate(rows) if wrong & {*map(_name, row)}
+        )
+
     others = {name for name in names if not _is_number(name)}
     nulls = others & {_NO_LABEL}
     if len(others) < len(names) and {name.lower() for name in others - nulls} <= _NULLS:
         nulls |= others
-    for index, of_row in enumerate(of_rows):
-        if of_row & nulls:
-            raise ValueError(
-                f'{where(index)}: column {column!r} has no label there, or one that is '
-                'no name and no whole number: remove the row, or choose the column of '
-                'the labels'
-            )
+    if nulls:
+        raise ValueError(
+            f'{first(nulls)}: column {column!r} has no label there, or one that is no '
+            'name and no whole number: remove the row, or choose the column of the '
+            'labels'
+        )
     numbers = sorted(map(_number, names - others))
     whole = bool(names) and not others
     if set(numbers) == {-1, 1} and whole:
         return '-1', '1'
     if whole and numbers[0] < 0:
         negative = {name for name in names if _number(name) == numbers[0]}
-        index = next(i for i, of_row in enumerate(of_rows) if of_row & negative)
         raise ValueError(
-            f'{where(index)}: column {column!r} has the label {numbers[0]}, which '
+            f'{first(negative)}: column {column!r} has the label {numbers[0]}, which '
             'hides the true one: choose a source with labels, or give those there are '
             'as config.data.labels'
         )

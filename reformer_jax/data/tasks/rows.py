@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -159,11 +160,11 @@ def _find(rows: Labelled) -> tuple[str, ...]:
     if known := tables.label_names(rows.source, column, rows.data_dir):
         return known
     found = [rows.table(split) for split in dict.fromkeys(('train', *rows.splits))]
-    places = [(table, index) for table in found for index in range(len(table.rows))]
 
-    def where(number: int) -> str:
-        table, index = places[number]
-        return table.where(index)
+    def where(index: int) -> str:
+        places = ((table, row) for table in found for row in range(len(table.rows)))
+        table, row = next(itertools.islice(places, index, None))
+        return table.where(row)
 
     lists = [labels for table in found for labels in rows.label_lists(table)]
     return label_names.find(lists, column, where)
