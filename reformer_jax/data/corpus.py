@@ -2,8 +2,10 @@
 
 import functools
 import glob
+import json
 import os
 import pathlib
+import re
 import sysconfig
 import urllib.error
 import urllib.parse
@@ -122,11 +124,7 @@ def read_file(file: pathlib.Path, remedy: str) -> bytes:
 
 def read_members(file: pathlib.Path, remedy: str) -> list[bytes]:
     """As `read_file`, each file in a packed one on its own."""
-    if not file.is_file():
-        raise ValueError(
-            f'{str(file)!r} is a pipe or a device, which a run that resumes cannot '
-            f'read again: write what comes from it to a file, or {remedy}'
-        )
+    check_regular(file, remedy)
     content = file.read_bytes()  # outside the try: an unreadable file is not corrupt
     try:
         return packing.members(content, file.name)
@@ -134,6 +132,38 @@ def read_members(file: pathlib.Path, remedy: str) -> list[bytes]:
         raise ValueError(f'{str(file)!r} {error}, or {remedy}') from error
 
 
+def check_regular(file: pathlib.Path, remedy: str) -> None:
+    """Raises a ValueError for a pipe or a device."""
+    if not file.is_file():
+        raise ValueError(
+            f'{str(file)!r} is a pipe or a device, which a run that resumes cannot '
+            f'read again: write what comes from it to a file, or {remedy}'
+        )
+
+
+def decoded(content: bytes, where: str) -> str:
+    """A text in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+      ValueError: it is in none of them; names `where`.
+    """
+    try:
+        # What JSON may be in is told by a mark, or by the zeros of the first character.
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{where} is not {error.encoding.upper()} ({error}): convert it, for '
+            'example with iconv'
+        ) from error
+    if '\0' in text and _ZEROS_AT_LINE_ENDS.search(text):
+        raise ValueError(
+            f'{where} has zeros around its line ends, as UTF-16 without a byte order '
+            'mark does: convert it, for example with iconv'
+        )
+    return text
+
+
+_ZEROS_AT_LINE_ENDS = re.compile('\0[\r\n]|[\r\n]\0')
 _SECONDS_TO_ANSWER = 20
 _NOT_THERE = (404, 410)
 

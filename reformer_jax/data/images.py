@@ -8,8 +8,9 @@ so that axial positions have the shape (64, 64, 3). A source is
   gone from image-net.org (github.com/tensorflow/datasets/issues/4662);
 - a local .npz with arrays 'train', 'validation' and, if wanted, 'test', all uint8
   [n, 64, 64, 3];
-- a folder of images in any format of Pillow: with folders train, validation and, if
-  wanted, test; or without, split 90 / 5 / 5 % in the order of their relative paths.
+- a folder of images in any format of Pillow: with folders train, validation (or val,
+  valid, dev) and, if wanted, test; or without, split 90 / 5 / 5 % in the order of their
+  relative paths.
 """
 
 import contextlib
@@ -17,7 +18,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,18 @@ _SHRINKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 _SOURCES = f'{imagenet64.SOURCE!r}, or the path of an .npz or of a folder of images'
-_CORRUPT = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
+# What folders of splits are called, in any case.
+_FOLDERS = {
+    **dict.fromkeys(('validation', 'val', 'valid', 'dev'), 'validation'),
+    'train': 'train',
+    'test': 'test',
+}
+# What Pillow makes RGB in one way only.
+_MODES = ('RGB', 'L', 'P', '1')
+_CORRUPT = (
+    *(OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error),
+    RuntimeError,  # an encrypted array, or compressed by an unknown method
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +60,9 @@ class Images(dataset.Dataset):
 
     Of an .npz the split is held in memory; all else is read batch by batch, after all
     the files of a folder were read once to find those that are damaged. An image is
-    turned as its EXIF orientation says; one that is not of RGB pixels (grey, CMYK, with
-    alpha or a palette, of 16 bit) or that moves is refused by name.
+    turned as its EXIF orientation says; grey, black and white and palettes become RGB,
+    of colours of 16 bits the upper 8 stay. One with alpha or a transparent colour, of
+    CMYK or 16 bits of grey, or that moves is refused by name.
 
     Attributes:
       source: the published set, an .npz or a folder, see the module.
@@ -93,7 +105,8 @@ class Images(dataset.Dataset):
         location = pathlib.Path(self.source).expanduser()
         if self.source == imagenet64.SOURCE or not location.is_dir():
             return ''
-        left = len(corpus.files_below(location)) - len(_files_below(location))
+        files = sum(file.is_file() for file in location.rglob('*'))
+        left = files - len(_files_below(location))
         return f'{left:,} files in {self.source} are no images, left out' * (left > 0)
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -198,7 +211,7 @@ def read_images(path: str, count: int = 0) -> np.ndarray:
       ValueError: for no image, or one that is not of 64x64 RGB pixels; a corrupt file.
     """
     location = _locate(path, 'an image, a folder of images or an .npz')
-    if location.suffix == '.npz':
+    if location.suffix.lower() == '.npz':
         _check_split(path, 'validation')
         return _array(location, 'validation')[: count or None]
     files = _files_below(location) if location.is_dir() else [location]
@@ -215,9 +228,22 @@ def _parts_of(source: str) -> tuple[str, tuple[str, ...]]:
     if not location.is_dir():
         with _npz(location) as arrays:
             return 'arrays', tuple(arrays.files)
-    folders = {folder.name for folder in location.iterdir() if folder.is_dir()}
-    named = folders & {*batching.SPLITS}
-    return 'folders', tuple(sorted(folders)) if named else batching.SPLITS
+    return 'folders', tuple(_folders(location)) or batching.SPLITS
+
+
+def _folders(location: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of splits, where there are any."""
+    found: dict[str, pathlib.Path] = {}
+    for folder in sorted(location.iterdir()):
+        split = _FOLDERS.get(folder.name.lower())
+        if split and folder.is_dir():
+            if split in found:
+                raise ValueError(
+                    f'{str(location)!r} has several folders for the {split} split, '
+                    f'{found[split].name} and {folder.name}: leave one of them'
+                )
+            found[split] = folder
+    return found
 
 
 def _check_split(source: str, split: str) -> None:
@@ -269,7 +295,10 @@ def _npz(file: pathlib.Path) -> Iterator[Any]:
         )
     try:
         with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
             unpacked = sum(info.file_size for info in archive.infolist())
+        if not any(name.endswith('.npy') for name in names):
+            raise ValueError('it has no arrays: unpack it, if it is one of images')
         if unpacked > packing.most_unpacked(file.stat().st_size):
             raise ValueError(f'it unpacks to {unpacked:,} bytes, as no photographs do')
         with np.load(file, allow_pickle=False) as arrays:
@@ -297,8 +326,8 @@ def _array(file: pathlib.Path, name: str) -> np.ndarray:
 @functools.lru_cache(maxsize=len(batching.SPLITS))
 def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
     """The images of a split of a folder, kept: each evaluation asks for them again."""
-    if (folder / split).is_dir():
-        files = all_files = _files_below(folder / split)
+    if split in (folders := _folders(folder)):
+        files = all_files = _files_below(folders[split])
     else:
         all_files = _files_below(folder)
         files = batching.take_split(np.array(all_files, object), split).tolist()
@@ -309,7 +338,7 @@ def _checked_files(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
             'validation, or 20 images without such folders'
         )
     for file in progress.track(files, f'checking the images of {split}'):
-        _read([file])
+        _pixels(file)
     return files
 
 
@@ -321,40 +350,38 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     return [file for file in files if file.suffix.lower() in suffixes]
 
 
-@contextlib.contextmanager
-def _opened(file: pathlib.Path) -> Iterator[Image.Image]:
-    """Opens an image and checks its header; pixels are read in the block."""
+def _read(files: list[pathlib.Path]) -> np.ndarray:
+    return np.stack([_pixels(file) for file in files])
+
+
+def _pixels(file: pathlib.Path) -> np.ndarray:
+    """An image as it stands, uint8 [64, 64, 3]."""
     try:
         with Image.open(file) as image:
-            if image.size != (SIDE, SIDE) or image.mode != 'RGB':
-                width, height = image.size
-                raise ValueError(
-                    f'image {str(file)!r} has {width}x{height} pixels of mode '
-                    f'{image.mode!r} and needs {SIDE}x{SIDE} of mode RGB: convert it, '
-                    "with Pillow by image.convert('RGB').resize((64, 64))"
-                )
-            if getattr(image, 'is_animated', False):
-                raise ValueError(
-                    f'image {str(file)!r} has several frames: keep one of them'
-                )
-            yield image
-    # SyntaxError: of a broken PNG; the others: of Pillow's readers of other kinds
-    except (
-        OSError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+            if image.format == 'PNG':
+                image.verify()  # the sums of its parts, which reading does not look at
+        with Image.open(file) as image:
+            # Before its pixels are read, of which there may be any number.
+            if not (refusal := _refusal(image)):
+                return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    except Exception as error:  # readers of damaged files raise all kinds
         raise ValueError(
             f'{str(file)!r} cannot be read as an image ({error}): replace or remove it'
         ) from error
+    raise ValueError(f'image {str(file)!r} {refusal}')
 
 
-def _read(files: list[pathlib.Path]) -> np.ndarray:
-    images = []
-    for file in files:
-        with _opened(file) as image:
-            images.append(np.asarray(ImageOps.exif_transpose(image)))
-    return np.stack(images)
+def _refusal(image: Image.Image) -> str:
+    """Why an image is none of ours, '' if it is one."""
+    if image.size != (SIDE, SIDE) or image.mode not in _MODES:
+        width, height = image.size
+        return (
+            f'has {width}x{height} pixels of mode {image.mode!r} and needs {SIDE}x'
+            f"{SIDE} of mode RGB: convert it, with Pillow by image.convert('RGB')"
+            f'.resize(({SIDE}, {SIDE}))'
+        )
+    if image.has_transparency_data:
+        return "is transparent in part: convert it, with Pillow by image.convert('RGB')"
+    if getattr(image, 'is_animated', False):
+        return 'has several frames: keep one of them'
+    return ''

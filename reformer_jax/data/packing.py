@@ -33,16 +33,29 @@ _DEEPEST = 4  # a .tar.gz in a .zip is three
 
 _GZIP, _BZIP2, _XZ, _ZIP, _TAR = 'gzip', 'bzip2', 'xz', 'zip', 'tar'
 _ZSTD, _7ZIP, _RAR, _LZ4, _COMPRESS = 'zstd', '7-Zip', 'RAR', 'lz4', 'compress'
+_LZIP, _LZOP, _SNAPPY, _BROTLI, _CABINET = 'lzip', 'lzop', 'snappy', 'brotli', 'cabinet'
+_ZLIB = 'zlib'
 _BEGINNINGS = {
     b'\x1f\x8b': _GZIP,
     b'\xfd7zXZ\x00': _XZ,
+    b']\x00\x00': _XZ,  # of its older form, .lzma
     b'PK\x03\x04': _ZIP,
     b'PK\x05\x06': _ZIP,  # an empty one
+    b'PK\x07\x08': _ZIP,  # a part of one
     b'\x28\xb5\x2f\xfd': _ZSTD,
+    # What zstd skips, which other programs put in front.
+    **{bytes([first]) + b'*M\x18': _ZSTD for first in range(0x50, 0x60)},
     b"7z\xbc\xaf'\x1c": _7ZIP,
     b'Rar!\x1a\x07': _RAR,
     b'\x04\x22\x4d\x18': _LZ4,
+    b'\x02\x21\x4c\x18': _LZ4,  # of its older form
     b'\x1f\x9d': _COMPRESS,
+    b'LZIP\x01': _LZIP,
+    b'\x89LZO\x00': _LZOP,
+    b'\xff\x06\x00\x00sNaPpY': _SNAPPY,
+    b'MSCF\x00': _CABINET,
+    b'x\x9c': _ZLIB,
+    b'x\xda': _ZLIB,
 }
 _BLOCKS = b'1AY&SY', b'\x17\x72\x45\x38\x50\x90'  # of bzip2: the first, or the end
 _TAR_MARK = b'ustar'
@@ -54,20 +67,23 @@ _UNPACKED_BY = {
     _RAR: 'unrar x',
     _LZ4: 'lz4 -d',
     _COMPRESS: 'uncompress',
+    _LZIP: 'lzip -d',
+    _LZOP: 'lzop -d',
+    _SNAPPY: 'snzip -d',
+    _BROTLI: 'brotli -d',
+    _CABINET: 'cabextract',
+    _ZLIB: 'pigz -dz',
 }
 _OF_SUFFIX = {
-    '.gz': _GZIP,
-    '.tgz': _GZIP,
-    '.bz2': _BZIP2,
-    '.tbz2': _BZIP2,
-    '.xz': _XZ,
-    '.txz': _XZ,
-    '.lzma': _XZ,
+    **dict.fromkeys(('.gz', '.gzip', '.tgz', '.taz'), _GZIP),
+    **dict.fromkeys(('.bz2', '.bz', '.tbz2', '.tbz', '.tb2'), _BZIP2),
+    **dict.fromkeys(('.xz', '.txz', '.lzma', '.tlz'), _XZ),
+    **dict.fromkeys(('.zst', '.zstd', '.tzst'), _ZSTD),
     '.zip': _ZIP,
     '.tar': _TAR,
-    '.zst': _ZSTD,
+    '.br': _BROTLI,  # the one kind that begins in any way
 }
-SUFFIXES = tuple(_OF_SUFFIX)
+SUFFIXES = tuple(s for s, kind in _OF_SUFFIX.items() if kind not in _UNPACKED_BY)
 
 
 class _TooMuchError(Exception):
@@ -104,16 +120,26 @@ def most_unpacked(packed: int) -> int:
 
 
 def is_hidden(relative: pathlib.PurePath) -> bool:
-    return any(part.startswith('.') for part in relative.parts)
+    return any(part.startswith('.') and part != '..' for part in relative.parts)
 
 
 def _kind(content: bytes) -> str | None:
     if content.startswith(b'BZh') and content[4:10] in _BLOCKS:
         return _BZIP2
-    if content[_TAR_MARKED] == _TAR_MARK:
-        return _TAR
     named = (k for start, k in _BEGINNINGS.items() if content.startswith(start))
-    return next(named, None)
+    return next(named, _TAR if _is_tar(content) else None)
+
+
+def _is_tar(content: bytes) -> bool:
+    """Whether it is marked, or the sum of its first header is right: old ones have no
+    mark."""
+    if content[_TAR_MARKED] == _TAR_MARK:
+        return True
+    try:
+        tarfile.TarInfo.frombuf(content[: tarfile.BLOCKSIZE], 'utf-8', 'replace')
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _members(content: bytes, kind: str | None, most: int, deepest: int) -> list[bytes]:
@@ -156,6 +182,9 @@ def _zip(content: bytes, most: int) -> list[bytes]:
 def _tar(content: bytes, most: int) -> list[bytes]:
     with tarfile.open(fileobj=io.BytesIO(content), mode='r:') as archive:
         infos = sorted(archive.getmembers(), key=operator.attrgetter('name'))
+        # Python takes a damaged header for the end.
+        if content[archive.offset :].strip(b'\0'):
+            raise tarfile.TarError(f'no header at byte {archive.offset:,}')
         shown = [i for i in infos if i.isreg() and not _hidden(i.name)]
         _check(sum(info.size for info in shown), most)
         files = (archive.extractfile(info) for info in shown)

@@ -2,22 +2,25 @@
 
 A source is
 - a path with '{column}' in it, and mostly '{split}': a text file for each side of each
-  split, plain, .gz or .xz, of which line n is the translation of line n of the other;
+  split, also packed (`packing`), of which line n is the translation of line n of the
+  other;
 - what `tables` reads: .jsonl, .csv, .tsv, a folder of them, or 'tfds:NAME', such as
-  'tfds:wmt14_translate/de-en'.
+  'tfds:wmt14_translate/de-en'; columns may be those of an object 'translation', as in
+  Hugging Face's datasets.
 """
 
 import dataclasses
 import functools
+import glob
 import pathlib
 from typing import Any, NamedTuple
 
 from reformer_jax.data import corpus
+from reformer_jax.data import packing
 from reformer_jax.data.tasks import tables
 
 _COLUMN, _SPLIT = '{column}', '{split}'
 _REMEDY = 'give another as config.data.source'
-_PACKED = ('', '.gz', '.xz')
 
 
 class Texts(NamedTuple):
@@ -106,6 +109,9 @@ def forget() -> None:
 
 
 def _texts(table: tables.Table, column: str) -> list[str]:
+    nested: list[Any] = [row.get('translation') for row in table.rows]
+    if all(isinstance(row, dict) for row in nested):
+        table = dataclasses.replace(table, rows=nested)
     values: list[Any] = table.column(column)
     for index, value in enumerate(values):
         if not isinstance(value, str):
@@ -116,28 +122,27 @@ def _texts(table: tables.Table, column: str) -> list[str]:
 
 
 def _file(source: str, split: str, column: str) -> pathlib.Path:
-    path = source.replace(_SPLIT, split).replace(_COLUMN, column)
-    found = [pathlib.Path(path + ending).expanduser() for ending in _PACKED]
-    for file in found:
-        if file.is_file():
+    path = pathlib.Path(source.replace(_SPLIT, split).replace(_COLUMN, column))
+    path = path.expanduser()
+    beside = path.parent.glob(glob.escape(path.name) + '*')
+    endings = ('', *packing.SUFFIXES)
+    for file in sorted(beside):
+        if file.name[len(path.name) :].lower() in endings and file.is_file():
             return file
     raise FileNotFoundError(
-        f'no file {path!r}, plain, .gz or .xz: config.data.source={source!r} is a path '
-        f"in which '{_SPLIT}' stands for a split and '{_COLUMN}' for a column; where a "
-        'run is to go on, put a link there if the files have moved'
+        f'no file {str(path)!r}, plain or packed, such as .gz: config.data.source='
+        f"{source!r} is a path in which '{_SPLIT}' stands for a split and '{_COLUMN}' "
+        'for a column; where a run is to go on, put a link there if the files have '
+        'moved'
     )
 
 
 def lines(content: bytes, where: str) -> list[str]:
-    """The lines of a text file; a ValueError if it is not UTF-8."""
-    try:
-        # Some programs write a byte order mark.
-        text = content.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f'{where} is not UTF-8 ({error}): convert it, for example with iconv'
-        ) from error
+    """The lines of a text file, see `corpus.decoded`; a ValueError if it is none."""
+    text = corpus.decoded(content, where)
     if not text:
         return []
-    # Not splitlines, for which other characters than these end a line too.
-    return [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
+    # Not splitlines, for which other characters end a line too; nor universal newlines,
+    # as some lines of the web have a \r within.
+    end = '\n' if '\n' in text else '\r'
+    return [line.removesuffix('\r') for line in text.removesuffix(end).split(end)]

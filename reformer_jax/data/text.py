@@ -58,7 +58,7 @@ class Text(dataset.Tokenized):
     longer than L only the last L are measured.
 
     Attributes:
-      path: a file (plain, .gz, .xz, .zip), folder or glob, see `corpus.read`; empty
+      path: a file (plain or packed), folder or glob, see `corpus.read`; empty
         means the source text of Python's standard library.
       masked_fraction: share of the tokens of a window that are chosen, at least one of
         them, in [0, 1); 0 is causal language modelling, all that 'novel' knows.

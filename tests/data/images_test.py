@@ -4,6 +4,9 @@ import itertools
 import json
 import os
 import pathlib
+import struct
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -228,6 +231,35 @@ def test_a_folder_may_have_a_folder_per_split(tmp_path):
         data.open(settings).batches('test')
 
 
+@pytest.mark.parametrize(
+    'names', [('train', 'val'), ('Train', 'Val'), ('TRAIN', 'dev'), ('train', 'Valid')]
+)
+def test_folders_of_splits_as_others_call_them(tmp_path, names):
+    for split, name in zip(('train', 'validation'), names, strict=True):
+        for number, image in enumerate(SPLITS[split]):
+            write_image(tmp_path / name / f'{number:02d}.png', image)
+    settings = config(tmp_path, batch_size=11)
+    assert data.open(settings).splits == ('train', 'validation')
+    found = images_of(settings, 'validation')
+    np.testing.assert_array_equal(found, SPLITS['validation'])
+    train = next(data.open(settings).batches('train'))
+    assert as_set(images_lib.to_images(train['tokens'])) == as_set(SPLITS['train'])
+    (tmp_path / 'validation').mkdir()
+    message = f'several folders for the validation split, .*{names[1]}'
+    with pytest.raises(ValueError, match=message):
+        _ = data.open(settings).splits
+
+
+def test_a_zip_of_images_is_no_npz(tmp_path):
+    write_image(tmp_path / 'x.png', IMAGES[0])
+    with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as archive:
+        archive.write(tmp_path / 'x.png')
+    with pytest.raises(
+        ValueError, match=r"images.zip' .*\(it has no arrays: unpack it"
+    ):
+        data.open(config(tmp_path / 'images.zip')).batches('train')
+
+
 def test_an_npz_need_not_have_all_splits(tmp_path):
     file = tmp_path / 'some.npz'
     np.savez(file, labels=np.arange(3), validation=IMAGES[:2])
@@ -245,6 +277,9 @@ def test_images_to_complete(folder, npz, tmp_path):
     for path in (folder, npz):
         whole = images_lib.read_images(path)
         np.testing.assert_array_equal(images_lib.read_images(path, 1), whole[:1])
+    pathlib.Path(npz).rename(tmp_path / 'images.NPZ')
+    upper = images_lib.read_images(str(tmp_path / 'images.NPZ'))
+    np.testing.assert_array_equal(upper, SPLITS['validation'])
     np.savez(tmp_path / 'arrays.npz', train=IMAGES)
     (tmp_path / 'empty').mkdir()
     write_image(tmp_path / 'small.png', IMAGES[0, :32])
@@ -266,7 +301,7 @@ def test_images_to_complete(folder, npz, tmp_path):
     ('image', 'found'),
     [
         (IMAGES[0, :, :32], "32x64 pixels of mode 'RGB'"),
-        (IMAGES[0, :, :, 0], "64x64 pixels of mode 'L'"),
+        (IMAGES[0, :32, :, 0], "64x32 pixels of mode 'L'"),
         (np.zeros((64, 64, 4), np.uint8), "64x64 pixels of mode 'RGBA'"),
     ],
 )
@@ -291,9 +326,9 @@ def test_an_image_that_is_cut_off_is_named_at_once(folder, name):
     [
         ('CMYK', 'x.jpg'),
         ('LA', 'x.png'),
-        ('P', 'x.gif'),
+        ('RGBA', 'x.png'),
         ('I;16', 'x.png'),
-        ('1', 'x.png'),
+        ('F', 'x.tif'),
     ],
 )
 def test_images_of_other_modes_are_named(folder, mode, name):
@@ -304,7 +339,101 @@ def test_images_of_other_modes_are_named(folder, mode, name):
         data.open(config(folder)).batches('train')
 
 
-@pytest.mark.parametrize('name', ['x.png', 'x.webp'])
+@pytest.mark.parametrize(
+    ('mode', 'name', 'colour'),
+    [
+        ('RGB', 'x.png', (1, 2, 3)),
+        ('L', 'x.png', 7),
+        ('P', 'x.png', 0),
+        ('P', 'x.png', bytes(range(256))),
+        ('P', 'x.gif', None),
+    ],
+)
+def test_images_with_a_transparent_colour_are_named(folder, mode, name, colour):
+    image = Image.fromarray(IMAGES[0]).convert(mode)
+    colour = image.getpixel((0, 0)) if colour is None else colour
+    image.save(pathlib.Path(folder, 'a', name), transparency=colour)
+    with pytest.raises(ValueError, match=f"{name}' is transparent in part: convert"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize(
+    ('mode', 'name'),
+    [
+        ('L', 'x.png'),
+        ('L', 'x.tif'),
+        ('1', 'x.png'),
+        ('P', 'x.png'),
+        ('P', 'x.gif'),
+        ('P', 'x.bmp'),
+    ],
+)
+def test_grey_and_palettes_become_rgb(tmp_path, mode, name):
+    image = Image.fromarray(IMAGES[0]).convert(mode)
+    image.save(tmp_path / name)
+    found = images_lib.read_images(str(tmp_path / name))
+    np.testing.assert_array_equal(found[0], image.convert('RGB'))
+
+
+def test_the_upper_half_of_16_bits_stays(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (64, 64, 3), np.uint16)
+    header = b'P6 64 64 65535\n'
+    (tmp_path / 'x.ppm').write_bytes(header + values.astype('>u2').tobytes())
+    found = images_lib.read_images(str(tmp_path / 'x.ppm'))[0]
+    assert abs(found.astype(int) - values / 257).max() <= 1
+    found = images_lib.read_images(_png(tmp_path, 16, values.astype('>u2')))[0]
+    np.testing.assert_array_equal(found, values >> 8)
+
+
+def _png(folder, bits, pixels):
+    """A PNG of RGB, which Pillow writes of 8 bits only."""
+
+    def part(kind, content):
+        sums = struct.pack('>I', zlib.crc32(kind + content))
+        return struct.pack('>I', len(content)) + kind + content + sums
+
+    rows = b''.join(b'\0' + row.tobytes() for row in pixels)
+    header = struct.pack('>IIBBBBB', 64, 64, bits, 2, 0, 0, 0)
+    parts = (
+        part(b'IHDR', header),
+        part(b'IDAT', zlib.compress(rows)),
+        part(b'IEND', b''),
+    )
+    (folder / 'x.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(parts))
+    return str(folder / 'x.png')
+
+
+def test_a_png_whose_sums_are_wrong_is_named(tmp_path):
+    """Its pixels are read, but of other values than they were."""
+    file = pathlib.Path(_png(tmp_path, 8, np.full((64, 64, 3), 7, np.uint8)))
+    whole = file.read_bytes()
+    for place in range(len(whole) - 16, 33, -1):  # of its pixels and their sum
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="x.png' cannot be read as an image"):
+            images_lib.read_images(str(file))
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'P6 64 6\x94 255\n',
+        b'P6 64 64 99999\n',
+        b'BM' + bytes(60),
+        b'GIF89a@\0@\0\xf7\0\0',
+        b'II*\0\xff\xff\xff\xff',
+        b'\xff\xd8\xff\xe1\0\x10Exif\0\0' + bytes(8),
+        b'',
+    ],
+)
+def test_whatever_pillow_says_of_damage_the_file_is_named(folder, content):
+    pathlib.Path(folder, 'a', '07x.ppm').write_bytes(content)
+    with pytest.raises(ValueError, match="a/07x.ppm' cannot be read as an image"):
+        data.open(config(folder)).batches('train')
+
+
+@pytest.mark.parametrize('name', ['x.png', 'x.webp', 'x.tif', 'x.gif'])
 def test_images_that_move_are_named(folder, name):
     frames = [Image.fromarray(image) for image in IMAGES[:2]]
     file = pathlib.Path(folder, 'a', name)
@@ -335,11 +464,11 @@ def test_images_stand_upright(tmp_path, orientation, name):
 
 def test_what_is_no_image_is_left_out_and_counted(folder):
     assert data.open(config(folder)).told == (
-        f'1 files in {folder} are no images, left out'
+        f'2 files in {folder} are no images, left out'
     )
-    for name in ('Thumbs.db', 'list.csv', '._00.png', '.DS_Store'):
+    for name in ('Thumbs.db', 'list.csv', '._00.png', '.DS_Store', 'desktop.ini'):
         pathlib.Path(folder, 'a', name).write_bytes(b'x')
-    assert data.open(config(folder)).told.startswith('3 files in')
+    assert data.open(config(folder)).told.startswith('7 files in')
     assert len(images_of(config(folder), 'validation')) == 1
 
 
@@ -377,6 +506,15 @@ def test_a_corrupt_npz_is_named(npz, tmp_path):
     whole = pathlib.Path(npz).read_bytes()
     half = len(whole) // 2
     flipped = whole[:5000] + bytes(100) + whole[5100:]
+    central = whole.index(b'PK\x01\x02')
+    for bits in (1, 32):  # encrypted, of an unknown method
+        locked = bytearray(whole)
+        locked[6] = locked[central + 8] = bits
+        (tmp_path / f'{bits}.npz').write_bytes(locked)
+        with pytest.raises(
+            ValueError, match=rf"{bits}.npz' cannot be read \(.*\): wri"
+        ):
+            data.open(config(tmp_path / f'{bits}.npz')).batches('train')
     cut, bad, array = (tmp_path / n for n in ('cut.npz', 'bad.npz', 'array.npy'))
     cut.write_bytes(whole[:half])
     bad.write_bytes(flipped)

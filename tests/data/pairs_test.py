@@ -1,8 +1,11 @@
 """Pairs of texts: reading, buckets, the order of batches, a tokenizer of their own."""
 
+import bz2
 import collections
 import gzip
 import itertools
+import json
+import lzma
 
 import numpy as np
 import pytest
@@ -180,6 +183,18 @@ def test_pairs_of_a_table(tmp_path):
         _open(folder=None, source=str(file), source_column='fr').texts('train')
 
 
+def test_pairs_as_hugging_face_has_them(tmp_path):
+    pairs = [{'en': f'one {n}', 'de': f'eins {n}'} for n in range(40)]
+    rows = [json.dumps({'id': n, 'translation': p}) for n, p in enumerate(pairs)]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join(rows))
+    dataset = _open(folder=None, source=str(tmp_path / 'pairs.jsonl'))
+    assert dataset.texts('test') == (['one 15', 'one 31'], ['eins 15', 'eins 31'])
+    rows[5] = json.dumps({'translation': {'en': 'one'}})
+    (tmp_path / 'less.jsonl').write_text('\n'.join(rows))
+    with pytest.raises(ValueError, match="line 6 of .*less.jsonl has no column 'de'"):
+        _open(folder=None, source=str(tmp_path / 'less.jsonl')).texts('train')
+
+
 def test_a_tokenizer_made_of_both_sides(folder):
     dataset = _open(folder, tokenizer='train:274')
     assert dataset.vocab_size == 274
@@ -232,7 +247,7 @@ def test_a_tokenizer_of_many_pairs_is_made_of_a_sample(tmp_path, monkeypatch, mo
         ({'tokenizer': 'train:many'}, 'such as train:8000'),
         ({'split_names': {'tests': 'x'}}, 'split_names=.*give names for train'),
         ({'lengths': 2}, 'no pair of the train split fits lengths'),
-        ({'source_column': 'fr'}, "no file '.*train.fr', plain, .gz or .xz"),
+        ({'source_column': 'fr'}, "no file '.*train.fr', plain or packed"),
         ({'split_names': {'test': 'test'}}, 'has no train split, only test'),
     ],
 )
@@ -262,3 +277,42 @@ def test_lines_end_where_files_say_so(tmp_path):
     (tmp_path / 'train.en').write_bytes('a\u2028b\r\nc\x0cd'.encode())
     (tmp_path / 'train.de').write_bytes('\ufeffe\nf\n'.encode())
     assert _open(tmp_path).texts('train') == (['a\u2028b', 'c\x0cd'], ['e', 'f'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('train.en', b'one\rtwo \rthree\r'),
+        ('train.en', b'one\rtwo \rthree'),
+        ('train.en', 'one\r\ntwo \r\nthree\r\n'.encode('utf-16')),
+        ('train.en', 'one\ntwo \nthree'.encode('utf-16-le')),
+        ('train.en', 'one\ntwo \nthree\n'.encode('utf-8-sig')),
+        ('train.en.GZ', gzip.compress(b'one\ntwo \nthree\n')),
+        ('train.en.bz2', bz2.compress(b'one\ntwo \nthree\n')),
+        ('train.en.Xz', lzma.compress(b'one\rtwo \rthree\r')),
+        ('train.en', gzip.compress(b'one\ntwo \nthree\n')),
+    ],
+    ids=itertools.count(),
+)
+def test_files_as_people_have_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / 'train.de').write_text('eins\nzwei\ndrei\n')
+    (tmp_path / 'train.en.old').write_text('none')
+    sources, targets = _open(tmp_path).texts('train')
+    assert sources == ['one', 'two ', 'three']
+    assert targets == ['eins', 'zwei', 'drei']
+
+
+def test_a_carriage_return_within_a_line_is_no_end(tmp_path):
+    (tmp_path / 'train.en').write_bytes(b'a\rb\nc\r\n')
+    (tmp_path / 'train.de').write_bytes(b'd\ne\n')
+    assert _open(tmp_path).texts('train') == (['a\rb', 'c'], ['d', 'e'])
+
+
+def test_utf16_without_a_mark_is_no_utf8(tmp_path):
+    """All of its bytes may be characters of UTF-8."""
+    for column in ('en', 'de'):
+        text = '\u0434\u0430\n\u043d\u0435\n'.encode('utf-16-le')
+        (tmp_path / f'train.{column}').write_bytes(text)
+    with pytest.raises(ValueError, match="train.en' has zeros around its line ends"):
+        _open(tmp_path).texts('train')

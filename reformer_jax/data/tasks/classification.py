@@ -19,7 +19,7 @@ _SCORES = {
     'multi': scores.multi,
     'regression': scores.regression,
 }
-_HIDDEN = '-1'
+_NO_LABELS = r'\S[,;|]|^\s*\[.*\]\s*$'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,7 @@ class Classification(rows.Labelled):
     """Texts with labels or numbers.
 
     'labels' are int32 [B]; of 'multi', float32 [B, classes], 0 or 1; of 'regression',
-    float32 [B]. 'weights' are [B]. A split whose labels are all hidden (-1, as GLUE's
-    test splits) is none.
+    float32 [B]. 'weights' are [B].
 
     Attributes:
       text_columns: the column of the text, or the two of a pair, which are joined by
@@ -66,14 +65,6 @@ class Classification(rows.Labelled):
         }
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(
-            split
-            for split in super().splits
-            if {*map(str, self.table(split).column(self.label_column))} != {_HIDDEN}
-        )
-
-    @property
     def labels_column(self) -> str:
         return self.label_column
 
@@ -87,8 +78,13 @@ class Classification(rows.Labelled):
 
     def label_lists(self, table: tables.Table) -> list[list[Any]]:
         if self.kind == 'multi':
-            return super().label_lists(table)
-        return [[value] for value in table.column(self.label_column)]
+            return table.lists(self.label_column, _NO_LABELS)
+        return [
+            [tables.printed(value, table.where(index))]
+            if isinstance(value, str)
+            else [value]
+            for index, value in enumerate(table.column(self.label_column))
+        ]
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
         targets = _targets(self, split)

@@ -9,6 +9,8 @@ _LIMIT = 10_000
 
 # The name of what is no label: null, a list, an empty cell.
 _NO_LABEL = ''
+# What programs write for null: among whole numbers it is none of the classes.
+_NULLS = frozenset(('nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat'))
 
 
 def given(labels: Sequence[Any]) -> tuple[str, ...]:
@@ -43,24 +45,33 @@ def find(
       ValueError: if there are other negative numbers, a row without a label, one label
         for all, none at all or too many.
     """
-    names: set[str] = set()
-    for index, row in enumerate(rows):
-        of_row = set(map(_name, row))
-        if _NO_LABEL in of_row:
-            raise ValueError(
-                f'{where(index)}: column {column!r} has no label there, or one that is '
-                'no name and no whole number: remove the row, or choose the column of '
-                'the labels'
-            )
-        names |= of_row
-    numbers = sorted({_number(name) for name in names if _is_number(name)})
-    whole = all(map(_is_number, names)) and len(names) > 0
-    if numbers == [-1, 1] and whole:
+    names = {_name(label) for row in rows for label in row}
+
+    def first(wrong: set[str]) -> str:
+        return next(
+            where(i) for i, row in enumerate(rows) if wrong & {*map(_name, row)}
+        )
+
+    others = {name for name in names if not _is_number(name)}
+    nulls = others & {_NO_LABEL}
+    if len(others) < len(names) and {name.lower() for name in others - nulls} <= _NULLS:
+        nulls |= others
+    if nulls:
+        raise ValueError(
+            f'{first(nulls)}: column {column!r} has no label there, or one that is no '
+            'name and no whole number: remove the row, or choose the column of the '
+            'labels'
+        )
+    numbers = sorted(map(_number, names - others))
+    whole = bool(names) and not others
+    if set(numbers) == {-1, 1} and whole:
         return '-1', '1'
     if whole and numbers[0] < 0:
+        negative = {name for name in names if _number(name) == numbers[0]}
         raise ValueError(
-            f'column {column!r} has the label {numbers[0]}, which hides the true one: '
-            'choose a source with labels, or give those there are as config.data.labels'
+            f'{first(negative)}: column {column!r} has the label {numbers[0]}, which '
+            'hides the true one: choose a source with labels, or give those there are '
+            'as config.data.labels'
         )
     count = numbers[-1] + 1 if whole else len(names)
     if not 0 < count <= _LIMIT:
@@ -73,7 +84,10 @@ def find(
             f'column {column!r} has the one label {min(names)!r} in every row: choose '
             'the column of the labels'
         )
-    return tuple(map(str, range(count))) if whole else tuple(sorted(names))
+    if whole:
+        return tuple(map(str, range(count)))
+    # Of several spellings of one number the last.
+    return tuple(sorted({_spelled(name): name for name in sorted(names)}.values()))
 
 
 def classes(

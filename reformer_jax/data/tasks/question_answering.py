@@ -28,9 +28,10 @@ class QuestionAnswering(rows.Rows):
       question_column: column of the questions.
       context_column: column of the texts that hold the answers.
       answers_column: column of the answers, at least one a row: {'text': [...],
-        'answer_start': [...]} with the character where each begins, a list of strings,
-        or a string. Without a start (or where another text stands there) the nearest
-        occurrence in the context is taken, else the first.
+        'answer_start': [...]} with the character where each begins, a list of {'text':
+        ..., 'answer_start': ...}, a list of strings, or a string. Without a start (or
+        where another text stands there) the nearest occurrence in the context is taken,
+        else the first.
     """
 
     question_column: str
@@ -159,6 +160,8 @@ def _example(
 def _answers(value: Any, where: str) -> tuple[list[str], list[int]]:
     """Texts of the answers, and where they begin, 0 where that is not said."""
     starts = []
+    if isinstance(value, list) and value and all(isinstance(a, dict) for a in value):
+        value = {key: [answer.get(key) for answer in value] for key in value[0]}
     if isinstance(value, dict):
         value, starts = value.get('text'), value.get('answer_start', [])
     if isinstance(value, str):

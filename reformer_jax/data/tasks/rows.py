@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
 
 _Encoded = TypeVar('_Encoded')
+# What stands in a string of other things than labels with spaces between them.
+_NO_TAGS = r'\S[,;](\s|$)|^\s*\[.*\]\s*$'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,9 +102,12 @@ class Rows(dataset.Tokenized):
 class Labelled(Rows):
     """Rows with labels that have names.
 
+    A split whose labels are all hidden (-1, as GLUE's test splits) is none, nor is a
+    test split that has no labels.
+
     Attributes:
-      labels: names in the order of the classes; () means those of the train split ('0'
-        to the greatest, or sorted names), or the classes of tfds.
+      labels: names in the order of the classes; () means those of all splits ('0' to
+        the greatest, or sorted names), or the classes of tfds.
     """
 
     labels: tuple[str, ...] = ()
@@ -115,9 +121,20 @@ class Labelled(Rows):
     def labels_column(self) -> str:
         """The column where they stand."""
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in super().splits if not self._is_hidden(split))
+
+    def _is_hidden(self, split: str) -> bool:
+        column, hidden = self.labels_column, {'-1'}
+        if split == 'test':
+            hidden |= {'', 'None'}
+        rows = self.table(split).rows
+        return all(str(row.get(column, '')).strip() in hidden for row in rows)
+
     def label_lists(self, table: tables.Table) -> list[list[Any]]:
         """The labels of each row."""
-        return table.lists(self.labels_column)
+        return table.lists(self.labels_column, _NO_TAGS)
 
     def label_classes(self, split: str) -> list[list[int]]:
         """The class of each label of each row."""
@@ -142,5 +159,12 @@ def _find(rows: Labelled) -> tuple[str, ...]:
     column = rows.labels_column
     if known := tables.label_names(rows.source, column, rows.data_dir):
         return known
-    table = tables.read_labelled(rows.source, rows.data_dir)
-    return label_names.find(rows.label_lists(table), column, table.where)
+    found = [rows.table(split) for split in dict.fromkeys(('train', *rows.splits))]
+
+    def where(index: int) -> str:
+        places = ((table, row) for table in found for row in range(len(table.rows)))
+        table, row = next(itertools.islice(places, index, None))
+        return table.where(row)
+
+    lists = [labels for table in found for labels in rows.label_lists(table)]
+    return label_names.find(lists, column, where)

@@ -1,10 +1,10 @@
 """Labelled examples as rows, from local files or tensorflow_datasets.
 
 A source is
-- a file, .jsonl (or .json: an object a line, or one array of objects, or SQuAD's own
-  nesting), .csv or .tsv with a header row, all also packed (`packing`), in UTF-8 or
-  UTF-16, with lines of any end: split 90 / 5 / 5 % by a fixed permutation, as labels
-  are often sorted;
+- a file: .jsonl or .ndjson; .json, which may be one array of objects, what pandas
+  writes or SQuAD's own nesting; .csv or .tsv with a header row. All may be packed
+  (`packing`), in UTF-8 or UTF-16, with lines of any end. It is split 90 / 5 / 5 % by a
+  fixed permutation, as labels are often sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
   (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
@@ -12,7 +12,6 @@ Of a folder or of tfds without validation, that is 5 % of train by a fixed permu
 """
 
 import ast
-import codecs
 import csv
 import dataclasses
 import functools
@@ -32,27 +31,30 @@ from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import packing
 
-_DIALECTS: dict[str, dict[str, Any]] = {
-    '.csv': {'strict': True},
-    '.tsv': {'delimiter': '\t', 'quoting': csv.QUOTE_NONE},
-}
-_SUFFIXES = ('.jsonl', '.json', *_DIALECTS)
 _REMEDY = 'give another as config.data.source'
-# Programs begin a file by one of these; UTF-32 begins as UTF-16 does.
-_MARKS = {
-    codecs.BOM_UTF32_LE: 'utf-32',
-    codecs.BOM_UTF32_BE: 'utf-32',
-    codecs.BOM_UTF16_LE: 'utf-16',
-    codecs.BOM_UTF16_BE: 'utf-16',
-    codecs.BOM_UTF8: 'utf-8-sig',
-}
 # A list that Python, NumPy or JSON has printed; '[sic]' and '[1] so' are words.
-_PRINTED = re.compile(r"""\s*(?:[\[(]\s*['"]|\[[\s\d.,+-]*\]\s*$|\[\s*\[)""")
+_PRINTED = re.compile(
+    r"""\s*(?:\[\s*['"[{]|\(\s*['"](?s:.)*,(?s:.)*\)\s*$|\[[\s\d.,+-]*\]\s*$)"""
+)
+# Where words are expected, also what others print with a comma or a quote in brackets
+# around all of it: [a, b], {a,b}, (3, 0), array(['a']), "['a']".
+_PRINTED_LISTS = re.compile(
+    rf"""(?:{_PRINTED.pattern})
+    |\s* ["']? (?:[\w.]+\()?
+    (?: \[ (?!.*\s,) [^\]]* (?:[,'"]|\w\() .* \]
+      | \{{ .* [,'"] .* \}}
+      | \( [\s\d.+-]* , [\s\d.,+-]* \) )
+    (?:,[^)]*)? \)? ["']? \s*$""",
+    re.DOTALL | re.VERBOSE,
+)
 _BESIDE = re.compile(r"""(['"])\s*\1""")  # 'a' 'b', which Python reads as 'ab'
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
-    'validation': ('validation', 'dev', 'valid', 'val', 'validation_matched'),
+    'validation': (
+        *('validation', 'dev', 'valid', 'val'),
+        *('validation_matched', 'dev_matched'),
+    ),
     'test': ('test', 'test_matched'),
 }
 _TFDS = 'tfds:'
@@ -66,8 +68,8 @@ Row = dict[str, Any]
 class Table:
     """Rows of a split, as a file or tfds has them, and where they come from.
 
-    Values of JSON are what JSON says; those of .csv and .tsv are strings (.tsv has no
-    quotes); of tfds, bytes are strings, arrays lists and ClassLabels their names.
+    Values of JSON are what JSON says; those of .csv and .tsv are strings; of tfds,
+    bytes are strings, arrays lists and ClassLabels their names.
 
     Attributes:
       rows: column name -> value. They stay in memory and are shared: do not change
@@ -96,15 +98,21 @@ class Table:
                 )
         return [row[name] for row in self.rows]
 
-    def lists(self, name: str) -> list[list[Any]]:
-        """One column of lists, as they are or printed, or of strings with spaces (no
-        other white space, which may be a word's) between their items."""
+    def lists(self, name: str, wrong: str = '$.') -> list[list[Any]]:
+        """One column of lists, as they are or printed, or of strings with spaces (or
+        tabs, but no other white space, which may be a word's) between their items, in
+        which the pattern `wrong` is nowhere."""
         found = []
         for index, value in enumerate(self.column(name)):
             if isinstance(value, str):
-                value = printed(value, self.where(index))
+                value = printed(value, self.where(index), _PRINTED_LISTS)
             if isinstance(value, str):
-                value = [item for item in value.split(' ') if item]
+                if re.search(wrong, value):
+                    raise ValueError(
+                        f'{self.where(index)}: {value!r}: put spaces between labels, '
+                        'and nothing else, or write a list as JSON does'
+                    )
+                value = re.findall(r'[^ \t\r\n]+', value)
             if not isinstance(value, list):
                 where = self.where(index)
                 raise ValueError(
@@ -114,14 +122,14 @@ class Table:
         return found
 
 
-def printed(text: str, where: str) -> Any:
+def printed(text: str, where: str, marks: re.Pattern[str] = _PRINTED) -> Any:
     """The list or dict that a cell holds as JSON or Python prints it, else the text.
 
     Raises:
       ValueError: it is printed in another way, as by NumPy; names `where`.
     """
     braces = text.lstrip().startswith('{')
-    if not braces and not _PRINTED.match(text):
+    if not braces and not marks.match(text):
         return text
     for read in (json.loads, ast.literal_eval):
         try:
@@ -132,7 +140,7 @@ def printed(text: str, where: str) -> Any:
             return list(value)
         if isinstance(value, dict):
             return value
-    if braces:
+    if not marks.match(text):
         return text
     raise ValueError(
         f'{where}: {text!r} is a list in a notation other than those of JSON and '
@@ -163,14 +171,6 @@ def read(source: str, split: str, data_dir: str = '') -> Table:
         return _read_given(source, given[split], data_dir)
     whole = _read_given(source, given['train'], data_dir)
     return _part(whole, (95, 100), split, source)
-
-
-def read_labelled(source: str, data_dir: str = '') -> Table:
-    """The rows that labels are found in: of a file that is split here all, since a
-    rare label may be in one part only, else those of train."""
-    if is_one_file(source):
-        return _read_file(_existing(source))
-    return read(source, 'train', data_dir)
 
 
 def splits(source: str, data_dir: str = '') -> tuple[str, ...]:
@@ -278,16 +278,18 @@ def _existing(source: str) -> pathlib.Path:
 
 def _split_files(source: str, split: str) -> list[str]:
     """Path of the file of one split, if there is one."""
-    pattern, endings = source, ['']
-    if '{split}' not in source:
-        pattern = str(_existing(source) / '{split}')
-        packed = ('', *packing.SUFFIXES)
-        endings = [suffix + end for end in packed for suffix in _SUFFIXES]
-    paths = [
-        pathlib.Path(pattern.replace('{split}', name) + ending).expanduser()
-        for name in _NAMES[split]
-        for ending in endings
-    ]
+    if '{split}' in source:
+        named = [source.replace('{split}', name) for name in _NAMES[split]]
+        paths = [pathlib.Path(name).expanduser() for name in named]
+    else:
+        names = {
+            name + suffix + packed
+            for name in _NAMES[split]
+            for suffix in _SUFFIXES
+            for packed in ('', *packing.SUFFIXES)
+        }
+        there = sorted(_existing(source).iterdir())
+        paths = [path for path in there if path.name.lower() in names]
     found = [str(path) for path in paths if path.is_file()]
     if len(found) > 1:
         raise ValueError(
@@ -302,14 +304,16 @@ def _split_files(source: str, split: str) -> list[str]:
 
 @functools.lru_cache(maxsize=4)
 def _read_file(path: pathlib.Path) -> Table:
+    corpus.check_regular(path, _REMEDY)
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in packing.SUFFIXES:
+    while suffixes and suffixes[-1] in packing.SUFFIXES:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ''
     if suffix not in _SUFFIXES:
         raise ValueError(
             f'{str(path)!r} is of no known kind: its name must end in '
-            f'{", ".join(_SUFFIXES)}, or one of these and {", ".join(packing.SUFFIXES)}'
+            f'{", ".join(_SUFFIXES)}, or, if it is packed, in one of these and '
+            f'{", ".join(packing.SUFFIXES)}'
         )
     contents = corpus.read_members(path, _REMEDY)
     if len(contents) != 1:
@@ -317,11 +321,11 @@ def _read_file(path: pathlib.Path) -> Table:
             f'{str(path)!r} holds {len(contents)} files, not one table: unpack it, or '
             f'{_REMEDY}'
         )
-    text = _decoded(path, contents[0])
+    text = corpus.decoded(contents[0], repr(str(path)))
     unit = 'line'
-    if suffix in _DIALECTS:
-        lines = io.StringIO(text, newline='')  # \r, \n and \r\n, as the csv module asks
-        numbered = list(_csv(path, csv.reader(lines, **_DIALECTS[suffix])))
+    if suffix in _CELLS:
+        csv.field_size_limit(2**31 - 1)  # the default, 131072, is one long text
+        numbered = list(_csv(path, _CELLS[suffix](text)))
     elif (document := _document(text)) is not None:
         unit, numbered = 'row', list(enumerate(_rows(path, document), 1))
     else:
@@ -332,14 +336,42 @@ def _read_file(path: pathlib.Path) -> Table:
     return Table(list(rows), unit, np.array(numbers), str(path))
 
 
-def _decoded(path: pathlib.Path, content: bytes) -> str:
-    marks = (e for mark, e in _MARKS.items() if content.startswith(mark))
+def _comma(text: str) -> Any:
+    """Reads a .csv: where a comma is for decimals, others stand between cells."""
+    header = re.match(r'[^\r\n]*', text)
+    between = (mark for mark in ',;\t' if header and mark in header[0])
+    return csv.reader(_lines(text), strict=True, delimiter=next(between, ','))
+
+
+def _tab(text: str) -> Any:
+    """Reads a .tsv: quotes mean nothing, as in GLUE, unless the columns' names have
+    some, or all can be read so and quotes in a cell are doubled, as programs write."""
+    quoted = functools.partial(csv.reader, strict=True, delimiter='\t')
+    if (
+        text.startswith('"')
+        or _DOUBLED.search(text)
+        and _is_table(quoted(_lines(text)))
+    ):
+        return quoted(_lines(text))
+    return csv.reader(_lines(text), delimiter='\t', quoting=csv.QUOTE_NONE)
+
+
+def _is_table(reader: Any) -> bool:
     try:
-        return content.decode(next(marks, 'utf-8'))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f'{str(path)!r} is not UTF-8 ({error}): convert it, for example with iconv'
-        ) from error
+        return len({len(cells) for cells in reader if cells}) == 1
+    except csv.Error:
+        return False
+
+
+def _lines(text: str) -> Iterable[str]:
+    return io.StringIO(text, newline='')  # \r, \n and \r\n, as the csv module asks
+
+
+_CELLS = {'.csv': _comma, '.tsv': _tab}
+_SUFFIXES = ('.jsonl', '.ndjson', '.json', *_CELLS)
+_DOUBLED = re.compile(
+    r"""(?:\A|[\t\r\n])"[^"\t\r\n]*""(?:[^"\t\r\n]|"")*"(?=[\t\r\n]|\Z)"""
+)
 
 
 def _document(text: str) -> Any:
@@ -350,31 +382,51 @@ def _document(text: str) -> Any:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    one_line = isinstance(document, dict) and not isinstance(document.get('data'), list)
-    return None if one_line and '\n' not in text.strip() else document
+    if isinstance(document, dict) and not isinstance(document.get('data'), list):
+        one_line = '\n' not in text.strip()
+        return _of_pandas(document) or (None if one_line else [document])
+    return document
+
+
+def _of_pandas(document: Row) -> list[Row]:
+    """The rows of {column: {'0': value, ...}, ...}, or of {'0': row, ...}; else []."""
+    keys = {tuple(v) if isinstance(v, dict) else () for v in document.values()}
+    if len(keys) != 1 or () in keys:
+        return []
+    if all(map(str.isdigit, document)):
+        return list(document.values())
+    if not all(map(str.isdigit, *keys)):
+        return []
+    cells = zip(*(column.values() for column in document.values()), strict=True)
+    return [dict(zip(document, row, strict=True)) for row in cells]
 
 
 def _rows(path: pathlib.Path, document: Any) -> Iterator[Row]:
-    """The rows of a JSON document: an array of objects, alone or as 'data'; of SQuAD's
-    a row for each question."""
-    rows = document.get('data') if isinstance(document, dict) else document
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+    """The rows of a JSON document: an array of objects, alone or as 'data'."""
+    rows = document['data'] if isinstance(document, dict) else document
+    for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(
                 f'row {number} of {path} is no JSON object: give a line, or an item of '
                 'one array, {"column": value, ...} for each row'
             )
-        if isinstance(row.get('paragraphs'), list):
-            yield from _questions(f'row {number} of {path}', row)
-        else:
-            yield row
+        yield from _flat(f'row {number} of {path}', row)
+
+
+def _flat(where: str, row: Row) -> Iterator[Row]:
+    """A row as it is; of an article of SQuAD a row for each question."""
+    paragraphs = row.get('paragraphs')
+    nested = isinstance(paragraphs, list) and any(
+        isinstance(part, dict) and 'qas' in part for part in paragraphs
+    )
+    return _questions(where, row) if nested else iter([row])
 
 
 def _questions(where: str, article: Row) -> Iterator[Row]:
     try:
         for paragraph in article['paragraphs']:
             for asked in paragraph['qas']:
-                answers = asked.get('answers', [])
+                answers = asked.get('answers') or []
                 yield {
                     'title': article.get('title', ''),
                     'context': paragraph['context'],
@@ -403,14 +455,14 @@ def _json(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, Row]]
                 f'line {number} of {path} is no JSON object: give a line '
                 '{"column": value, ...} for each row'
             )
-        yield number, row
+        for flat in _flat(f'line {number} of {path}', row):
+            yield number, flat
 
 
 def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(2**31 - 1)  # the default, 131072 characters, is one long text
     begin = 1
     try:
-        header: list[str] = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         # pandas writes the numbers of its rows into a first column without a name.
         named = header[1:] if header[:1] == [''] and len(header) > 1 else header
         if not all(named) or len(set(named)) != len(named):

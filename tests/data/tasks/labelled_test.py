@@ -267,6 +267,9 @@ def _line(row):
         ([['-1'], ['+1'], [1.0]], ('-1', '1'), [[0], [1], [1]]),
         ([['yes'], ['No'], ['no']], ('No', 'no', 'yes'), [[2], [0], [1]]),
         ([['tag'], []], ('tag',), [[0], []]),
+        ([['1.0'], ['x'], ['1'], ['01']], ('1.0', 'x'), [[0], [1], [0], [0]]),
+        ([['001'], ['E11']], ('001', 'E11'), [[0], [1]]),
+        ([['None'], ['some']], ('None', 'some'), [[0], [1]]),
     ],
 )
 def test_labels_in_any_notation(rows, names, found):
@@ -279,9 +282,12 @@ def test_labels_in_any_notation(rows, names, found):
     [
         ([['a'], ['a']], "column 'c' has the one label 'a' in every row"),
         ([[7], ['07']], "the one label '0?7' in every row"),
-        ([[-1], [0], [1]], 'the label -1, which hides'),
-        ([[-2], [1]], 'the label -2, which hides'),
+        ([[0], [-1], [1]], 'line 1: column .c. has the label -1, which hides'),
+        ([[1], [0], ['-02']], 'line 2: column .c. has the label -2, which hides'),
         ([['a'], [None], ['']], 'line 1: column .c. has no label there'),
+        ([['1'], ['0'], ['nan']], 'line 2: column .c. has no label there'),
+        ([['1.0'], ['N/A'], ['']], 'line 1: column .c. has no label there'),
+        ([['None'], [0], [True]], 'line 0: column .c. has no label there'),
     ],
 )
 def test_labels_that_nothing_is_learned_from(rows, message):
@@ -419,6 +425,71 @@ def test_a_split_of_hidden_labels_is_none(tmp_path):
     labelled_rows.write_json(tmp_path / 'other' / 'test.jsonl', hidden)
     config = labelled_rows.classification(str(tmp_path / 'other'))
     assert data.open(config).splits == ('train', 'validation')
+
+
+@pytest.mark.parametrize('kind', ['single', 'multi'])
+@pytest.mark.parametrize('only', ['train', 'validation', 'test'])
+def test_a_label_of_one_split_only_is_a_class(tmp_path, only, kind):
+    for split in SPLITS:
+        rows = [{'text': 'a', 'label': name} for name in ('a', 'b')]
+        rows += [{'text': 'a', 'label': 'rare'}] * (split == only)
+        labelled_rows.write_json(tmp_path / f'{split}.jsonl', rows)
+    dataset = data.open(labelled_rows.classification(str(tmp_path), kind=kind))
+    assert dataset.resolved().labels == ('a', 'b', 'rare')
+    for split in SPLITS:
+        next(dataset.batches(split))
+
+
+def test_the_row_without_a_label_is_named_in_its_split(tmp_path):
+    rows = [{'text': 'a', 'label': 'x'}, {'text': 'b', 'label': 'y'}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    labelled_rows.write_json(
+        tmp_path / 'validation.jsonl', [*rows, {**rows[0], 'label': ''}]
+    )
+    with pytest.raises(ValueError, match='line 3 of .*validation.jsonl: .* no label'):
+        _ = data.open(labelled_rows.classification(source)).classes
+
+
+@pytest.mark.parametrize('lacking', [{}, {'label': ''}, {'label': None}])
+def test_a_test_split_without_labels_is_none(tmp_path, lacking):
+    """As in competitions, and in GLUE's own files."""
+    rows = [{'text': 'a', 'label': 0}, {'text': 'b', 'label': 1}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    labelled_rows.write_json(tmp_path / 'test.jsonl', [{'text': 'a', **lacking}] * 2)
+    dataset = data.open(labelled_rows.classification(source))
+    assert dataset.splits == ('train', 'validation')
+    assert dataset.resolved().labels == ('0', '1')
+    words = [{'words': ['a', 'b'], 'tags': ['X', 'O']}]
+    labelled_rows.write_splits(tmp_path / 'words', words, words)
+    labelled_rows.write_json(tmp_path / 'words' / 'test.jsonl', [{'words': ['a']}])
+    dataset = data.open(labelled_rows.named_entities(str(tmp_path / 'words')))
+    assert dataset.splits == ('train', 'validation')
+    source = labelled_rows.write_splits(tmp_path / 'none', rows, [{'text': 'a'}])
+    with pytest.raises(ValueError, match="validation.jsonl' has no column 'label'"):
+        _ = data.open(labelled_rows.classification(source)).classes
+
+
+@pytest.mark.parametrize('label', ['a,b', 'a, b', 'a;b', 'a|b', '[a b]', "{'a', 'b'}"])
+def test_several_labels_have_spaces_between_them(tmp_path, label):
+    rows = [{'text': 'a', 'label': 'a'}, {'text': 'b', 'label': label}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    config = labelled_rows.classification(source, kind='multi')
+    with pytest.raises(
+        ValueError, match='line 2 of .*(spaces between labels|notation)'
+    ):
+        _ = data.open(config).classes
+    rows = [{'text': 'a', 'label': ['a,b']}, {'text': 'b', 'label': '["a,b", "c"]'}]
+    source = labelled_rows.write_splits(tmp_path / 'lists', rows, rows)
+    config = labelled_rows.classification(source, kind='multi')
+    assert data.open(config).resolved().labels == ('a,b', 'c')
+
+
+@pytest.mark.parametrize('label', ["['a']", '["b"]', '[1]', "['a' 'b']"])
+def test_a_printed_list_is_no_single_label(tmp_path, label):
+    rows = [{'text': 'a', 'label': 'a'}, {'text': 'b', 'label': label}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    with pytest.raises(ValueError, match='line 2 of .*(has no label there|notation)'):
+        _ = data.open(labelled_rows.classification(source)).classes
 
 
 def test_rows_without_a_token_are_refused(tmp_path):

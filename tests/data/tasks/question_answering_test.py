@@ -25,12 +25,17 @@ def test_spans_candidates_and_answers(tmp_path, model):
             ['São Paulo', 'nowhere'],
             'Paulo',
             {'text': ['ooo'], 'answer_start': [39]},  # not the first of 'oooo'
+            [{'text': 'Paulo', 'answer_start': 31}, {'text': 'Zoë', 'answer_start': 0}],
+            [{'text': 'Zoë', 'answer_start': 0}],
+            "{'text': ['São Paulo'], 'answer_start': [13]}",
+            '[{"text": "São Paulo", "answer_start": 13}]',
         )
     ]
     source = labelled_rows.write_splits(tmp_path, rows, rows)
     expected = ['Paulo', 'Paulo', 'Zoë', 'São Paulo', 'Paulo', 'ooo']
+    expected += ['Paulo', 'Zoë', 'São Paulo', 'São Paulo']
     for name in ('bytes', model):
-        config = labelled_rows.answering(source, tokenizer=name, batch_size=6)
+        config = labelled_rows.answering(source, tokenizer=name, batch_size=10)
         batch = next(data.open(config).batches('validation'))
         assert (batch['weights'] == 1).all()
         for row, candidates in zip(batch['tokens'], batch['candidates'], strict=True):

@@ -7,6 +7,8 @@ import http.server
 import io
 import json
 import lzma
+import os
+import pathlib
 import re
 import threading
 import zipfile
@@ -38,6 +40,10 @@ def numbered(count, start=0):
 
 def values(source, split, **fields):
     return [row['n'] for row in tables.read(source, split, **fields).rows]
+
+
+def _whole(source):
+    return tables._read_file(pathlib.Path(source))
 
 
 # Kinds of files.
@@ -150,7 +156,11 @@ def test_splits_that_are_not_there(tmp_path):
         ('h.csv', '', 'h.csv. holds no rows'),
         ('i.csv', 'a,b\n', 'i.csv. holds no rows'),
         ('j.jsonl', ' \n', 'j.jsonl. holds no rows'),
-        ('k.txt', 'a', r'k.txt. is of no known kind: .* \.jsonl, \.json, \.csv, \.tsv'),
+        (
+            'k.txt',
+            'a',
+            r'k.txt. is of no known kind: .* \.jsonl, \.ndjson, .*csv, \.tsv',
+        ),
     ],
 )
 def test_malformed_files_are_named(tmp_path, name, content, message):
@@ -160,6 +170,9 @@ def test_malformed_files_are_named(tmp_path, name, content, message):
 
 
 def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / 'cut.csv').write_bytes('a\n1\n'.encode('utf-16')[:-1])
+    with pytest.raises(ValueError, match=r"cut\.csv' is not UTF-16-LE .*iconv"):
+        tables.read(str(tmp_path / 'cut.csv'), 'train')
     (tmp_path / 'a.csv').write_bytes(b'a\n\xe9\n')
     with pytest.raises(ValueError, match=r"a\.csv' is not UTF-8.*iconv"):
         tables.read(str(tmp_path / 'a.csv'), 'train')
@@ -371,10 +384,10 @@ def test_tfds_goes_on_where_a_host_answers(tmp_path, monkeypatch):
 _ROWS = [{'text': f'row {n}, "so"', 'label': 'ab'[n % 2]} for n in range(40)]
 
 
-def _csv_bytes(end='\n', encoding='utf-8', index=False):
+def _csv_bytes(end='\n', encoding='utf-8', index=False, **settings):
     stream = io.StringIO(newline='')
     names = ['', 'text', 'label'] if index else ['text', 'label']
-    writer = csv.writer(stream, lineterminator=end)
+    writer = csv.writer(stream, lineterminator=end, **settings)
     writer.writerow(names)
     for number, row in enumerate(_ROWS):
         writer.writerow([number] * index + list(row.values()))
@@ -386,6 +399,10 @@ def _json_bytes(document, encoding='utf-8', **settings):
 
 
 _LINES = '\n'.join(map(json.dumps, _ROWS))
+_COLUMNS = {
+    name: {str(n): row[name] for n, row in enumerate(_ROWS)}
+    for name in ('text', 'label')
+}
 
 
 @pytest.mark.parametrize(
@@ -407,11 +424,26 @@ _LINES = '\n'.join(map(json.dumps, _ROWS))
         ('array.jsonl', _json_bytes(_ROWS, indent=1)),
         ('data.json', _json_bytes({'version': 1, 'data': _ROWS})),
         ('data.JSON.xz', lzma.compress(_json_bytes({'data': _ROWS}, indent=2))),
+        ('no_mark.csv', _csv_bytes('\n', 'utf-16-le')),
+        ('no_mark.jsonl', _LINES.encode('utf-16-be')),
+        ('lines.ndjson', _LINES.encode()),
+        ('decimal_comma.csv', _csv_bytes('\r\n', 'utf-8-sig', delimiter=';')),
+        ('tabs.csv', _csv_bytes(delimiter='\t')),
+        ('pandas.tsv', _csv_bytes(delimiter='\t')),
+        ('pandas.TSV', _csv_bytes('\r', index=True, delimiter='\t')),
+        ('quoted.tsv', _csv_bytes(delimiter='\t', quoting=csv.QUOTE_ALL)),
+        ('columns.json', _json_bytes(_COLUMNS)),
+        ('columns.jsonl', _json_bytes(_COLUMNS, indent=1)),
+        ('index.json', _json_bytes(dict(enumerate(_ROWS)))),
+        ('spaces.csv', _csv_bytes().replace(b'text,label', b'text , label', 1)),
+        ('packed.csv.tar.gz', gzip.compress(_csv_bytes())),
+        ('packed.Csv.Bz2', bz2.compress(_csv_bytes())),
     ],
+    ids=lambda value: value if isinstance(value, str) else '',
 )
 def test_files_as_people_have_them(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    table = tables.read_labelled(str(tmp_path / name))
+    table = _whole(str(tmp_path / name))
     assert table.rows == _ROWS
 
 
@@ -419,7 +451,7 @@ def test_files_as_people_have_them(tmp_path, name, content):
 def test_line_ends_of_tsv(tmp_path, end):
     lines = ['text\tlabel', *(f'a "b" \u2028 {n}\tx' for n in range(20)), '']
     (tmp_path / 'a.tsv').write_bytes(end.join(lines).encode())
-    rows = tables.read_labelled(str(tmp_path / 'a.tsv')).rows
+    rows = _whole(str(tmp_path / 'a.tsv')).rows
     assert rows == [{'text': f'a "b" \u2028 {n}', 'label': 'x'} for n in range(20)]
 
 
@@ -432,7 +464,7 @@ def test_squad_as_it_is_published(tmp_path):
     paragraph = {'context': 'Is Denver', 'qas': asked}
     document = {'data': [{'title': 'T', 'paragraphs': [paragraph] * 2}], 'version': '2'}
     (tmp_path / 'a.json').write_text(json.dumps(document))
-    table = tables.read_labelled(str(tmp_path / 'a.json'))
+    table = _whole(str(tmp_path / 'a.json'))
     assert len(table.rows) == 4
     assert table.rows[2] == {
         'title': 'T',
@@ -443,6 +475,58 @@ def test_squad_as_it_is_published(tmp_path):
     }
     assert table.rows[1]['answers'] == {'text': [], 'answer_start': []}
     assert table.where(1) == f'row 2 of {tmp_path}/a.json'
+
+
+def test_quotes_of_tsv_mean_nothing_where_a_line_has_other_ones(tmp_path):
+    """As in GLUE: one cell alone looks as if it were quoted."""
+    lines = ['text\tlabel', '"so ""he"" said"\t1', '"open\t0', '"a" b\t1']
+    source = write(tmp_path / 'a.tsv', '\n'.join(lines))
+    found = [row['text'] for row in _whole(source).rows]
+    assert found == ['"so ""he"" said"', '"open', '"a" b']
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('TRAIN.CSV', 'Dev.csv', 'test.Csv'),
+        ('train.csv.GZ', 'val.csv.Gz', 'test.csv.gz'),
+        ('train.csv.bz2', 'valid.csv.BZ2', 'Test.csv.tbz'),
+        ('train.csv', 'dev_matched.csv', 'test_matched.csv'),
+    ],
+)
+def test_names_of_splits_in_any_case(tmp_path, names):
+    for split, name in zip(SPLITS, names, strict=True):
+        pack = gzip.compress if 'gz' in name.lower() else bz2.compress
+        content = f'text\n{split}\n'.encode()
+        plain = name.lower().endswith('.csv')
+        (tmp_path / name).write_bytes(content if plain else pack(content))
+    found = [tables.read(str(tmp_path), split).rows[0]['text'] for split in SPLITS]
+    assert found == list(SPLITS)
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    for name in ('pipe', 'pipe.csv'):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}' is a pipe .* to a file, or"):
+            tables.read(str(tmp_path / name), 'train')
+
+
+def test_articles_of_squad_in_lines(tmp_path):
+    asked = {'id': '1', 'question': 'Who?', 'answers': None}
+    paragraph = {'context': 'Is Denver', 'qas': [asked, asked]}
+    article = json.dumps({'title': 'T', 'paragraphs': [paragraph]})
+    for content in (f'{article}\n{article}', article, f'[{article}, {article}]'):
+        tables.forget()
+        table = _whole(write(tmp_path / 'a.jsonl', content))
+        assert len(table.rows) in (2, 4)
+        for row in table.rows:
+            assert (row['context'], row['question']) == ('Is Denver', 'Who?')
+            assert row['answers'] == {'text': [], 'answer_start': []}
+    source = write(tmp_path / 'b.jsonl', '{"a": 1}\n{"paragraphs": [{"qas": [{}]}]}')
+    with pytest.raises(ValueError, match='line 2 of .*b.jsonl is no article as in SQu'):
+        tables.read(source, 'train')
+    rows = [{'paragraphs': ['one', 'qas']}, {'paragraphs': []}]  # of another task
+    assert _whole(write_json(tmp_path / 'c.jsonl', rows)).rows == rows
 
 
 @pytest.mark.parametrize(
@@ -459,8 +543,21 @@ def test_squad_as_it_is_published(tmp_path):
         ),
         ('f.csv', 'a,,b\n1,2,3\n', 'first line of .*f.csv must name'),
         ('g.csv', ',\n1,2\n', 'first line of .*g.csv must name'),
+        (
+            'm.json',
+            '{"a": {"0": 1}, "b": {"1": 2}}',
+            'm.json. is empty: 1 rows are too',
+        ),
+        (
+            'n.json',
+            '{"a": {"x": 1}, "b": {"x": 2}}',
+            'n.json. is empty: 1 rows are too',
+        ),
         ('h.json', '[]', 'h.json. holds no rows'),
         ('i.json', '[[1], [2]]', 'row 1 of .*i.json is no JSON object'),
+        ('j.csv', 'ab\n\0x\n\0', "j.csv' has zeros around its line ends"),
+        ('k.csv', 'a;b\n1;2;3\n', r'line 2 of .*k.csv has 3 cells, .* 2 \(a, b\)'),
+        ('l.tsv', '"a"\t"b"\n"x\t1\n', 'line 2 of .*l.tsv cannot be read'),
     ],
 )
 def test_further_malformed_files_are_named(tmp_path, name, content, message):
@@ -472,12 +569,12 @@ def test_further_malformed_files_are_named(tmp_path, name, content, message):
 def test_a_packed_table_is_one_file(tmp_path):
     with zipfile.ZipFile(tmp_path / 'a.csv.zip', 'w') as archive:
         archive.writestr('a.csv', _csv_bytes())
-    assert tables.read_labelled(str(tmp_path / 'a.csv.zip')).rows == _ROWS
+    assert _whole(str(tmp_path / 'a.csv.zip')).rows == _ROWS
     with zipfile.ZipFile(tmp_path / 'a.csv.zip', 'a') as archive:
         archive.writestr('b.csv', _csv_bytes())
     tables.forget()
     with pytest.raises(ValueError, match='holds 2 files, not one table'):
-        tables.read_labelled(str(tmp_path / 'a.csv.zip'))
+        _whole(str(tmp_path / 'a.csv.zip'))
 
 
 @pytest.mark.parametrize(
@@ -498,6 +595,25 @@ def test_a_packed_table_is_one_file(tmp_path):
         ("['EU' 'rejects']", None),
         ('[3 0]', None),
         ("['EU',\n 'rejects'", None),
+        ('a\tb\n c', ['a', 'b', 'c']),
+        ('( Reuters , London )', ['(', 'Reuters', ',', 'London', ')']),
+        ('(Reuters, London)', ['(Reuters,', 'London)']),
+        ('[ so , he said ]', ['[', 'so', ',', 'he', 'said', ']']),
+        ('("so") he said', ['("so")', 'he', 'said']),
+        ('U.S. (1) and {2}', ['U.S.', '(1)', 'and', '{2}']),
+        ('(3, 0)', [3, 0]),
+        ("[u'a', u'b']", ['a', 'b']),
+        ('[B-ORG, O]', None),
+        ('[EU,rejects]', None),
+        ('{EU,rejects}', None),
+        ("{'EU', 'rejects'}", None),
+        ("array(['EU', 'rejects'], dtype=object)", None),
+        ('tensor([3, 0])', None),
+        ("[np.str_('EU'), np.str_('rejects')]", None),
+        ('[np.int64(3)]', None),
+        ("\"['EU', 'rejects']\"", None),
+        ("dict_keys(['EU'])", None),
+        ('[nan, 1.0]', None),
     ],
 )
 def test_cells_that_hold_a_list(cell, items):
@@ -516,6 +632,8 @@ def test_cells_that_hold_a_list(cell, items):
         ('{"text": []}', {'text': []}),
         ('{braces}', '{braces}'),
         ('Denver', 'Denver'),
+        ('("Denver")', '("Denver")'),
+        ("('Denver', 'Boulder')", ['Denver', 'Boulder']),
     ],
 )
 def test_cells_that_hold_a_dict(cell, value):

@@ -17,10 +17,8 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize('kind', ['bytes', 'model'])
 def test_labels_stand_at_the_first_token_of_each_word(tmp_path, model, kind):
     words, tags = ['Zoë', 'lives', 'in', '日本', '!'], ['B-PER', 'O', 'O', 'B-LOC', 'O']
-    source = labelled_rows.write_splits(tmp_path, [{'words': words, 'tags': tags}], [])
-    labelled_rows.write_json(
-        tmp_path / 'validation.jsonl', [{'words': words, 'tags': tags}]
-    )
+    rows = [{'words': words, 'tags': tags}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
     name = model if kind == 'model' else 'bytes'
     config = labelled_rows.named_entities(
         source, tokenizer=name, length=40, batch_size=2
@@ -96,6 +94,9 @@ def test_tags_without_entities_have_accuracy_alone(tmp_path):
         ({'words': [1], 'tags': ['O']}, r'line 2 of .*: \[1\] are no words'),
         ({'words': 3, 'tags': ['O']}, 'line 2 of .*: 3 is no list, nor names'),
         ({'words': ['a'], 'tags': ['X']}, "line 2 of .*: label 'X': the labels are O"),
+        ({'words': 'a b', 'tags': 'O, O'}, "line 2 of .*: 'O, O': put spaces between"),
+        ({'words': 'a b', 'tags': '[O O]'}, r"line 2 of .*: '\[O O\]': put spaces"),
+        ({'words': 'a b', 'tags': 'O; O'}, "line 2 of .*: 'O; O': put spaces between"),
     ],
 )
 def test_errors_of_words(tmp_path, row, message):
@@ -103,6 +104,13 @@ def test_errors_of_words(tmp_path, row, message):
     source = labelled_rows.write_splits(tmp_path, rows, rows)
     with pytest.raises(ValueError, match=message):
         data.open(labelled_rows.named_entities(source, labels=('O',))).batches('train')
+
+
+def test_tags_that_are_punctuation(tmp_path):
+    rows = [{'words': "so , '' he", 'tags': "RB , '' PRP"}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    labels = data.open(labelled_rows.named_entities(source)).resolved().labels
+    assert labels == ("''", ',', 'PRP', 'RB')
 
 
 def test_entities_as_conlleval_reads_them():
