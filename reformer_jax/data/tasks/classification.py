@@ -10,6 +10,7 @@ import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
+from reformer_jax.data.tasks import cells
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
 from reformer_jax.data.tasks import tables
@@ -80,7 +81,7 @@ class Classification(rows.Labelled):
         if self.kind == 'multi':
             return table.lists(self.label_column, _NO_LABELS)
         return [
-            [tables.printed(value, table.where(index))]
+            [cells.printed(value, table.where(index))]
             if isinstance(value, str)
             else [value]
             for index, value in enumerate(table.column(self.label_column))

@@ -10,9 +10,9 @@ import numpy as np
 
 from reformer_jax.data import batching
 from reformer_jax.data import tokenizers
+from reformer_jax.data.tasks import cells
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
-from reformer_jax.data.tasks import tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def _example(
         if not isinstance(part, str) or not part.strip():
             raise ValueError(f'{where}: {name} {part!r} is no text, or an empty one')
     if isinstance(answers, str):
-        answers = tables.printed(answers, where)
+        answers = cells.printed(answers, where)
     texts, places = _answers(answers, where)
     place = _find(texts[0], places[0], context, where)
 

@@ -1,26 +1,20 @@
 """Labelled examples as rows, from local files or tensorflow_datasets.
 
 A source is
-- a file: .jsonl or .ndjson; .json, which may be one array of objects, what pandas
-  writes or SQuAD's own nesting; .csv or .tsv with a header row. All may be packed
-  (`packing`), in UTF-8 or UTF-16, with lines of any end. It is split 90 / 5 / 5 % by a
-  fixed permutation, as labels are often sorted;
+- a file, .jsonl (.ndjson), .json, .csv or .tsv (`formats`), also packed (`packing`), in
+  UTF-8 or UTF-16, with lines of any end: split 90 / 5 / 5 % by a fixed permutation, as
+  labels are often sorted;
 - a folder, or a path with '{split}' in it: a file per split, named train, validation
   (or dev, valid, val) and test;
 - 'tfds:NAME', such as 'tfds:imdb_reviews' or 'tfds:glue/sst2'.
 Of a folder or of tfds without validation, that is 5 % of train by a fixed permutation.
 """
 
-import ast
-import csv
 import dataclasses
 import functools
 import importlib
-import io
-import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,24 +24,10 @@ from reformer_jax import progress
 from reformer_jax.data import batching
 from reformer_jax.data import corpus
 from reformer_jax.data import packing
+from reformer_jax.data.tasks import cells
+from reformer_jax.data.tasks import formats
 
 _REMEDY = 'give another as config.data.source'
-# A list that Python, NumPy or JSON has printed; '[sic]' and '[1] so' are words.
-_PRINTED = re.compile(
-    r"""\s*(?:\[\s*['"[{]|\(\s*['"](?s:.)*,(?s:.)*\)\s*$|\[[\s\d.,+-]*\]\s*$)"""
-)
-# Where words are expected, also what others print with a comma or a quote in brackets
-# around all of it: [a, b], {a,b}, (3, 0), array(['a']), "['a']".
-_PRINTED_LISTS = re.compile(
-    rf"""(?:{_PRINTED.pattern})
-    |\s* ["']? (?:[\w.]+\()?
-    (?: \[ (?!.*\s,) [^\]]* (?:[,'"]|\w\() .* \]
-      | \{{ .* [,'"] .* \}}
-      | \( [\s\d.+-]* , [\s\d.,+-]* \) )
-    (?:,[^)]*)? \)? ["']? \s*$""",
-    re.DOTALL | re.VERBOSE,
-)
-_BESIDE = re.compile(r"""(['"])\s*\1""")  # 'a' 'b', which Python reads as 'ab'
 # What others call our splits; GLUE's MNLI has two of each in tfds.
 _NAMES = {
     'train': ('train',),
@@ -60,8 +40,6 @@ _NAMES = {
 _TFDS = 'tfds:'
 # The split is part of a published result: never change it.
 _PERMUTATION_SEED = 0
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +57,7 @@ class Table:
       origin: of what.
     """
 
-    rows: list[Row]
+    rows: list[formats.Row]
     unit: str
     numbers: np.ndarray
     origin: str
@@ -105,7 +83,7 @@ class Table:
         found = []
         for index, value in enumerate(self.column(name)):
             if isinstance(value, str):
-                value = printed(value, self.where(index), _PRINTED_LISTS)
+                value = cells.printed(value, self.where(index), words=True)
             if isinstance(value, str):
                 if re.search(wrong, value):
                     raise ValueError(
@@ -120,32 +98,6 @@ class Table:
                 )
             found.append(value)
         return found
-
-
-def printed(text: str, where: str, marks: re.Pattern[str] = _PRINTED) -> Any:
-    """The list or dict that a cell holds as JSON or Python prints it, else the text.
-
-    Raises:
-      ValueError: it is printed in another way, as by NumPy; names `where`.
-    """
-    braces = text.lstrip().startswith('{')
-    if not braces and not marks.match(text):
-        return text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, tuple | list) and not _BESIDE.search(text):
-            return list(value)
-        if isinstance(value, dict):
-            return value
-    if not marks.match(text):
-        return text
-    raise ValueError(
-        f'{where}: {text!r} is a list in a notation other than those of JSON and '
-        'Python: write it in one of these, or its items with spaces between them'
-    )
 
 
 @functools.lru_cache(maxsize=6)
@@ -240,7 +192,8 @@ def _given_splits(source: str, data_dir: str) -> dict[str, str]:
     if 'train' not in given:
         raise ValueError(
             f'{source!r} has no train split: it needs a file named train with one of '
-            f'{", ".join(_SUFFIXES)}, or a tfds dataset with a split of that name'
+            f'{", ".join(formats.SUFFIXES)}, or a tfds dataset with a split of that '
+            'name'
         )
     return given
 
@@ -271,7 +224,7 @@ def _existing(source: str) -> pathlib.Path:
     if not source or not path.exists():
         raise FileNotFoundError(
             f'nothing at {source!r}: set config.data.source to a file or folder of '
-            f"{', '.join(_SUFFIXES)}, a path with '{{split}}', or 'tfds:NAME'"
+            f"{', '.join(formats.SUFFIXES)}, a path with '{{split}}', or 'tfds:NAME'"
         )
     return path
 
@@ -285,7 +238,7 @@ def _split_files(source: str, split: str) -> list[str]:
         names = {
             name + suffix + packed
             for name in _NAMES[split]
-            for suffix in _SUFFIXES
+            for suffix in formats.SUFFIXES
             for packed in ('', *packing.SUFFIXES)
         }
         there = sorted(_existing(source).iterdir())
@@ -309,10 +262,10 @@ def _read_file(path: pathlib.Path) -> Table:
     while suffixes and suffixes[-1] in packing.SUFFIXES:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ''
-    if suffix not in _SUFFIXES:
+    if suffix not in formats.SUFFIXES:
         raise ValueError(
             f'{str(path)!r} is of no known kind: its name must end in '
-            f'{", ".join(_SUFFIXES)}, or, if it is packed, in one of these and '
+            f'{", ".join(formats.SUFFIXES)}, or, if it is packed, in one of these and '
             f'{", ".join(packing.SUFFIXES)}'
         )
     contents = corpus.read_members(path, _REMEDY)
@@ -322,166 +275,11 @@ def _read_file(path: pathlib.Path) -> Table:
             f'{_REMEDY}'
         )
     text = corpus.decoded(contents[0], repr(str(path)))
-    unit = 'line'
-    if suffix in _CELLS:
-        csv.field_size_limit(2**31 - 1)  # the default, 131072, is one long text
-        numbered = list(_csv(path, _CELLS[suffix](text)))
-    elif (document := _document(text)) is not None:
-        unit, numbered = 'row', list(enumerate(_rows(path, document), 1))
-    else:
-        numbered = list(_json(path, io.StringIO(text, newline=None)))
+    unit, numbered = formats.read(path, suffix, text)
     if not numbered:
         raise ValueError(f'{str(path)!r} holds no rows')
     numbers, rows = zip(*numbered, strict=True)
     return Table(list(rows), unit, np.array(numbers), str(path))
-
-
-def _comma(text: str) -> Any:
-    """Reads a .csv: where a comma is for decimals, others stand between cells."""
-    header = re.match(r'[^\r\n]*', text)
-    between = (mark for mark in ',;\t' if header and mark in header[0])
-    return csv.reader(_lines(text), strict=True, delimiter=next(between, ','))
-
-
-def _tab(text: str) -> Any:
-    """Reads a .tsv: quotes mean nothing, as in GLUE, unless the columns' names have
-    some, or all can be read so and quotes in a cell are doubled, as programs write."""
-    quoted = functools.partial(csv.reader, strict=True, delimiter='\t')
-    if (
-        text.startswith('"')
-        or _DOUBLED.search(text)
-        and _is_table(quoted(_lines(text)))
-    ):
-        return quoted(_lines(text))
-    return csv.reader(_lines(text), delimiter='\t', quoting=csv.QUOTE_NONE)
-
-
-def _is_table(reader: Any) -> bool:
-    try:
-        return len({len(cells) for cells in reader if cells}) == 1
-    except csv.Error:
-        return False
-
-
-def _lines(text: str) -> Iterable[str]:
-    return io.StringIO(text, newline='')  # \r, \n and \r\n, as the csv module asks
-
-
-_CELLS = {'.csv': _comma, '.tsv': _tab}
-_SUFFIXES = ('.jsonl', '.ndjson', '.json', *_CELLS)
-_DOUBLED = re.compile(
-    r"""(?:\A|[\t\r\n])"[^"\t\r\n]*""(?:[^"\t\r\n]|"")*"(?=[\t\r\n]|\Z)"""
-)
-
-
-def _document(text: str) -> Any:
-    """What a file is that is one JSON document; None for a file of lines."""
-    if not text.lstrip().startswith(('[', '{')):
-        return None
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(document, dict) and not isinstance(document.get('data'), list):
-        one_line = '\n' not in text.strip()
-        return _of_pandas(document) or (None if one_line else [document])
-    return document
-
-
-def _of_pandas(document: Row) -> list[Row]:
-    """The rows of {column: {'0': value, ...}, ...}, or of {'0': row, ...}; else []."""
-    keys = {tuple(v) if isinstance(v, dict) else () for v in document.values()}
-    if len(keys) != 1 or () in keys:
-        return []
-    if all(map(str.isdigit, document)):
-        return list(document.values())
-    if not all(map(str.isdigit, *keys)):
-        return []
-    cells = zip(*(column.values() for column in document.values()), strict=True)
-    return [dict(zip(document, row, strict=True)) for row in cells]
-
-
-def _rows(path: pathlib.Path, document: Any) -> Iterator[Row]:
-    """The rows of a JSON document: an array of objects, alone or as 'data'."""
-    rows = document['data'] if isinstance(document, dict) else document
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise ValueError(
-                f'row {number} of {path} is no JSON object: give a line, or an item of '
-                'one array, {"column": value, ...} for each row'
-            )
-        yield from _flat(f'row {number} of {path}', row)
-
-
-def _flat(where: str, row: Row) -> Iterator[Row]:
-    """A row as it is; of an article of SQuAD a row for each question."""
-    paragraphs = row.get('paragraphs')
-    nested = isinstance(paragraphs, list) and any(
-        isinstance(part, dict) and 'qas' in part for part in paragraphs
-    )
-    return _questions(where, row) if nested else iter([row])
-
-
-def _questions(where: str, article: Row) -> Iterator[Row]:
-    try:
-        for paragraph in article['paragraphs']:
-            for asked in paragraph['qas']:
-                answers = asked.get('answers') or []
-                yield {
-                    'title': article.get('title', ''),
-                    'context': paragraph['context'],
-                    **asked,
-                    'answers': {
-                        'text': [answer['text'] for answer in answers],
-                        'answer_start': [answer['answer_start'] for answer in answers],
-                    },
-                }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{where} is no article as in SQuAD: {error!r} in its 'paragraphs'"
-        ) from error
-
-
-def _json(path: pathlib.Path, lines: Iterable[str]) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'line {number} of {path} is no JSON ({error})') from error
-        if not isinstance(row, dict):
-            raise ValueError(
-                f'line {number} of {path} is no JSON object: give a line '
-                '{"column": value, ...} for each row'
-            )
-        for flat in _flat(f'line {number} of {path}', row):
-            yield number, flat
-
-
-def _csv(path: pathlib.Path, reader: Any) -> Iterator[tuple[int, Row]]:
-    begin = 1
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        # pandas writes the numbers of its rows into a first column without a name.
-        named = header[1:] if header[:1] == [''] and len(header) > 1 else header
-        if not all(named) or len(set(named)) != len(named):
-            raise ValueError(
-                f'the first line of {path} must name the columns, each once, and has '
-                f'{", ".join(map(repr, header))}'
-            )
-        begin = reader.line_num + 1
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise ValueError(
-                    f'line {begin} of {path} has {len(cells)} cells, but the header '
-                    f'has {len(header)} ({", ".join(header)})'
-                )
-            if cells:
-                yield begin, dict(zip(named, cells[-len(named) :], strict=True))
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f'line {begin} of {path} cannot be read ({error})') from error
 
 
 # --- tensorflow_datasets, without TensorFlow --------------------------------------

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from reformer_jax import data
 from reformer_jax.data import corpus
+from reformer_jax.data.tasks import cells
 from reformer_jax.data.tasks import tables
 
 SPLITS = ('train', 'validation', 'test')
@@ -637,4 +638,4 @@ def test_cells_that_hold_a_list(cell, items):
     ],
 )
 def test_cells_that_hold_a_dict(cell, value):
-    assert tables.printed(cell, 'here') == value
+    assert cells.printed(cell, 'here') == value
