@@ -135,15 +135,15 @@ def test_prompts_are_padded_and_found_again(prompts):
 
 
 @pytest.fixture(scope='module')
-def file(tmp_path_factory):
-    return tmp_path_factory.mktemp('files') / 'rows'
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('files')
 
 
-def _read(file, suffix, content):
-    path = file.with_suffix(suffix)
-    path.write_bytes(content)
+def _read(folder, suffix, content):
+    for split in ('train', 'validation'):
+        (folder / f'{split}{suffix}').write_bytes(content)
     tables.forget()
-    return tables.read_labelled(str(path)).rows
+    return tables.read(f'{folder}/{{split}}{suffix}', 'train').rows
 
 
 @hypothesis.given(
@@ -151,22 +151,22 @@ def _read(file, suffix, content):
     st.sampled_from(['\n', '\r\n', '\r']),
     st.sampled_from(['utf-8', 'utf-8-sig', 'utf-16', 'utf-32']),
 )
-def test_tables_of_the_csv_module_come_back(file, rows, end, encoding):
+def test_tables_of_the_csv_module_come_back(folder, rows, end, encoding):
     stream = io.StringIO(newline='')
     # Before Python 3.13 a \r is only quoted where all is.
     how = {'lineterminator': end, 'quoting': csv.QUOTE_ALL}
     writer = csv.DictWriter(stream, ['text', 'label'], **how)
     writer.writeheader()
     writer.writerows(rows)
-    assert _read(file, '.csv', stream.getvalue().encode(encoding)) == rows
+    assert _read(folder, '.csv', stream.getvalue().encode(encoding)) == rows
 
 
 @hypothesis.given(_rows, st.booleans(), st.sampled_from(['lines', 'array', 'data']))
-def test_tables_of_the_json_module_come_back(file, rows, ascii_only, form):
+def test_tables_of_the_json_module_come_back(folder, rows, ascii_only, form):
     dumps = functools.partial(json.dumps, ensure_ascii=ascii_only)
     lines = '\n'.join(map(dumps, rows))
     text = {'lines': lines, 'array': dumps(rows), 'data': dumps({'data': rows})}[form]
-    assert _read(file, '.json', text.encode()) == rows
+    assert _read(folder, '.json', text.encode()) == rows
 
 
 @hypothesis.given(
