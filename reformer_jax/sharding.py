@@ -76,15 +76,16 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) 
             f'over data * fsdp = {over} devices: use a multiple of {over}, or put more '
             "devices on 'model'."
         )
-    of_heads = math.prod(mesh.shape[axis] for axis in HEAD_AXES)
+    of_heads = math.prod(mesh.shape.get(axis, 1) for axis in HEAD_AXES)
     if heads % of_heads:
         raise ValueError(
             f'{heads} heads (at a time) do not split over model * sequence = '
             f'{of_heads} devices: use a divisor of the heads.'
         )
-    if length % mesh.shape['sequence']:
+    parts = mesh.shape.get('sequence', 1)
+    if length % parts:
         raise ValueError(
-            f'{length} positions do not split over {mesh.shape["sequence"]} devices on '
+            f'{length} positions do not split over {parts} devices on '
             "the 'sequence' axis: use a divisor of the length."
         )
 

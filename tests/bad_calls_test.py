@@ -420,10 +420,10 @@ _CALLS = [
     ('average', lambda: images.average(np.ones((1, 64, 64, 3)), 3), 'shrink=3 .*64'),
     ('make_mesh', lambda: sharding.make_mesh({'rows': 1}), "'rows'.*data"),
     ('make_mesh', lambda: sharding.make_mesh({'data': 7}), '7.*1 devices'),
-    ('Writer', lambda: metrics.Writer('/nowhere', 0), '/nowhere .*folder'),
-    ('metrics.read', lambda: metrics.read('/nowhere'), '/nowhere'),
-    ('Checkpointer', lambda: checkpoint.Checkpointer('/nowhere', keep=0), 'keep=0'),
-    ('evaluate', lambda: evaluation.evaluate(None, '/nowhere'), '/nowhere.*train.py'),
+    ('Writer', lambda: metrics.Writer('/no/where', 0), '/no/where .*folder'),
+    ('metrics.read', lambda: metrics.read('/no/where'), '/no/where'),
+    ('Checkpointer', lambda: checkpoint.Checkpointer('/no/where', keep=0), 'keep=0'),
+    ('evaluate', lambda: evaluation.evaluate(None, '/no/where'), '/no/where.*train.py'),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from reformer_jax.attention import choice
 from reformer_jax.attention import full
@@ -67,7 +68,8 @@ def _check_buckets(kind: kinds.LSH, buckets, shape_BLHK) -> None:
         raise ValueError(f'bucket ids are {buckets.dtype}: they must be integers.')
     if isinstance(buckets, jax.core.Tracer):
         return
-    for bucket in (int(buckets.min()), int(buckets.max())):
+    values = np.asarray(buckets)
+    for bucket in (values.min(), values.max()):
         if not 0 <= bucket < kind.num_buckets:
             raise ValueError(
                 f'bucket {bucket} is outside [0, {kind.num_buckets}): hash with '

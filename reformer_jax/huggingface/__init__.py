@@ -141,6 +141,11 @@ def load_config(
     """The config alone; errors as of `load`."""
     folder = pathlib.Path(directory).expanduser()
     fields = load_fields(folder)
+    if isinstance(fields.get('model'), dict):
+        raise ValueError(
+            f'{folder / CONFIG} is of a run, not of a Reformer that transformers '
+            'saved: it needs no import.'
+        )
     if not fields.get('architectures'):  # of a config that was saved by itself
         names = files_lib.find(folder, pytorch=pytorch).shapes
         fields['architectures'] = fields_lib.architectures(names, fields)
@@ -166,11 +171,6 @@ def load_fields(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f'{file} is not JSON ({error}): copy it again.') from error
     if not isinstance(fields, dict):
         raise ValueError(f'{file} holds no JSON object: copy it again.')
-    if isinstance(fields.get('model'), dict):
-        raise ValueError(
-            f'{file} is of a run, not of a Reformer that transformers saved: it needs '
-            'no import.'
-        )
     return fields
 
 

@@ -73,11 +73,12 @@ def test_a_file_is_written_whole_or_not(tmp_path):
 
 
 def test_no_part_of_a_start_is_recorded(tmp_path):
-    run_folder.open_workdir(tmp_path, {'a': 1})
+    config = {'data': {}, 'model': {}}
+    run_folder.open_workdir(tmp_path, config)
     before = (tmp_path / 'runs.jsonl').read_bytes()
     with _no_file_larger_than(len(before) + 20):
         with pytest.raises(OSError, match=r'runs.jsonl cannot be written \(File too'):
-            run_folder.open_workdir(tmp_path, {'a': 1})
+            run_folder.open_workdir(tmp_path, config)
     assert (tmp_path / 'runs.jsonl').read_bytes() == before
 
 

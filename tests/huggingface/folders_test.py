@@ -375,4 +375,4 @@ def test_a_model_that_has_diverged_is_not_saved(tmp_path):
 def test_what_is_no_config_of_transformers(tmp_path, content, message):
     (tmp_path / 'config.json').write_text(content)
     with pytest.raises(ValueError, match=message):
-        huggingface.load_fields(tmp_path)
+        huggingface.load_config(tmp_path)
