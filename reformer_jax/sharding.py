@@ -49,11 +49,15 @@ def make_mesh(shape: Mapping[str, int] | None = None) -> jax.sharding.Mesh:
     Raises:
       ValueError: unknown axis, or a product that is not the number of devices.
     """
+    if shape is not None and not isinstance(shape, Mapping):
+        raise ValueError(f'mesh {shape!r} must be a mapping of {AXES} to devices.')
     shape = dict(shape or {'data': -1})
     unknown = sorted(set(shape) - set(AXES))
     if unknown:
         raise ValueError(f'mesh axes {unknown} are none of {AXES}.')
-    sizes = [int(shape.get(axis, 1)) for axis in AXES]
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise ValueError(f'mesh {shape} must have whole numbers of devices.')
     devices = jax.device_count()
     others = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and others > 0 and devices % others == 0:

@@ -1,5 +1,6 @@
 """Bad calls of public functions: an error at once, with value, limit and remedy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,8 +16,11 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax import stack
 from reformer_jax.attention import hashing
+from reformer_jax.data import batching
 from reformer_jax.data import images
+from reformer_jax.generation import steps
 from reformer_jax.generation import translation
+from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import metrics
 from reformer_jax.training import config as training_config
@@ -30,6 +34,7 @@ _KEY = jax.random.key(0)
 _STREAM = jnp.ones((2, 8, 4))
 _PASS = stack.Pass()
 _TOKENS = np.ones((2, 8), np.int32)
+_SINGLE = np.ones(2, np.int32)
 _FIELDS = {
     'vocab_size': 11,
     'length': 16,
@@ -73,6 +78,15 @@ def _local(q=_X, k=_X, v=_X, kind=None, **more):
 def _lsh(qk=_X, v=_X, ids=_IDS, kind=None, **more):
     kind = kind or attention.LSH(chunk_length=4, buckets=4)
     return attention.lsh_attention(kind, qk, v, ids, **more)
+
+
+def _sorted(ids=_IDS, mask=None, kind=None):
+    kind = kind or attention.LSH(chunk_length=4, buckets=4)
+    return attention.sorted_order(kind, ids, mask)
+
+
+def _sort(ids=_IDS, num_buckets=4):
+    return hashing.sort_order(ids, num_buckets=num_buckets)
 
 
 def _hash(vectors=_X, width=2, **more):
@@ -125,7 +139,31 @@ def _score(tokens=_TOKENS, model=None, **more):
 
 
 def _prefill(tokens=_TOKENS, lengths=(8, 8), capacity=16, **more):
+    lengths = np.array(lengths) if isinstance(lengths, tuple) else lengths
     return generation.prefill(_model(), tokens, lengths, capacity=capacity, **more)
+
+
+@functools.cache
+def _state(capacity=16):
+    lengths = np.array([8, 8])
+    read = functools.partial(generation.prefill, capacity=capacity)
+    return jax.jit(read)(_model(), _TOKENS, lengths)[1]
+
+
+def _step(tokens, **more):
+    return generation.decode_step(_model(), _state(**more), tokens)
+
+
+def _shift(tokens=_TOKENS, config=None):
+    return model_lib.shift_right(config or _config(), tokens)
+
+
+def _padded(length):
+    return model_config.padded_length(_config(), length)
+
+
+def _schedule(steps):
+    return optimizer.schedule(optimizer.OptimizerConfig(), steps)
 
 
 def _optimizer(**changes):
@@ -185,6 +223,8 @@ _CALLS = [
     ('LSH', lambda: _LSH(rule='strict', chunks_before=2), 'strict.*chunks_before=2'),
     ('LSH', lambda: _LSH(rule='strict', exact=True), 'exact=True .*reformer'),
     ('LSH', lambda: _LSH(dropout=_INF), 'dropout=inf'),
+    ('LSH', lambda: _LSH(buckets=0), '0 is not an even .*use 2'),
+    ('LSH', lambda: _LSH(buckets=None), 'buckets=None'),
     ('full_attention', lambda: _full(k=_X[:, :8]), r'\(2, 8, 2, 4\).*causal'),
     ('full_attention', lambda: _full(v=_X[:, :8]), r'\(2, 8, 2, 4\)'),
     ('full_attention', lambda: _full(q=_X[:, :, :1]), r'\(2, 16, 1, 4\)'),
@@ -199,6 +239,17 @@ _CALLS = [
     ('full_attention', lambda: _full(mask=_MASK[0]), r'\(16,\).*\(2, 16\)'),
     ('full_attention', lambda: _full(mask=_MASK.astype(int)), 'int32.*bool'),
     ('full_attention', lambda: _full(mask=_MASK * 0.5), 'float32.*bool'),
+    ('full_attention', lambda: _full(q=[[1.0]]), r'queries = \[\[1.0\]\].*array'),
+    ('full_attention', lambda: _full(q=None), 'queries = None.*array'),
+    ('full_attention', lambda: _full(v=[[1.0]]), r'values = .*array'),
+    ('full_attention', lambda: _full(key=0), r'key=0.*jax\.random\.key'),
+    ('full_attention', lambda: _full(key='0'), r"key='0'.*jax\.random\.key"),
+    ('full_attention', lambda: _full(key=np.ones(2)), r'key=array.*jax\.random\.key'),
+    ('full_attention', lambda: _full(key=nnx.Rngs), r'key=.*jax\.random\.key'),
+    ('full_attention', lambda: _full(mask=True), 'mask = True.*bool'),
+    ('full_attention', lambda: _full(mask=[[True] * 16] * 2), r'mask = \[\[.*bool'),
+    ('full_attention', lambda: _full(kind=_LOCAL()), 'Local.*attention.Full'),
+    ('full_attention', lambda: attention.full_attention(None, *[_X] * 3), 'None.*Full'),
     ('local_attention', lambda: _local(k=_X[:, :8]), r'\(2, 8, 2, 4\).*alike'),
     ('local_attention', lambda: _local(q=_X[0], k=_X[0], v=_X[0]), r'\(16, 2, 4\)'),
     ('local_attention', lambda: _local(*[_X[:, :10]] * 3), 'length 10 .*8 or 12'),
@@ -209,6 +260,10 @@ _CALLS = [
     ('local_attention', lambda: _local(mask=_MASK[:1]), r'\(1, 16\).*\(2, 16\)'),
     ('local_attention', lambda: _local(mask=_MASK.astype(int)), 'int32.*bool'),
     ('local_attention', lambda: _local(mask=_MASK[..., None]), r'\(2, 16, 1\)'),
+    ('local_attention', lambda: _local(q=None), 'None.*array'),
+    ('local_attention', lambda: _local(key=0), r'key=0.*jax\.random\.key'),
+    ('local_attention', lambda: _local(mask=True), 'mask = True.*bool'),
+    ('local_attention', lambda: _local(kind=_FULL()), 'Full.*attention.Local'),
     ('lsh_attention', lambda: _lsh(v=_X[:, :8]), r'\(2, 8, 2, 4\).*alike'),
     ('lsh_attention', lambda: _lsh(qk=_X[0], v=_X[0]), r'\(16, 2, 4\)'),
     ('lsh_attention', lambda: _lsh(_X[:, :10], _X[:, :10], _IDS[..., :10]), '8 or 12'),
@@ -221,22 +276,54 @@ _CALLS = [
         r'\(2, 2, 2, 8\).*\(2, 2, R, 16',
     ),
     ('lsh_attention', lambda: _lsh(ids=_IDS[:, :1]), r'\(2, 1, 2, 16\).*\(2, 2, R, 16'),
-    ('lsh_attention', lambda: _lsh(ids=_IDS[:, :, 0]), r'\(2, 2, 16\).*\(2, 2, R, 16'),
-    ('lsh_attention', lambda: _lsh(ids=_IDS[:, :, :0]), r'\(2, 2, 0, 16\).*\(2, 2, R'),
+    ('lsh_attention', lambda: _lsh(ids=_IDS[:, :, 0]), r'\(2, 2, 16\).*\[B, H, R, L\]'),
+    ('lsh_attention', lambda: _lsh(ids=_IDS[:, :, :0]), r'\(2, 2, 0, 16\).*not empty'),
     ('lsh_attention', lambda: _lsh(ids=_IDS * 1.0), 'float32.*integers'),
     ('lsh_attention', lambda: _lsh(ids=_IDS + 4), r'bucket 4 .*\[0, 4\)'),
     ('lsh_attention', lambda: _lsh(ids=_IDS - 1), r'bucket -1 .*\[0, 4\)'),
     ('lsh_attention', lambda: _lsh(mask=_MASK[:, :8]), r'\(2, 8\).*\(2, 16\)'),
     ('lsh_attention', lambda: _lsh(mask=_MASK.astype(int)), 'int32.*bool'),
+    ('lsh_attention', lambda: _lsh(qk=[[1.0]]), 'array'),
+    ('lsh_attention', lambda: _lsh(key=0), r'key=0.*jax\.random\.key'),
+    ('lsh_attention', lambda: _lsh(mask=[[True] * 16] * 2), 'bool'),
+    ('lsh_attention', lambda: _lsh(kind=_FULL()), 'Full.*attention.LSH'),
+    ('lsh_attention', lambda: _lsh(order=_IDS[:, :, :1]), r'\(2, 2, 1, 16\).*sorted_o'),
+    ('lsh_attention', lambda: _lsh(order=_IDS * 1.0), 'order .*float32.*integers'),
+    ('sorted_order', lambda: _sorted(mask=_MASK[:, :15]), r'\(2, 15\).*\(2, 16\)'),
+    ('sorted_order', lambda: _sorted(mask=_MASK[:1]), r'\(1, 16\).*\(2, 16\)'),
+    ('sorted_order', lambda: _sorted(mask=_MASK[0]), r'\(16,\).*\(2, 16\)'),
+    ('sorted_order', lambda: _sorted(mask=_MASK * 1), 'int32.*bool'),
+    ('sorted_order', lambda: _sorted(mask=True), 'mask = True.*bool'),
+    ('sorted_order', lambda: _sorted(ids=_IDS > 0), 'bool.*integers'),
+    ('sorted_order', lambda: _sorted(ids=_IDS + 9), r'bucket 9 .*\[0, 5\)'),
+    ('sorted_order', lambda: _sorted(ids=_IDS[0]), r'\(2, 2, 16\).*\[B, H, R, L\]'),
+    ('sorted_order', lambda: _sorted(kind=_FULL()), 'Full.*attention.LSH'),
+    ('sort_order', lambda: _sort(num_buckets=0), 'num_buckets=0 .*at least 1'),
+    ('sort_order', lambda: _sort(num_buckets=2.5), 'num_buckets=2.5 .*whole'),
+    ('sort_order', lambda: _sort(_IDS * 1.0), 'float32.*integers'),
+    ('sort_order', lambda: _sort(_IDS[..., :0]), 'empty'),
+    ('sort_order', lambda: _sort(_IDS + 4), r'bucket 4 .*\[0, 4\)'),
+    ('bucket_factors', lambda: hashing.bucket_factors(2.0), '2.0 is no whole'),
+    ('bucket_factors', lambda: hashing.bucket_factors(None), 'None is no whole'),
+    ('default_buckets', lambda: hashing.default_buckets(0, 4), 'length=0 .*at least 1'),
+    ('default_buckets', lambda: hashing.default_buckets(2.5, 4), 'length=2.5 .*whole'),
+    ('default_buckets', lambda: hashing.default_buckets(8, 0), 'chunk_length=0 .*1'),
+    ('default_buckets', lambda: hashing.default_buckets(8, '4'), "='4' .*whole"),
     ('hash_vectors', lambda: _hash(width=3), 'width 3 .*need 2'),
     ('hash_vectors', lambda: _hash(buckets=5), '5 is not an even'),
     ('hash_vectors', lambda: _hash(_X[0]), r'\(16, 2, 4\).*\[B, L, H, K\]'),
     ('hash_vectors', lambda: _hash(_X[:, :, :1]), r'\(2, 16, 1, 4\).*rotations'),
     ('hash_vectors', lambda: _hash(_X[..., :3]), r'\(2, 16, 2, 3\).*rotations'),
+    ('hash_vectors', lambda: _hash([[1.0]]), 'vectors = .*array'),
+    ('hash_vectors', lambda: _hash(_X[:, :0]), r'\(2, 0, 2, 4\).*empty'),
+    ('hash_vectors', lambda: _hash(_X.astype(int)), 'int32.*float'),
+    ('hash_vectors', lambda: _hash(_X.astype(complex)), 'complex64.*float'),
     ('random_rotations', lambda: _rotations(buckets=()), 'buckets=.. is empty'),
     ('random_rotations', lambda: _rotations(rounds=0), 'rounds=0 .*at least 1'),
     ('random_rotations', lambda: _rotations(heads=-1), 'heads=-1 .*at least 1'),
     ('random_rotations', lambda: _rotations(head_size=0), 'head_size=0 .*at least 1'),
+    ('random_rotations', lambda: _rotations(key=0), r'key=0.*jax\.random\.key'),
+    ('random_rotations', lambda: _rotations(key=np.ones(2)), r'key=.*random\.key'),
     ('map_chunks', lambda: _chunks(chunk_length=-1), 'chunk_length=-1 .*0'),
     ('map_chunks', lambda: _chunks(chunk_length=2.5), 'chunk_length=2.5 .*whole'),
     ('map_chunks', lambda: _chunks(chunk_length=None), 'chunk_length=None .*whole'),
@@ -252,10 +339,15 @@ _CALLS = [
     ('cross_entropy', lambda: _loss(label_smoothing=1.5), r'=1\.5 .*\[0, 1\)'),
     ('cross_entropy', lambda: _loss(label_smoothing=_NAN), r'=nan .*\[0, 1\)'),
     ('cross_entropy', lambda: _loss(chunk_length=-4), 'chunk_length=-4 .*0'),
+    ('cross_entropy', lambda: _loss(label_smoothing='0.5'), r"='0.5' .*\[0, 1\)"),
+    ('cross_entropy', lambda: _loss(label_smoothing=None), r'=None .*\[0, 1\)'),
     ('Pass', lambda: stack.Pass(grid_bits=23), r'grid_bits=23 .*\[0, 22\]'),
     ('Pass', lambda: stack.Pass(grid_bits=-1), r'grid_bits=-1 .*\[0, 22\]'),
     ('Pass', lambda: stack.Pass(head_groups=0), 'head_groups=0 .*at least 1'),
     ('Pass', lambda: stack.Pass(chunk_length=-1), 'chunk_length=-1 .*0'),
+    ('Pass', lambda: stack.Pass(grid_bits=1.0), 'grid_bits=1.0 .*whole'),
+    ('Pass', lambda: stack.Pass(train=1), 'train=1 .*True or False'),
+    ('Pass', lambda: stack.Pass(single=None), 'single=None .*True or False'),
     (
         'reversible_scan',
         lambda: _scan(stack.Pass(single=True)),
@@ -268,6 +360,8 @@ _CALLS = [
         'alike',
     ),
     ('reversible_scan', lambda: _scan(layers=((),) * 2), '2 layers .*1'),
+    ('reversible_scan', lambda: _scan(how=None), 'how=None .*Pass'),
+    ('reversible_scan', lambda: _scan(streams=(_STREAM.astype(int),) * 2), 'int32.*fl'),
     ('ModelConfig', lambda: _config(vocab_size=0), 'vocab_size=0 .*at least 1'),
     ('ModelConfig', lambda: _config(vocab_size=2.5), 'vocab_size=2.5 .*whole'),
     ('ModelConfig', lambda: _config(length=None), 'length=None .*whole'),
@@ -307,8 +401,8 @@ _CALLS = [
     ('build', lambda: model_lib.build(_config(), 0), 'rngs=0.*nnx.Rngs'),
     ('call', lambda: _call(_TOKENS[0]), r'\(8,\).*\[B, L\]'),
     ('call', lambda: _call(_TOKENS[..., None]), r'\(2, 8, 1\).*\[B, L\]'),
-    ('call', lambda: _call(_TOKENS[:, :0]), r'\(2, 0\).*at least one'),
-    ('call', lambda: _call(_TOKENS[:0]), r'\(0, 8\).*at least one'),
+    ('call', lambda: _call(_TOKENS[:, :0]), r'\(2, 0\).*not empty'),
+    ('call', lambda: _call(_TOKENS[:0]), r'\(0, 8\).*not empty'),
     ('call', lambda: _call(_TOKENS * 1.0), 'float.*integers'),
     ('call', lambda: _call(_TOKENS > 0), 'bool.*integers'),
     ('call', lambda: _call(_TOKENS + 10), r'token 11 .*\[0, 11\)'),
@@ -323,6 +417,38 @@ _CALLS = [
     ('call', lambda: _call(model=_model(head='none')), 'no head.*encode'),
     ('call', lambda: _call(model=_reader()), 'an encoder.*read_source'),
     ('call', lambda: _call(memory=model_lib.Memory(_X[:, :, 0])), 'no encoder'),
+    ('call', lambda: _call([[1, 2]]), r'tokens = \[\[1, 2\]\].*array'),
+    ('call', lambda: _call(mask=True), 'mask = True.*bool'),
+    ('call', lambda: _call(key=0), r'key=0.*jax\.random\.key'),
+    ('call', lambda: _call(hash_rotations=[None, None]), 'layer 1 must be rotations'),
+    ('call', lambda: _call(hash_rotations=[_X, _X]), 'layer 0 must be None'),
+    ('call', lambda: _call(model=_reader(), memory=(_X, None)), 'tuple.*read_source'),
+    (
+        'call',
+        lambda: _call(model=_reader(), memory=model_lib.Memory(_STREAM.astype(int))),
+        'int32.*float',
+    ),
+    ('embed_at', lambda: _model().embed_at(_SINGLE * 1.0, _SINGLE), 'float.*integers'),
+    ('embed_at', lambda: _model().embed_at(_SINGLE + 10, _SINGLE), r'token 11 .*11\)'),
+    ('embed_at', lambda: _model().embed_at(_SINGLE, _SINGLE[:1]), 'must be alike'),
+    ('embed_at', lambda: _model().embed_at(_SINGLE, _SINGLE + 15), 'position 16 .*16'),
+    ('embed_at', lambda: _model().embed_at(_SINGLE, _SINGLE - 2), 'position -1 .*16'),
+    ('shift_right', lambda: _shift(_TOKENS * 1.0), 'float.*integers'),
+    ('shift_right', lambda: _shift(_TOKENS > 0), 'bool.*integers'),
+    ('shift_right', lambda: _shift(_TOKENS[0]), r'\(8,\).*\[B, L\]'),
+    ('shift_right', lambda: _shift(_TOKENS[:0]), r'\(0, 8\).*empty'),
+    ('shift_right', lambda: _shift(None), 'tokens = None.*array'),
+    ('shift_right', lambda: model_lib.shift_right(None, _TOKENS), 'config=None'),
+    ('shift_right', lambda: _shift(config=_config(start_token=-1)), 'start_token=-1'),
+    ('hash_rotations', lambda: model_lib.hash_rotations(_model(), 0), 'key=0.*random'),
+    ('hash_rotations', lambda: model_lib.hash_rotations(None), 'model=None .*Reformer'),
+    ('padded_length', lambda: _padded(0), 'length=0 .*at least 1'),
+    ('padded_length', lambda: _padded(_NAN), 'length=nan .*whole'),
+    ('padded_length', lambda: _padded('2'), "length='2' .*whole"),
+    ('pad', lambda: generation.pad([1, 2]), r'shape \(\) .*list of token ids'),
+    ('pad', lambda: generation.pad([[1.5]]), 'float64.*token ids'),
+    ('pad', lambda: generation.pad([[True]]), 'bool.*token ids'),
+    ('pad', lambda: generation.pad(['ab']), 'list of token ids'),
     ('encode', lambda: _model().encode(_TOKENS + 10), 'token 11'),
     ('encode', lambda: _model().encode(_TOKENS, _MASK), r'\(2, 16\).*\(2, 8\)'),
     ('encode', lambda: _model().encode(_TOKENS[0]), r'\(8,\).*\[B, L\]'),
@@ -365,6 +491,10 @@ _CALLS = [
     ('generate', lambda: _generate(key=None), r'key=None.*jax\.random\.key'),
     ('generate', lambda: _generate(key=3), r'key=3.*jax\.random\.key'),
     ('generate', lambda: _generate(source=_TOKENS), 'no encoder'),
+    ('generate', lambda: _generate(mask=_TOKENS), 'int32.*bool'),
+    ('generate', lambda: _generate(stop_token=1.5), r'stop_token=1.5 .*\[0, 11\)'),
+    ('generate', lambda: _generate(stop_token=True), r'stop_token=True .*\[0, 11\)'),
+    ('generate', lambda: _generate(top_k=True), r'top_k=True .*\[1, 11\]'),
     ('generate', lambda: _generate(model=_reader()), 'gets no source'),
     ('generate', lambda: _generate(model=_model(causal=False, head='none')), 'bidirec'),
     (
@@ -376,6 +506,7 @@ _CALLS = [
     ('beam_search', lambda: _beams(beams=2.5), 'beams=2.5 .*whole'),
     ('beam_search', lambda: _beams(length_penalty=-1), r'length_penalty=-1 .*\[0, inf'),
     ('beam_search', lambda: _beams(length_penalty=_NAN), 'length_penalty=nan'),
+    ('beam_search', lambda: _beams(length_penalty=None), 'length_penalty=None'),
     ('beam_search', lambda: _beams(steps=0), 'steps=0 .*at least 1'),
     ('beam_search', lambda: _beams(steps=[1, 2, 3]), 'steps=.* for 2 prompts'),
     ('beam_search', lambda: _beams(steps=[2, 0]), 'steps=.*at least 1'),
@@ -392,6 +523,21 @@ _CALLS = [
     ('prefill', lambda: _prefill(lengths=(8, 9)), r'9.*\[1, 8\]'),
     ('prefill', lambda: _prefill(lengths=(8, 0)), r'0.*\[1, 8\]'),
     ('prefill', lambda: _prefill(_TOKENS + 10), 'token 11'),
+    ('prefill', lambda: _prefill(_TOKENS * 1.0), 'float.*integers'),
+    ('prefill', lambda: _prefill(_TOKENS > 0), 'bool.*integers'),
+    ('prefill', lambda: _prefill(capacity=None), 'capacity=None .*whole'),
+    ('prefill', lambda: _prefill(lengths=[8, 8]), r'lengths = \[8, 8\].*array'),
+    ('prefill', lambda: generation.prefill(None, _TOKENS, _SINGLE, capacity=8), 'None'),
+    ('decode_step', lambda: generation.decode_step(None, _state(), _SINGLE), 'None'),
+    ('decode_step', lambda: generation.decode_step(_model(), None, _SINGLE), 'None'),
+    ('decode_step', lambda: _step(_SINGLE[:, None]), r'\(2, 1\).*\[B\]'),
+    ('decode_step', lambda: _step(np.ones(3, int)), r'\(3,\).*\(2,\)'),
+    ('decode_step', lambda: _step(_SINGLE * 1.0), 'float.*integers'),
+    ('decode_step', lambda: _step(3), 'tokens = 3.*array'),
+    ('decode_step', lambda: _step(_SINGLE + 10), r'token 11 .*\[0, 11\)'),
+    ('decode_step', lambda: _step(_SINGLE, capacity=8), 'position 8 .*more capacity'),
+    ('take_rows', lambda: steps.take_rows(_state(), _SINGLE + 1), 'row 2 .*no other'),
+    ('take_rows', lambda: steps.take_rows(_state(), _SINGLE > 0), 'bool.*integers'),
     ('Decoding', lambda: translation.Decoding(beams=0), 'beams=0 .*at least 1'),
     ('Decoding', lambda: translation.Decoding(length_penalty=-1.0), '-1.0'),
     (
@@ -406,6 +552,10 @@ _CALLS = [
     ('OptimizerConfig', lambda: _optimizer(decay='step'), "decay='step' .*cosine"),
     ('OptimizerConfig', lambda: _optimizer(warmup_steps=0), 'warmup_steps=0'),
     ('OptimizerConfig', lambda: _optimizer(skips=-1), 'skips=-1'),
+    ('schedule', lambda: _schedule(0), 'steps=0 .*at least 1'),
+    ('schedule', lambda: _schedule(2.5), 'steps=2.5 .*whole'),
+    ('schedule', lambda: _schedule(None), 'steps=None .*whole'),
+    ('schedule', lambda: optimizer.build({}, 2), 'dict.*OptimizerConfig'),
     ('run_config', lambda: _run(step=3), '(step: there are|missing config field data)'),
     ('data.open', lambda: _open(dataset='txt'), "'txt'.*enwik8"),
     ('data.open', lambda: _open(length=0), 'length=0'),
@@ -420,6 +570,12 @@ _CALLS = [
     ('average', lambda: images.average(np.ones((1, 64, 64, 3)), 3), 'shrink=3 .*64'),
     ('make_mesh', lambda: sharding.make_mesh({'rows': 1}), "'rows'.*data"),
     ('make_mesh', lambda: sharding.make_mesh({'data': 7}), '7.*1 devices'),
+    ('make_mesh', lambda: sharding.make_mesh({'data': 1.5}), '1.5.*whole'),
+    ('make_mesh', lambda: sharding.make_mesh({'data': True}), 'True.*whole'),
+    ('make_mesh', lambda: sharding.make_mesh({'data': None}), 'None.*whole'),
+    ('make_mesh', lambda: sharding.make_mesh('data'), "'data' must be a mapping"),
+    ('batching.pad', lambda: batching.pad([[1] * 4], (1, 3)), r'4 values .*\(1, 3\)'),
+    ('batching.pad', lambda: batching.pad([[1]] * 3, (2, 3)), r'3 rows .*\(2, 3\)'),
     ('Writer', lambda: metrics.Writer('/no/where', 0), '/no/where .*folder'),
     ('metrics.read', lambda: metrics.read('/no/where'), '/no/where'),
     ('Checkpointer', lambda: checkpoint.Checkpointer('/no/where', keep=0), 'keep=0'),
@@ -444,3 +600,38 @@ def test_a_token_that_is_none_gives_nan_in_compiled_functions(token):
     logits = compiled(_model(), np.array([[1, 2, token, 3]], np.int32))
     assert np.isnan(logits[:, 2:]).all()
     assert np.isfinite(compiled(_model(), np.array([[0, 2, 10, 3]], np.int32))).all()
+
+
+@pytest.mark.parametrize('bucket', [-1, 4, 2**30])
+def test_a_bucket_that_is_none_gives_nan_in_compiled_functions(bucket):
+    """Of the row, unless it is that of padding."""
+    attend = jax.jit(functools.partial(_lsh, _X, _X))
+    mask = _MASK.at[:, 2].set(False)
+    ids = _IDS.at[0, 1, 0, 2].set(bucket)
+    assert np.isfinite(attend(_IDS)).all()
+    np.testing.assert_array_equal(
+        np.isnan(attend(ids)).all((1, 3)), [[False, True], [False, False]]
+    )
+    assert np.isfinite(attend(ids, mask=mask)[:, 3:]).all()
+
+
+@pytest.mark.parametrize('target', [-1, -100, 4, 2**31 - 1, np.int8(-1)])
+@pytest.mark.parametrize('chunk_length', [0, 2])
+def test_a_target_that_is_none_gives_nan_in_compiled_functions(target, chunk_length):
+    targets = jnp.array([[0, 3, 0, 2]], getattr(target, 'dtype', 'int32'))
+    losses = jax.jit(functools.partial(_loss, chunk_length=chunk_length))
+    for loss in losses(targets.at[0, 2].set(target), jnp.ones((1, 4, 4)))[:2]:
+        np.testing.assert_array_equal(np.isnan(loss), [[False, False, True, False]])
+
+
+@pytest.mark.parametrize(
+    ('token', 'position', 'fits'),
+    [(3, 8, True), (-1, 8, False), (11, 8, False), (3, 12, False), (3, -1, False)],
+)
+def test_a_step_that_is_none_gives_nan_in_compiled_functions(token, position, fits):
+    state = _state(capacity=12)
+    state = dataclasses.replace(state, lengths_B=jnp.array([position, 8]))
+    step = jax.jit(generation.decode_step)
+    logits, _ = step(_model(), state, jnp.array([token, 3]))
+    assert np.isfinite(logits[1]).all()
+    assert np.isfinite(logits[0]).all() == fits

@@ -26,7 +26,8 @@ def check(config: Any, where: str) -> None:
         values: Iterable[Any] = [given]
         if of := typing.get_args(kind):
             several = given.values() if isinstance(given, Mapping) else given
-            values = [given] if isinstance(given, str | numbers.Number) else several
+            one = given is None or isinstance(given, str | numbers.Number)
+            values = [given] if one else several
             kind, each = next(filter(_KINDS.get, reversed(of)), None), 'each '
         fits, told = _KINDS.get(kind, (lambda _: True, ''))
         if not all(map(fits, values)):

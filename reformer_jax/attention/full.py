@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import blocks
 from reformer_jax.attention import choice
 from reformer_jax.attention import kinds
@@ -40,6 +41,7 @@ def full_attention(
       ValueError: the shapes do not go together.
     """
     _check(kind, q_BTHK, k_BSHK, v_BSHK, mask)
+    arguments.check_key(key)
     if not kind.dropout:
         key = None
     if kind.shared_qk:
@@ -72,15 +74,16 @@ def full_attention(
 
 
 def _check(kind: kinds.Full, q, k, v, mask) -> None:
+    arguments.check_class('kind', kind, kinds.Full, 'an attention.Full')
+    for name, x in (('queries', q), ('keys', k), ('values', v)):
+        arguments.check_floats(name, x, 'BLHK')
     any_length = not (kind.causal or kind.shared_qk)
     same_length = q.shape[1:2] == k.shape[1:2] or any_length
-    alike = len({(x.ndim, x.shape[:1], x.shape[2:]) for x in (q, k, v)}) == 1
-    empty = q.size == 0 or k.size == 0
-    if q.ndim != 4 or empty or k.shape != v.shape or not (alike and same_length):
+    alike = len({(x.shape[:1], x.shape[2:]) for x in (q, k, v)}) == 1
+    if k.shape != v.shape or not (alike and same_length):
         raise ValueError(
             f'queries, keys and values have shapes {q.shape}, {k.shape} and {v.shape}: '
-            'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], not empty, with '
-            'T = S if attention is causal or queries and keys are shared.'
+            'they must be [B, T, H, K], [B, S, H, K] and [B, S, H, K], with T = S '
+            'if attention is causal or queries and keys are shared.'
         )
-    kinds.check_dtypes(q, k, v)
-    kinds.check_mask(mask, k.shape[:2], (*q.shape[:2], *k.shape[1:2]))
+    arguments.check_mask(mask, k.shape[:2], (*q.shape[:2], *k.shape[1:2]))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import fields
 
 Buckets = int | tuple[int, ...]
@@ -32,7 +33,7 @@ _MOST_DENSE_BUCKETS = 128
 
 def bucket_factors(buckets: Buckets) -> tuple[int, ...]:
     """The factors of a bucket count, checked: each must be even and positive."""
-    factors = (buckets,) if isinstance(buckets, int) else tuple(buckets)
+    factors = tuple(buckets) if isinstance(buckets, tuple | list) else (buckets,)
     for factor in factors:
         if not isinstance(factor, numbers.Integral):
             raise ValueError(f'buckets={buckets!r}: {factor!r} is no whole number.')
@@ -58,6 +59,7 @@ def default_buckets(length: int, chunk_length: int) -> Buckets:
     Two buckets per chunk make an average bucket half a chunk (paper section 2: m =
     2 l / n_buckets), so that most of a bucket lies within a chunk and its neighbour.
     """
+    fields.check_whole(1, length=length, chunk_length=chunk_length)
     exponent = max(1, (2 * (length // chunk_length)).bit_length() - 1)
     if 2**exponent <= _MOST_DENSE_BUCKETS:
         return 2**exponent
@@ -68,6 +70,7 @@ def random_rotations(
     key: jax.Array, *, heads: int, head_size: int, rounds: int, buckets: Buckets
 ) -> jax.Array:
     """Standard normal rotations [H, K, R, sum(factors) // 2], one set per head."""
+    arguments.check_key(key)
     fields.check_whole(1, heads=heads, head_size=head_size, rounds=rounds)
     width = sum(bucket_factors(buckets)) // 2
     return jax.random.normal(key, (heads, head_size, rounds, width))
@@ -81,6 +84,8 @@ def hash_vectors(
     The first factor is the least significant digit. Computed in float32 whatever the
     dtype of the vectors: a flipped bucket is no rounding error.
     """
+    arguments.check_floats('vectors', vectors_BLHK, 'BLHK')
+    arguments.check_floats('rotations', rotations_HKRS, 'HKRS')
     factors = bucket_factors(buckets)
     width = rotations_HKRS.shape[-1]
     if width != sum(factors) // 2:
@@ -88,7 +93,7 @@ def hash_vectors(
             f'rotations of width {width} do not fit buckets={buckets}, which need '
             f'{sum(factors) // 2}: draw them with the same buckets.'
         )
-    if vectors_BLHK.ndim != 4 or vectors_BLHK.shape[2:] != rotations_HKRS.shape[:2]:
+    if vectors_BLHK.shape[2:] != rotations_HKRS.shape[:2]:
         raise ValueError(
             f'vectors of shape {vectors_BLHK.shape} must be [B, L, H, K] with H and K '
             f'of the rotations, which have shape {rotations_HKRS.shape}.'
@@ -149,6 +154,9 @@ def sort_order(buckets: jax.Array, *, num_buckets: int) -> jax.Array:
 
     Ids must lie in [0, num_buckets).
     """
+    fields.check_whole(1, num_buckets=num_buckets)
+    arguments.check_integers('bucket ids', buckets)
+    arguments.check_range('bucket', buckets, num_buckets, 'give more num_buckets')
     return lax.platform_dependent(
         buckets,
         cuda=functools.partial(_sort_at_once, num_buckets=num_buckets),

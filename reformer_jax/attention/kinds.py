@@ -6,8 +6,8 @@ A kind is checked when it is made; each error names value, limit and remedy.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import fields
 from reformer_jax.attention import hashing
 
@@ -130,7 +130,7 @@ class LSH:
         _check_chunks(self)
         if self.rounds < 1:
             raise ValueError(f'rounds={self.rounds} must be at least 1.')
-        if self.buckets:
+        if self.buckets != ():
             factors = hashing.bucket_factors(self.buckets)
             if not isinstance(self.buckets, int):  # a list could not be hashed
                 object.__setattr__(self, 'buckets', factors)
@@ -181,38 +181,12 @@ Kind = Full | Local | LSH
 
 def check_shapes(first: jax.Array, *others: jax.Array) -> None:
     """Raises a ValueError if queries, keys and values are not alike, [B, L, H, K]."""
-    alike = all(other.shape == first.shape for other in others)
-    if not alike or first.ndim != 4 or not first.size:
+    for x in (first, *others):
+        arguments.check_floats('queries, keys or values', x, 'BLHK')
+    if any(other.shape != first.shape for other in others):
         raise ValueError(
             f'queries, keys and values have shapes {first.shape} and '
-            f'{", ".join(str(other.shape) for other in others)}: they must be alike, '
-            '[B, L, H, K], and not empty.'
-        )
-    check_dtypes(first, *others)
-
-
-def check_dtypes(*arrays: jax.Array) -> None:
-    """Raises a ValueError if queries, keys or values are no floating-point numbers."""
-    for array in arrays:
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(
-                f'queries, keys or values are {array.dtype}: they must be float32 or '
-                'another floating-point type.'
-            )
-
-
-def check_mask(mask: jax.Array | None, *shapes: tuple[int, ...]) -> None:
-    """Raises a ValueError if there is a mask that is not bool of one of the shapes."""
-    if mask is None:
-        return
-    if mask.shape not in shapes:
-        raise ValueError(
-            f'the mask has shape {mask.shape}: it must be '
-            f'{" or ".join(map(str, shapes))}.'
-        )
-    if mask.dtype != bool:
-        raise ValueError(
-            f'the mask is {mask.dtype}: it must be bool, True for a real token.'
+            f'{", ".join(str(other.shape) for other in others)}: they must be alike.'
         )
 
 

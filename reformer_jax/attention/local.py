@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import chunks
 from reformer_jax.attention import full
 from reformer_jax.attention import kinds
@@ -35,10 +36,12 @@ def local_attention(
     A sequence of at most one chunk gets full attention. Logits are scaled by
     1 / sqrt(K).
     """
+    arguments.check_class('kind', kind, kinds.Local, 'an attention.Local')
     kinds.check_shapes(q_BLHK, k_BLHK, v_BLHK)
     batch, length, heads, _ = q_BLHK.shape
     kinds.check_length(kind, length)
-    kinds.check_mask(mask, (batch, length))
+    arguments.check_mask(mask, (batch, length))
+    arguments.check_key(key)
     if length <= kind.chunk_length:
         exact = kinds.Full(kind.causal, dropout=kind.dropout)
         return full.full_attention(exact, q_BLHK, k_BLHK, v_BLHK, mask=mask, key=key)

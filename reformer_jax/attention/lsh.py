@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import choice
 from reformer_jax.attention import full
 from reformer_jax.attention import hashing
@@ -28,21 +28,27 @@ def lsh_attention(
       kind: settings; chunk_length divides L, unless L is shorter.
       qk_BLHK: shared queries and keys; keys are brought to unit length.
       v_BLHK: values.
-      buckets_BHRL: ids from hashing.hash_vectors, in [0, kind.num_buckets).
+      buckets_BHRL: ids from hashing.hash_vectors, in [0, kind.num_buckets); with
+        others, in compiled functions, the whole row is NaN.
       mask: [B, L], True for a real token.
       order: sorted_order of the same arguments, where it is at hand.
       key: random key of dropout.
     """
+    arguments.check_class('kind', kind, kinds.LSH, 'an attention.LSH')
     kinds.check_shapes(qk_BLHK, v_BLHK)
     length, head_size = qk_BLHK.shape[1], qk_BLHK.shape[-1]
     kinds.check_length(kind, length)
-    kinds.check_mask(mask, qk_BLHK.shape[:2])
+    arguments.check_mask(mask, qk_BLHK.shape[:2])
+    arguments.check_key(key)
     _check_buckets(kind, buckets_BHRL, qk_BLHK.shape)
+    if order is not None:
+        _check_order(order, buckets_BHRL.shape)
     chosen = choice.of_lsh(kind, length, qk_BLHK.dtype, head_size)
     if chosen == choice.EXACT:
         qkv = qk_BLHK, qk_BLHK, v_BLHK
         return full.full_attention(kind.full, *qkv, mask=mask, key=key)
     mask = None if mask is None else jnp.asarray(mask)
+    known_BH = _are_known(kind, buckets_BHRL, mask)
     buckets_BHRL, shape = buckets_BHRL.astype(jnp.int32), buckets_BHRL.shape
     with jax.named_scope('sort'):
         if order is None:
@@ -53,28 +59,39 @@ def lsh_attention(
     dropout_RCW = numerics.attention_dropout(key, kind.dropout, dropout_shape)
     with jax.named_scope('attend'):
         attend = choice.attend(chosen)
-        return attend(plan, qk_BLHK, v_BLHK, order, codes_BHRL, mask, dropout_RCW)
+        out_BLHK = attend(plan, qk_BLHK, v_BLHK, order, codes_BHRL, mask, dropout_RCW)
+    return jnp.where(known_BH[:, None, :, None], out_BLHK, jnp.nan)
 
 
 def _check_buckets(kind: kinds.LSH, buckets, shape_BLHK) -> None:
+    arguments.check_integers('bucket ids', buckets, 'BHRL')
     batch, length, heads, _ = shape_BLHK
-    needed, shape = f'({batch}, {heads}, R, {length})', buckets.shape
-    rounds = shape[2:3]
-    if shape != (batch, heads, *rounds, length) or rounds < (1,):
+    shape = buckets.shape
+    if shape != (batch, heads, shape[2], length):
         raise ValueError(
-            f'bucket ids have shape {shape}: it must be {needed} with R of at least 1.'
+            f'bucket ids have shape {shape}: it must be '
+            f'({batch}, {heads}, R, {length}).'
         )
-    if not jnp.issubdtype(buckets.dtype, jnp.integer):
-        raise ValueError(f'bucket ids are {buckets.dtype}: they must be integers.')
-    if isinstance(buckets, jax.core.Tracer):
-        return
-    values = np.asarray(buckets)
-    for bucket in (values.min(), values.max()):
-        if not 0 <= bucket < kind.num_buckets:
-            raise ValueError(
-                f'bucket {bucket} is outside [0, {kind.num_buckets}): hash with '
-                'buckets of the same kind.'
-            )
+    arguments.check_range(
+        'bucket', buckets, kind.num_buckets, 'hash with buckets of the same kind'
+    )
+
+
+def _are_known(kind: kinds.LSH, buckets_BHRL, mask) -> jax.Array:
+    """Whether the buckets of a row are in their range, those of padding left out."""
+    known = (0 <= buckets_BHRL) & (buckets_BHRL < kind.num_buckets)
+    if mask is not None:
+        known |= ~mask[:, None, None]
+    return known.all((2, 3))
+
+
+def _check_order(order: jax.Array, shape: tuple[int, ...]) -> None:
+    arguments.check_integers('order', order, 'BHRL')
+    if order.shape != shape:
+        raise ValueError(
+            f'order has shape {order.shape}, and bucket ids have {shape}: pass what '
+            'sorted_order makes of them.'
+        )
 
 
 def sorted_order(
@@ -84,5 +101,9 @@ def sorted_order(
 
     Arguments are those of lsh_attention.
     """
+    arguments.check_class('kind', kind, kinds.LSH, 'an attention.LSH')
+    arguments.check_integers('bucket ids', buckets_BHRL, 'BHRL')
+    batch, _, _, length = buckets_BHRL.shape
+    arguments.check_mask(mask, (batch, length))
     buckets_BHRL = windows.with_padding(buckets_BHRL, mask, kind.num_buckets)
     return hashing.sort_order(buckets_BHRL, num_buckets=kind.num_buckets + 1)

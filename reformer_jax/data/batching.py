@@ -74,6 +74,11 @@ def pad(
     Returns:
       int32 [B, L], and bool [B, L], True where a row has a value.
     """
+    widest = max(map(len, rows), default=0)
+    if len(rows) > shape[0] or widest > shape[1]:
+        raise ValueError(
+            f'{len(rows)} rows of at most {widest} values do not fit into {shape}.'
+        )
     padded = np.full(shape, value, np.int32)
     mask = np.zeros(shape, bool)
     for row, values in enumerate(rows):

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import numbers
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from reformer_jax import model as model_lib
+from reformer_jax.attention import arguments
 from reformer_jax.attention import fields
 from reformer_jax.generation import beams as beams_lib
 from reformer_jax.generation import prompts as prompts_lib
@@ -93,7 +93,9 @@ def stream(
         samples do not fit into memory. Raised by the call, before the first tokens.
     """
     sampling = sampling_of(model.config.vocab_size, **settings)
-    _check_key(key)
+    if key is None:
+        raise ValueError('key=None: sampling needs one, such as jax.random.key(0).')
+    arguments.check_key(key)
     fields.check_whole(1, steps=steps)
     fields.check_whole(1, samples=samples)
     stop = _stop(model, stop_token)
@@ -164,7 +166,7 @@ def beam_search(
 def check_beams(beams: int, length_penalty: float) -> None:
     """Raises a ValueError for what beam_search does not take."""
     fields.check_whole(1, beams=beams)
-    if not 0 <= length_penalty < math.inf:
+    if not (_is_number(length_penalty) and 0 <= length_penalty < math.inf):
         raise ValueError(
             f'length_penalty={length_penalty} is not in [0, inf): 0 compares plain '
             'log-probabilities, 0.6 is usual.'
@@ -329,18 +331,13 @@ def _check_fits(model, prompts: prompts_lib.Prompts, **copies: int) -> None:
 
 def _stop(model, stop_token: int | None) -> jax.Array:
     vocab_size = model.config.vocab_size
-    if stop_token is not None and not 0 <= operator.index(stop_token) < vocab_size:
+    whole = isinstance(stop_token, numbers.Integral) and stop_token is not True
+    if stop_token is not None and not (whole and 0 <= stop_token < vocab_size):
         raise ValueError(
             f'stop_token={stop_token} is outside [0, {vocab_size}), the vocabulary of '
             'the model: it would never come.'
         )
     return jnp.int32(_NEVER if stop_token is None else stop_token)
-
-
-def _check_key(key: Any) -> None:
-    dtype = key.dtype if isinstance(key, jax.Array) else jnp.dtype(bool)
-    if dtype != jnp.uint32 and not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f'key={key!r} is no random key: use jax.random.key(0).')
 
 
 # Below these float32 runs out; nothing changes by then.
@@ -386,7 +383,7 @@ def sampling_of(
             f'top_p={top_p!r} is not in (0, 1]: it is the probability of the tokens to '
             'sample from; leave it out, or use 1, for all.'
         )
-    whole = isinstance(top_k, numbers.Integral)
+    whole = isinstance(top_k, numbers.Integral) and not isinstance(top_k, bool)
     if top_k is not None and not (whole and 1 <= top_k <= vocab_size):
         raise ValueError(
             f'top_k={top_k} is not in [1, {vocab_size}], the size of the vocabulary: '

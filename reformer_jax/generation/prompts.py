@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from reformer_jax.attention import arguments
 from reformer_jax.data import batching
 from reformer_jax.model import config as model_config
 
@@ -40,8 +41,15 @@ class Prompts:
 
 def pad(prompts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of different lengths as tokens and mask, [B, P], padded at the end."""
-    width = max((len(prompt) for prompt in prompts), default=0)
-    return batching.pad(prompts, (len(prompts), width))
+    read = [np.asarray(prompt) for prompt in prompts]
+    for row in read:
+        if row.ndim != 1 or row.size and not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(
+                f'a prompt of shape {row.shape} and {row.dtype}: each must be a list '
+                'of token ids.'
+            )
+    width = max((row.size for row in read), default=0)
+    return batching.pad(read, (len(read), width))
 
 
 def prompts(
@@ -213,12 +221,8 @@ def _real(name: str, tokens: Any, mask: Any) -> tuple[list[np.ndarray], np.ndarr
             f'{name} of shape {tokens.shape} and type {tokens.dtype} are no integers '
             f'[rows, tokens]: {remedy}'
         )
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-    if mask.shape != tokens.shape:
-        raise ValueError(
-            f'a mask of shape {mask.shape} does not fit {name} of {tokens.shape}: it '
-            'has True for each real token.'
-        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    arguments.check_mask(mask, tokens.shape)
     return [row[keep] for row, keep in zip(tokens, mask, strict=True)], mask
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from reformer_jax import attention
 from reformer_jax import model as model_lib
+from reformer_jax.attention import arguments
+from reformer_jax.attention import fields
 from reformer_jax.generation import caches
 from reformer_jax.generation import lsh_caches
 from reformer_jax.generation import prompts as prompts_lib
@@ -44,6 +45,7 @@ class State:
         sources, None for those that read none.
       memory_mask_BS: [b, S], True for real tokens of the sources; None without an
         encoder.
+      capacity: tokens that each can have.
     """
 
     lengths_B: jax.Array
@@ -51,6 +53,7 @@ class State:
     rotations: list[jax.Array | None]
     memories: list[Any]
     memory_mask_BS: jax.Array | None
+    capacity: int = dataclasses.field(metadata={'static': True})
 
 
 def prefill(
@@ -79,6 +82,7 @@ def prefill(
       ValueError: the model is not causal, the capacity is less than P or more than the
         model has, or there is a source and no encoder or the reverse.
     """
+    fields.check_whole(1, capacity=capacity)
     _check(model, tokens_BP, lengths_B)
     prompts = prompts_lib.Prompts(tokens_BP, jnp.asarray(lengths_B), capacity, source)
     streams, state = read(model, prompts)
@@ -90,16 +94,20 @@ def prefill(
 def _check(model: model_lib.Reformer, tokens_BP: Any, lengths_B: Any) -> None:
     """Raises a ValueError for what are no tokens or lengths; for wrong values only
     outside of compiled functions."""
-    shape, batch = np.shape(tokens_BP), np.shape(tokens_BP)[:1]
-    if np.shape(lengths_B) != batch or len(shape) != 2:
+    arguments.check_class('model', model, model_lib.Reformer, 'a Reformer')
+    arguments.check_integers('tokens', tokens_BP, 'BP')
+    arguments.check_integers('lengths', lengths_B, 'B')
+    shape, batch = tokens_BP.shape, tokens_BP.shape[:1]
+    if lengths_B.shape != batch:
         raise ValueError(
-            f'lengths of shape {np.shape(lengths_B)} and tokens of shape {shape}: '
+            f'lengths of shape {lengths_B.shape} and tokens of shape {shape}: '
             f'they must be [B] and [B, P], as {batch} for these.'
         )
-    if any(isinstance(x, jax.core.Tracer) for x in (tokens_BP, lengths_B)):
+    tokens, lengths = arguments.at_hand(tokens_BP), arguments.at_hand(lengths_B)
+    if tokens is None or lengths is None:
         return
-    model_config.check_tokens(model.config, np.asarray(tokens_BP))
-    for length in np.asarray(lengths_B).tolist():
+    model_config.check_tokens(model.config, tokens)
+    for length in lengths.tolist():
         if not 1 <= length <= shape[1]:
             raise ValueError(f'a prompt of {length} tokens is not in [1, {shape[1]}].')
 
@@ -134,7 +142,9 @@ def read(
         states_BSX,
     )
     layer_caches, memories = _by_layer(model, saved)
-    state = State(prompts.lengths_B, layer_caches, rotations, memories, mask_BS)
+    state = State(
+        prompts.lengths_B, layer_caches, rotations, memories, mask_BS, prompts.capacity
+    )
     return streams, state
 
 
@@ -153,9 +163,16 @@ def decode_step(
       unstacked_layers: model.unstacked(), made outside of a loop over tokens.
 
     Returns:
-      Logits [B, V] of the token after it, and the new state.
+      Logits [B, V] of the token after it, and the new state. Of a token that is none,
+      or has no room, in compiled functions NaN.
+
+    Raises:
+      ValueError: there is no such token, or no room.
     """
-    x_B1D = model.embed_at(tokens_B, state.lengths_B)[:, None]
+    _check_step(model, state, tokens_B)
+    x_BD = model.embed_at(tokens_B, state.lengths_B)
+    has_room_B1 = state.lengths_B[:, None] < state.capacity
+    x_B1D = jnp.where(has_room_B1, x_BD, jnp.nan)[:, None]
     key = jax.random.key(0)  # of dropout, which is off
     streams, single = (x_B1D, x_B1D), model.config.streams == 1
     new_caches = []
@@ -188,12 +205,27 @@ def decode_step(
     return logits_B1V[:, 0], state
 
 
+def _check_step(model: model_lib.Reformer, state: State, tokens_B: Any) -> None:
+    arguments.check_class('model', model, model_lib.Reformer, 'a Reformer')
+    arguments.check_class('state', state, State, 'what prefill made')
+    arguments.check_integers('tokens', tokens_B, 'B')
+    if tokens_B.shape != state.lengths_B.shape:
+        raise ValueError(
+            f'tokens of shape {tokens_B.shape} for a state of shape '
+            f'{state.lengths_B.shape}: give one for each of its sequences.'
+        )
+    remedy = 'the state is full: give prefill more capacity'
+    arguments.check_range('position', state.lengths_B, state.capacity, remedy)
+
+
 def take_rows(state: State, rows: jax.Array) -> State:
     """The state of some of the sequences, in the order of `rows`.
 
     What is kept of sources is not copied: each has as many of the rows as the others,
-    and they stand in the order of the sources.
+    and they stand in the order of the sources. A ValueError if there is no such row.
     """
+    arguments.check_integers('rows', rows, 'B')
+    arguments.check_range('row', rows, state.lengths_B.size, 'the state has no other')
     caches = jax.tree.map(operator.itemgetter(rows), state.caches)
     return dataclasses.replace(state, lengths_B=state.lengths_B[rows], caches=caches)
 

@@ -284,6 +284,7 @@ def check_length(config: ModelConfig, length: int, where: str = 'model') -> None
 
     `where` in a config it stands.
     """
+    fields.check_whole(1, length=length)
     if length > config.length:
         raise ValueError(
             f'a sequence of {length} tokens is longer than the model, which has '
@@ -299,6 +300,7 @@ def padded_length(config: ModelConfig, length: int) -> int:
     the shortest chunk a multiple of all, since there the padding decides who looks
     around the ends at whom.
     """
+    fields.check_whole(1, length=length)
     chunks = [
         getattr(config, f'{kind}_chunk_length')
         for kind in ('local', 'lsh')

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
 from reformer_jax import sharding
-from reformer_jax.attention import kinds
+from reformer_jax.attention import arguments
 from reformer_jax.model import config as model_config
 from reformer_jax.model import heads
 from reformer_jax.model import layers
@@ -266,17 +265,20 @@ class Reformer(nnx.Module):
         return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(self))
 
     def embed_at(self, tokens_B: jax.Array, positions_B: jax.Array) -> jax.Array:
-        """Embeddings [B, D] of single tokens at their positions."""
+        """Embeddings [B, D] of single tokens at their positions; NaN for one that the
+        model does not have."""
+        _check_single(self.config, tokens_B, positions_B)
         x_BD = _rows(self._table, tokens_B)
         match self.config.positions:
             case 'axial':
                 tables = [table[...] for table in self.position_tables]
-                return x_BD + positions.axial_at(tables, positions_B)
+                x_BD += positions.axial_at(tables, positions_B)
             case 'learned':
-                return x_BD + self.position_tables[0][positions_B]
+                x_BD += self.position_tables[0][positions_B]
             case 'sinusoidal':
-                return x_BD + positions.sinusoidal(positions_B, self.config.d_model)
-        return x_BD
+                x_BD += positions.sinusoidal(positions_B, self.config.d_model)
+        exists_B = (0 <= positions_B) & (positions_B < self.config.length)
+        return jnp.where(exists_B[:, None], x_BD, jnp.nan)
 
     def unstacked(self) -> list[layers.Block]:
         """The layers one by one, from first to last."""
@@ -394,20 +396,19 @@ def build(config: ModelConfig, rngs: nnx.Rngs) -> Reformer:
     Raises:
       ValueError: config or rngs are of another kind.
     """
-    for name, given, kind in (
-        ('config', config, ModelConfig),
-        ('rngs', rngs, nnx.Rngs),
-    ):
-        if not isinstance(given, kind):
-            wanted = {ModelConfig: 'ModelConfig', nnx.Rngs: 'nnx.Rngs'}[kind]
-            raise ValueError(
-                f'{name}={given!r} is a {type(given).__name__}: it must be {wanted}.'
-            )
+    arguments.check_class('config', config, ModelConfig, 'a ModelConfig')
+    arguments.check_class('rngs', rngs, nnx.Rngs, 'nnx.Rngs')
     return Reformer(config, rngs)
 
 
 def shift_right(config: ModelConfig, tokens_BL: jax.Array) -> jax.Array:
     """What a model reads to predict each token: the start token, all but the last."""
+    arguments.check_class('config', config, ModelConfig, 'a ModelConfig')
+    arguments.check_integers('tokens', tokens_BL, 'BL')
+    if config.start_token < 0:
+        raise ValueError(
+            f'start_token={config.start_token}: the model has none to put in front.'
+        )
     starts = jnp.full_like(tokens_BL[:, :1], config.start_token)
     return jnp.concatenate([starts, tokens_BL[:, :-1]], axis=1)
 
@@ -416,6 +417,8 @@ def hash_rotations(
     model: Reformer, key: jax.Array | None = None
 ) -> list[jax.Array | None]:
     """The rotations that a call with this key draws, in the form it takes them."""
+    arguments.check_class('model', model, Reformer, 'a Reformer')
+    arguments.check_key(key)
     config = model.config
 
     def rotations(number):
@@ -460,20 +463,31 @@ def _rows(table_VD: jax.Array, tokens: jax.Array) -> jax.Array:
 def _check_tokens(config: ModelConfig, tokens_BL: Any, mask_BL: Any) -> None:
     """Of any call; the ids themselves only outside of compiled functions, where the
     wrong ones give NaN."""
-    shape = np.shape(tokens_BL)
-    if len(shape) != 2 or 0 in shape:
+    arguments.check_integers('tokens', tokens_BL, 'BL')
+    arguments.check_mask(mask_BL, tokens_BL.shape)
+    values = arguments.at_hand(tokens_BL)
+    if values is not None:
+        model_config.check_tokens(config, values)
+
+
+def _check_single(config: ModelConfig, tokens_B: Any, positions_B: Any) -> None:
+    arguments.check_integers('tokens', tokens_B, 'B')
+    arguments.check_integers('positions', positions_B, 'B')
+    if tokens_B.shape != positions_B.shape:
         raise ValueError(
-            f'tokens of shape {shape} must be [B, L] with at least one token.'
+            f'tokens have shape {tokens_B.shape} and positions {positions_B.shape}: '
+            'they must be alike.'
         )
-    if not jnp.issubdtype(tokens_BL.dtype, jnp.integer):
-        raise ValueError(f'tokens are {tokens_BL.dtype}: they must be integers.')
-    kinds.check_mask(mask_BL, shape)
-    if not isinstance(tokens_BL, jax.core.Tracer) and jax.process_count() == 1:
-        model_config.check_tokens(config, np.asarray(tokens_BL))
+    for name, x, limit in (
+        ('token', tokens_B, config.vocab_size),
+        ('position', positions_B, config.length),
+    ):
+        arguments.check_range(name, x, limit, 'as many has the model')
 
 
 def _check_call(config, length, key, train, hash_rotations):
     model_config.check_length(config, length)
+    arguments.check_key(key)
     if train and key is None:
         raise ValueError('train=True needs a key, for dropout and fresh hashes.')
     if hash_rotations is not None and len(hash_rotations) != config.layers:
@@ -481,6 +495,11 @@ def _check_call(config, length, key, train, hash_rotations):
             f'hash_rotations has {len(hash_rotations)} entries for {config.layers} '
             'layers: give one per layer, None for those that do not hash.'
         )
+    for number, rotations in enumerate(hash_rotations or ()):
+        hashes = config.pattern[number % len(config.pattern)] == 'lsh'
+        if hashes != (rotations is not None):
+            needed = 'rotations' if hashes else 'None, since it does not hash'
+            raise ValueError(f'hash_rotations of layer {number} must be {needed}.')
 
 
 def _check_memory(config: ModelConfig, tokens_BL, memory: Memory | None) -> None:
@@ -495,17 +514,14 @@ def _check_memory(config: ModelConfig, tokens_BL, memory: Memory | None) -> None
     if memory is None:
         return
     assert config.encoder is not None
+    arguments.check_class('memory', memory, Memory, 'what read_source made')
     states, mask = memory
+    arguments.check_floats('states of memory', states, 'BSX')
     batch, width = tokens_BL.shape[0], config.encoder.output_width
-    if states.ndim != 3 or (states.shape[0], states.shape[2]) != (batch, width):
+    if (states.shape[0], states.shape[2]) != (batch, width):
         raise ValueError(
             f'memory has states of shape {states.shape}: there must be '
             f'[B, S, {width}] for the batch of {batch}.'
         )
     of_each = (*tokens_BL.shape, states.shape[1])
-    if mask is not None and mask.shape not in (states.shape[:2], of_each):
-        raise ValueError(
-            f'memory has a mask of shape {mask.shape} for states of shape '
-            f'{states.shape} and tokens of shape {tokens_BL.shape}: it must be [B, S] '
-            'or [B, T, S].'
-        )
+    arguments.check_mask(mask, states.shape[:2], of_each)

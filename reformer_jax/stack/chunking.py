@@ -103,22 +103,24 @@ def cross_entropy(
     Args:
       logits: maps hidden, cut to c positions, to logits [B, c, V].
       hidden: pytree of [B, L, ...] that the logits are computed from.
-      targets_BL: ids in [0, V).
+      targets_BL: ids in [0, V); of others the first two are NaN.
       chunk_length: logits of so many positions exist at a time; 0 for all.
       label_smoothing: share of the target's probability that is spread evenly over the
         vocabulary (Szegedy et al. 2015, section 7); with 0 the first two are the same.
       parts: see map_chunks.
     """
 
-    if not jnp.issubdtype(targets_BL.dtype, jnp.integer):
-        raise ValueError(f'targets are {targets_BL.dtype}: they must be integers.')
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f'label_smoothing={label_smoothing} is no share in [0, 1).')
+    kind = jnp.result_type(targets_BL)
+    if not jnp.issubdtype(kind, jnp.integer):
+        raise ValueError(f'targets are {kind}: they must be integers.')
+    real = isinstance(label_smoothing, numbers.Real)
+    if not real or not 0 <= label_smoothing < 1:
+        raise ValueError(f'label_smoothing={label_smoothing!r} is no share in [0, 1).')
 
     def per_token(inputs):
         hidden, targets = inputs
         logits_BLV = logits(hidden).astype(jnp.float32)
-        picked = jnp.take_along_axis(logits_BLV, targets[..., None], axis=-1)[..., 0]
+        picked = at_classes(logits_BLV, targets)
         log_sum = jax.nn.logsumexp(logits_BLV, axis=-1)
         loss = nll = log_sum - picked
         if label_smoothing:
@@ -129,3 +131,10 @@ def cross_entropy(
     return map_chunks(
         per_token, (hidden, targets_BL), chunk_length=chunk_length, parts=parts
     )
+
+
+def at_classes(x: jax.Array, classes: jax.Array) -> jax.Array:
+    """x [..., C] at one class each, [...]; NaN where there is no such class."""
+    classes = jnp.asarray(classes, jnp.int32)
+    beyond = jnp.where(classes < 0, x.shape[-1], classes)  # and not from the end
+    return jnp.take_along_axis(x, beyond[..., None], axis=-1, mode='fill')[..., 0]

@@ -131,10 +131,16 @@ class Pass:
         chunking.check_chunk_length(self.chunk_length)
         if self.head_groups < 1:
             raise ValueError(f'head_groups={self.head_groups} must be at least 1.')
-        if not 0 <= self.grid_bits <= 22:
+        if not isinstance(self.grid_bits, int) or not 0 <= self.grid_bits <= 22:
             raise ValueError(
-                f'grid_bits={self.grid_bits} is not in [0, 22]: float32 has 24 bits.'
+                f'grid_bits={self.grid_bits} is no whole number in [0, 22]: float32 '
+                'has 24 bits.'
             )
+        for name in ('train', 'single'):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f'{name}={getattr(self, name)!r} must be True or False.'
+                )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -190,7 +196,7 @@ def residual_scan(
     def repeat(streams, inputs):
         return _repeat(how, common, streams, inputs)[0], None
 
-    _check(layers, streams, extra)
+    _check(how, layers, streams, extra)
     common = _Common(key, shared, memory)
 
     if checkpoint:
@@ -212,7 +218,7 @@ def forward_scan(
     The second has an entry for each branch of each layer (None for those that act on
     positions alone), stacked over repeats and groups of heads.
     """
-    _check(layers, streams, extra)
+    _check(how, layers, streams, extra)
     repeat = functools.partial(_repeat, how, _Common(key, shared, memory))
     return lax.scan(repeat, _snap(streams, how.grid_bits), _inputs(layers, extra))
 
@@ -253,17 +259,22 @@ class _Common(NamedTuple):
 
 
 def _check_reversible(how: Pass) -> None:
-    if how.single:
+    if isinstance(how, Pass) and how.single:
         raise ValueError(
             'a single stream cannot be inverted: call residual_scan, or set single='
             'False.'
         )
 
 
-def _check(layers: Layers, streams: Any, extra: Sequence[Any]) -> None:
+def _check(how: Pass, layers: Layers, streams: Any, extra: Sequence[Any]) -> None:
+    if not isinstance(how, Pass):
+        raise ValueError(f'how={how!r} must be a Pass.')
     shapes = [jnp.shape(stream) for stream in streams]
     if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 3:
         raise ValueError(f'streams of shapes {shapes} must be two, [B, L, D] alike.')
+    kinds = [jnp.result_type(stream) for stream in streams]
+    if not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
+        raise ValueError(f'streams are {kinds}: they must be floating-point numbers.')
     if len(layers) != len(extra) or not layers:
         raise ValueError(
             f'{len(layers)} layers and {len(extra)} entries of extra: there must be '

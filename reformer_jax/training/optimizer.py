@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from reformer_jax import sharding
+from reformer_jax.attention import arguments
 from reformer_jax.attention import fields
 from reformer_jax.model import config as model_config
 
@@ -107,6 +108,8 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
     rsqrt is constant * linear_warmup * rsqrt_decay of trax's supervised/lr_schedules.
     """
+    arguments.check_class('config', config, OptimizerConfig, 'an OptimizerConfig')
+    fields.check_whole(1, steps=steps)
     warmup = config.warmup_steps
 
     def learning_rate(count: Any) -> jax.Array:

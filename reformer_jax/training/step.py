@@ -242,7 +242,7 @@ def _sums(result: Outcome) -> Sums:
 def _labels(logits: jax.Array, labels_U: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Negative log-likelihood of labels [U] under logits [U, C]; likeliest or not."""
     logp = jax.nn.log_softmax(logits)
-    nll_U = -jnp.take_along_axis(logp, labels_U[..., None], axis=-1)[..., 0]
+    nll_U = -chunking.at_classes(logp, labels_U)
     return nll_U, logits.argmax(-1) == labels_U
 
 
