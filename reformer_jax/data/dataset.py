@@ -4,7 +4,8 @@ import abc
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -15,6 +16,26 @@ from reformer_jax.data import tokenizers
 # Batches built ahead of the training loop. grain's default of 500 would hold 2 GB
 # of batches of 8 x 65536 tokens, and fill all of it before giving the first one.
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+
+# From numbers of examples, int64 [n] with 1 <= n <= B, and the spec of the batch to the
+# batch of B rows, those that are missing at its end with weight 0. A pure function.
+Assemble = Callable[[np.ndarray, batching.Spec], batching.Batch]
+
+
+class Stream(NamedTuple):
+    """The batches of a split; only their numbers go through grain, which takes about 5
+    us for each and stage.
+
+    Attributes:
+      chosen: gives the spec of the batch of a number and its examples, int64 [<= B].
+      assemble: makes it.
+      batches: how many there are; None for a stream that never ends.
+    """
+
+    chosen: Callable[[int], tuple[batching.Spec, np.ndarray]]
+    assemble: Assemble
+    batches: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,20 +112,24 @@ class Dataset(abc.ABC):
         """The dataset with all that was found in the data (labels) among its fields."""
         return self
 
-    def batches(self, split: str) -> grain.DatasetIterator:
+    def batches(
+        self, split: str, wanted: Callable[[int], np.ndarray] = np.arange
+    ) -> grain.DatasetIterator:
         """Returns the iterator over one split.
 
         'train' never ends; 'validation' and 'test' are one pass in order, the last
         batch padded with rows of weight 0. get_state and set_state (and orbax) save and
-        restore the place in the stream.
+        restore the place in the stream, which is the same whichever rows are wanted.
 
         Args:
           split: 'train', 'validation' or 'test', one of `splits`.
+          wanted: gives the rows [<= B] of a batch of B, ascending, that are made at all
+            (sharding.rows_here: those of this process); all without it.
 
         Returns:
-          Iterator over dicts of the arrays that one of `specs` describes, 'tokens'
-          [B, L] and 'weights' ([B, L] or [B], 0 for what does not count) among them.
-          Data for an encoder-decoder have 'source' [B, S] too.
+          Iterator over dicts of the arrays that one of `specs` describes, or of these
+          rows of them, 'tokens' [B, L] and 'weights' ([B, L] or [B], 0 for what does
+          not count) among them. Data for an encoder-decoder have 'source' [B, S] too.
 
         Raises:
           ValueError: for a split that there is not, data that are damaged or too few.
@@ -114,58 +139,52 @@ class Dataset(abc.ABC):
             raise ValueError(
                 f'unknown split {split!r}: use one of {", ".join(batching.SPLITS)}'
             )
-        return self._iterate(split)
+        stream = self._stream(split)
+        numbers = grain.MapDataset.range(
+            sys.maxsize if stream.batches is None else stream.batches
+        )
+
+        def make(number: int) -> batching.Batch:
+            spec, examples = stream.chosen(int(number))
+            rows = wanted(spec['tokens'][0][0])
+            there = rows[rows < examples.size]
+            if not there.size:
+                return {
+                    name: np.zeros((rows.size, *shape[1:]), dtype)
+                    for name, (shape, dtype) in spec.items()
+                }
+            batch = stream.assemble(examples[there], spec)
+            return {name: x[: rows.size] for name, x in batch.items()}
+
+        return iter(numbers.map(make).to_iter_dataset(_READ))
 
     @abc.abstractmethod
-    def _iterate(self, split: str) -> grain.DatasetIterator:
-        """As `batches`, of a name that is one of a split."""
+    def _stream(self, split: str) -> 'Stream':
+        """The batches of a split, whose name is one of a split."""
 
-    def _stream(
-        self, assemble: Callable[[np.ndarray], batching.Batch], count: int | None = None
-    ) -> grain.DatasetIterator:
-        """Batches numbers that stand for examples, then makes the arrays of each batch.
+    def _in_order(self, count: int | None, assemble: Assemble) -> 'Stream':
+        """Batches of examples 0, 1, ...: `count`, or without an end."""
 
-        Only integers go through grain one at a time: about 5 us each and stage, which
-        would be the largest cost of all if whole examples did.
+        def chosen(number: int) -> tuple[batching.Spec, np.ndarray]:
+            first, size = number * self.batch_size, self.batch_size
+            if count is not None:
+                size = min(size, count - first)
+            return self.spec, np.arange(first, first + size)
 
-        Args:
-          assemble: pure function from at most B numbers of examples, int64 [<= B], to
-            the batch; it pads missing rows with weight 0.
-          count: number of examples, of which the last batch may have fewer than B; None
-            for a stream that never ends.
+        batches = None if count is None else -(-count // self.batch_size)
+        return Stream(chosen, assemble, batches)
 
-        Returns:
-          Iterator with get_state/set_state; its state is the number of batches given.
-        """
-        numbers = grain.MapDataset.range(sys.maxsize if count is None else count)
-        batches = numbers.batch(self.batch_size, drop_remainder=count is None)
-        return iter(batches.map(assemble).to_iter_dataset(_READ))
-
-    def _numbered(
-        self, assemble: Callable[[int], batching.Batch], batches: Sized | None = None
-    ) -> grain.DatasetIterator:
-        """As `_stream`, for data whose batches are not of equal shape.
-
-        Args:
-          assemble: pure function from the number of a batch to the batch.
-          batches: as many as there are; None for a stream that never ends.
-        """
-        numbers = grain.MapDataset.range(
-            sys.maxsize if batches is None else len(batches)
-        )
-        return iter(numbers.map(assemble).to_iter_dataset(_READ))
-
-    def _epochs(
-        self, split: str, count: int, assemble: Callable[[np.ndarray], batching.Batch]
-    ) -> grain.DatasetIterator:
-        """As `_stream` of `count` examples: once in order; but in training endlessly,
-        each epoch all once in an order that is a function of (seed, epoch)."""
+    def _epochs(self, split: str, count: int, assemble: Assemble) -> 'Stream':
+        """As `_in_order` of `count` examples; but in training endlessly, each epoch all
+        once in an order that is a function of (seed, epoch)."""
         if split != 'train':
-            return self._stream(assemble, count)
+            return self._in_order(count, assemble)
         order = batching.endless_order(
             count, lambda generator: generator.permutation(count), self.seed
         )
-        return self._stream(lambda numbers: assemble(order(numbers)))
+        return self._in_order(
+            None, lambda numbers, spec: assemble(order(numbers), spec)
+        )
 
     def score(self, split: str, predictions: np.ndarray) -> dict[str, float]:
         """Scores predictions for the first rows of a split as the task's benchmarks do.

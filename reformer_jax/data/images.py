@@ -23,7 +23,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -125,11 +124,11 @@ class Images(dataset.Dataset):
     def _length(self) -> int:
         return 3 * _side(self.shrink) ** 2
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset.Stream:
         _check_split(self.source, split)
         count, read = _open(self.source, split, self.data_dir)
 
-        def assemble(numbers: np.ndarray) -> batching.Batch:
+        def assemble(numbers: np.ndarray, _: batching.Spec) -> batching.Batch:
             shape = (self.batch_size, self._length)
             rows = to_tokens(average(read(numbers), self.shrink))
             tokens, mask = batching.pad(rows, shape)

@@ -6,7 +6,6 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
@@ -100,20 +99,21 @@ class Marked(dataset.Dataset):
         """Bytes of a window."""
         return self.source_length - self.marks
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset.Stream:
         text = batching.take_split(_corpus(self.path), split)
         self._check(split, text)
         seed = self.seed if split == 'train' else 0
 
-        def assemble(numbers: np.ndarray) -> batching.Batch:
+        def assemble(numbers: np.ndarray, spec: batching.Spec) -> batching.Batch:
             examples = [
                 self._example(text, np.random.default_rng((seed, int(number))))
                 for number in numbers
             ]
             sources, targets = zip(*examples, strict=True)
-            return batching.pad_pairs(sources, targets, self.spec)
+            return batching.pad_pairs(sources, targets, spec)
 
-        return self._stream(assemble, None if split == 'train' else self.eval_examples)
+        count = None if split == 'train' else self.eval_examples
+        return self._in_order(count, assemble)
 
     def _check(self, split: str, text: np.ndarray) -> None:
         if text.size < self._window:

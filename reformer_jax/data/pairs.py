@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from reformer_jax import progress
@@ -204,18 +203,26 @@ class Pairs(dataset.Dataset):
     def _rows(self) -> list[int]:
         return buckets.rows(self.lengths, self.batch_size)
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset.Stream:
         found, members = self._found(split)
         self._check(split, found)
+        pad_id = tokenizers.load(self.tokenizer).pad_id
+
+        def assemble(pairs: np.ndarray, spec: batching.Spec) -> batching.Batch:
+            sources, targets = (
+                [side.row(pair) for pair in pairs] for side in found.sides
+            )
+            return batching.pad_pairs(sources, targets, spec, pad_id)
+
         if split == 'train':
             counts = [pairs.size for pairs in members]
-            chosen = buckets.training_batches(counts, self._rows, self.seed)
+            batch_of = buckets.training_batches(counts, self._rows, self.seed)
 
-            def assemble(number: int) -> batching.Batch:
-                bucket, places = chosen(int(number))
-                return self._batch(found, bucket, members[bucket][places])
+            def chosen(number: int) -> tuple[batching.Spec, np.ndarray]:
+                bucket, places = batch_of(number)
+                return self.specs[bucket], members[bucket][places]
 
-            return self._numbered(assemble)
+            return dataset.Stream(chosen, assemble, None)
         parts = [
             (bucket, pairs[start : start + rows])
             for bucket, (pairs, rows) in enumerate(
@@ -225,9 +232,12 @@ class Pairs(dataset.Dataset):
         ]
         # All lengths among the first: a part of a split may stand for it.
         order = np.random.default_rng(0).permutation(len(parts))
-        return self._numbered(
-            lambda number: self._batch(found, *parts[order[number]]), parts
-        )
+
+        def chosen_in_order(number: int) -> tuple[batching.Spec, np.ndarray]:
+            bucket, pairs = parts[order[number]]
+            return self.specs[bucket], pairs
+
+        return dataset.Stream(chosen_in_order, assemble, len(parts))
 
     def _found(self, split: str) -> tuple['_Encoded', list[np.ndarray]]:
         """The pairs of a split, and which of them each bucket has."""
@@ -248,13 +258,6 @@ class Pairs(dataset.Dataset):
                 f'no pair of the {split} split fits lengths={self.lengths}: of its '
                 f'{len(found.sizes_N2)} all are longer; enlarge config.data.lengths'
             )
-
-    def _batch(
-        self, found: '_Encoded', bucket: int, pairs: np.ndarray
-    ) -> batching.Batch:
-        sources, targets = ([side.row(pair) for pair in pairs] for side in found.sides)
-        pad_id = tokenizers.load(self.tokenizer).pad_id
-        return batching.pad_pairs(sources, targets, self.specs[bucket], pad_id)
 
 
 class _Side(NamedTuple):

@@ -4,7 +4,6 @@ import abc
 import dataclasses
 import functools
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
@@ -64,7 +63,7 @@ class RandomWords(dataset.Dataset):
     def decode(self, tokens: np.ndarray) -> bytes:
         return batching.as_numbers(tokens)
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset.Stream:
         train = split == 'train'
         # Each split has its own spawn key, so that no seed meets an evaluation stream.
         stream = np.random.SeedSequence(
@@ -72,15 +71,19 @@ class RandomWords(dataset.Dataset):
         )
         key = stream.generate_state(2, np.uint64)
         assemble = functools.partial(self._assemble, key)
-        return self._stream(assemble, None if train else self.eval_examples)
+        return self._in_order(None if train else self.eval_examples, assemble)
 
-    def _assemble(self, key: np.ndarray, numbers: np.ndarray) -> batching.Batch:
-        # Numbers of a batch follow each other and Philox counts in blocks of four
-        # 64-bit draws, so one generator gives every example its own blocks: 6 times
-        # faster than one generator each.
+    def _assemble(
+        self, key: np.ndarray, numbers: np.ndarray, _: batching.Spec
+    ) -> batching.Batch:
+        # Numbers of a batch follow each other, or nearly, and Philox counts in blocks
+        # of four 64-bit draws, so one generator gives every example its own blocks: 6
+        # times faster than one generator each.
         blocks = -(-self._word_length // 4)
-        philox = np.random.Philox(key=key, counter=int(numbers[0]) * blocks)
-        draws = philox.random_raw((len(numbers), 4 * blocks))[:, : self._word_length]
+        first, last = int(numbers[0]), int(numbers[-1])
+        philox = np.random.Philox(key=key, counter=first * blocks)
+        draws = philox.random_raw((last - first + 1, 4 * blocks))[numbers - first]
+        draws = draws[:, : self._word_length]
         # Scaled, not rejected, so that an example takes as many draws as any other: the
         # chances of two symbols differ by less than symbols / 2**32 of their value.
         scaled = (draws >> np.uint64(32)) * np.uint64(self.symbols)

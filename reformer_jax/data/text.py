@@ -15,7 +15,6 @@ import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
-import grain
 import numpy as np
 
 from reformer_jax import progress
@@ -111,9 +110,9 @@ class Text(dataset.Tokenized):
         text = _corpus(self.path)
         return text if self.whole else batching.take_split(text, split)
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset.Stream:
         tokenizers.load(self.tokenizer)  # an error of it before the text is read
-        return self._iterate_whole(split) if self.whole else self._windows(split)
+        return self._whole(split) if self.whole else self._windows(split)
 
     def _integers(self, split: str) -> np.ndarray:
         """Tokens [n], or bytes, which become four times as large in a window only."""
@@ -127,7 +126,7 @@ class Text(dataset.Tokenized):
 
     # Windows.
 
-    def _windows(self, split: str) -> grain.DatasetIterator:
+    def _windows(self, split: str) -> dataset.Stream:
         text, length, train = self._integers(split), self.length, split == 'train'
         needed = length if train else 1
         if text.size < needed:
@@ -140,7 +139,7 @@ class Text(dataset.Tokenized):
             )
         training_starts = _training_starts(text.size, length, self.seed)
 
-        def assemble(numbers: np.ndarray) -> batching.Batch:
+        def assemble(numbers: np.ndarray, _: batching.Spec) -> batching.Batch:
             starts = training_starts(numbers) if train else length * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
             tokens, mask = self._pad(windows)
@@ -148,7 +147,7 @@ class Text(dataset.Tokenized):
                 return self._mask(tokens, mask, numbers, split)
             return {'tokens': tokens, 'weights': mask.astype(np.float32)}
 
-        return self._stream(assemble, None if train else -(-text.size // length))
+        return self._in_order(None if train else -(-text.size // length), assemble)
 
     def _mask(
         self, targets: np.ndarray, mask: np.ndarray, numbers: np.ndarray, split: str
@@ -174,7 +173,7 @@ class Text(dataset.Tokenized):
 
     # The whole text as one sequence.
 
-    def _iterate_whole(self, split: str) -> grain.DatasetIterator:
+    def _whole(self, split: str) -> dataset.Stream:
         text, length, train = self._integers(''), self.length, split == 'train'
         if text.size < _LEAST:
             raise ValueError(
@@ -191,17 +190,17 @@ class Text(dataset.Tokenized):
             1, lambda rng: rng.integers(earliest, latest + 1, size=1), self.seed
         )
 
-        def assemble(numbers: np.ndarray) -> batching.Batch:
+        def assemble(numbers: np.ndarray, spec: batching.Spec) -> batching.Batch:
             rows = starts(numbers) if train else np.full(numbers.size, latest)
             places = rows[:, None] + np.arange(length)
             inside = (places >= 0) & (places < end)
             tokens = _as_tokens(text.take(places, mode='clip'))
             padded, _ = self._pad(np.where(inside, tokens, self.pad_id))
-            weights = np.zeros(padded.shape, np.float32)
+            weights = np.zeros(*spec['weights'])
             weights[: len(rows)] = inside & (places >= first)
             return {'tokens': padded, 'weights': weights}
 
-        return self._stream(assemble, None if train else 1)
+        return self._in_order(None if train else 1, assemble)
 
 
 @functools.lru_cache(maxsize=2)

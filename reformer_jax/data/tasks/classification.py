@@ -5,10 +5,10 @@ import functools
 import math
 from typing import Any
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
+from reformer_jax.data import dataset as dataset_lib
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import cells
 from reformer_jax.data.tasks import rows
@@ -92,7 +92,7 @@ class Classification(rows.Labelled):
         scores.check(predictions, len(targets), (self.classes,))
         return _SCORES[self.kind](predictions, targets[: len(predictions)])
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset_lib.Stream:
         targets, texts = _targets(self, split), _texts(self, split)
 
         def fill(batch: batching.Batch, place: int, row: int) -> None:

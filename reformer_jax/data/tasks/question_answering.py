@@ -5,10 +5,10 @@ import functools
 import re
 from typing import Any
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
+from reformer_jax.data import dataset as dataset_lib
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import cells
 from reformer_jax.data.tasks import rows
@@ -65,7 +65,7 @@ class QuestionAnswering(rows.Rows):
         exact, f1 = np.mean(results, axis=0)
         return {'exact_match': float(exact), 'f1': float(f1), 'accuracy': float(exact)}
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset_lib.Stream:
         examples = _examples(self, split)
         if split == 'train':
             examples = [example for example in examples if example.span is not None]

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
 
 from reformer_jax import progress
@@ -80,15 +79,14 @@ class Rows(dataset.Tokenized):
         split: str,
         tokens: Sequence[np.ndarray],
         fill: Callable[[batching.Batch, int, int], None],
-    ) -> grain.DatasetIterator:
-        """Iterates over rows of these tokens, int32 [<= L] each.
+    ) -> dataset.Stream:
+        """The batches of rows of these tokens, int32 [<= L] each.
 
         `fill` writes what a batch has besides 'tokens' and 'mask', all of it 0 before,
         at a place of the batch for the row of an index.
         """
-        spec = self.spec
 
-        def assemble(rows: np.ndarray) -> batching.Batch:
+        def assemble(rows: np.ndarray, spec: batching.Spec) -> batching.Batch:
             batch = {name: np.zeros(*array) for name, array in spec.items()}
             batch['tokens'], batch['mask'] = self._pad([tokens[row] for row in rows])
             for place, row in enumerate(rows):

@@ -4,10 +4,10 @@ import dataclasses
 import functools
 from typing import Any
 
-import grain
 import numpy as np
 
 from reformer_jax.data import batching
+from reformer_jax.data import dataset as dataset_lib
 from reformer_jax.data import tokenizers
 from reformer_jax.data.tasks import rows
 from reformer_jax.data.tasks import scores
@@ -59,7 +59,7 @@ class TokenClassification(rows.Labelled):
             return accuracy
         return accuracy | scores.named_entities(predicted, true)
 
-    def _iterate(self, split: str) -> grain.DatasetIterator:
+    def _stream(self, split: str) -> dataset_lib.Stream:
         tags, sentences = _tags(self, split), _sentences(self, split)
 
         def fill(batch: batching.Batch, place: int, row: int) -> None:
