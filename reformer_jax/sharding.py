@@ -163,16 +163,38 @@ def _fitting(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
     )
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any:
-    """Host arrays [B, ...] as global arrays split over the batch axes.
+def rows_here(rows: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Which rows of a batch of so many this process has on its devices, ascending."""
+    parts, count = _batch_parts(mesh)
+    size = rows // count
+    return (parts[:, None] * size + np.arange(size)).ravel()
 
-    Every process holds the whole batch and hands over only its own rows.
-    """
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Any:
+    """Rows of this process (`rows_here`) as global arrays split over the batch axes."""
     sharding = NamedSharding(mesh, P(BATCH_AXES))
-    return {
-        name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
-        for name, value in batch.items()
-    }
+    parts, count = _batch_parts(mesh)
+
+    def place(value: np.ndarray) -> jax.Array:
+        size = len(value) // len(parts)
+
+        def shard(index: Any) -> np.ndarray:
+            place = int(np.searchsorted(parts, (index[0].start or 0) // size))
+            return value[place * size : (place + 1) * size]
+
+        shape = size * count, *value.shape[1:]
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return {name: place(value) for name, value in batch.items()}
+
+
+def _batch_parts(mesh: jax.sharding.Mesh) -> tuple[np.ndarray, int]:
+    """Which parts of a batch this process has, ascending, and how many there are."""
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    axes = [mesh.axis_names.index(axis) for axis in BATCH_AXES]
+    here = np.moveaxis(owners == jax.process_index(), axes, range(len(axes)))
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return np.flatnonzero(here.reshape(count, -1).any(axis=1)), count
 
 
 def missing_rows(batch: int) -> int:

@@ -99,7 +99,7 @@ def evaluate_split(
 
     `stopped` is asked before each batch; once it says yes there are no means but None.
     """
-    outcomes, real_rows = [], []
+    outcomes = []
     evaluate_model = _jit_evaluate(run.mesh, run.config.accumulate)
     what, limit, shown = (
         f'evaluating {split}',
@@ -107,23 +107,21 @@ def evaluate_split(
         jax.process_index() == 0,
     )
     with progress.bar(what, limit, 'batches', shown=shown) as advance:
-        for batch in itertools.islice(run.config.data.batches(split), limit):
+        for batch in itertools.islice(run.read(split), limit):
             if stopped():
                 return None
             check_tokens(run, batch)
             placed = sharding.place_batch(batch, run.mesh)
             outcomes.append(evaluate_model(model, placed))
-            if 'mask' in batch:
-                real_rows.append(batch['mask'].any(axis=1))
             # One batch is made while the one before is evaluated.
             jax.block_until_ready(outcomes[-2:-1])
             advance(1)
-    sums, predictions = zip(*jax.device_get(outcomes), strict=True)
+    sums, predictions, real = zip(*jax.device_get(outcomes), strict=True)
     total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
     values = metrics.means(total)
     if predictions[0] is None:
         return values | {'tokens': total['weight']}
-    predicted = np.concatenate(predictions)[np.concatenate(real_rows)]
+    predicted = np.concatenate(predictions)[np.concatenate(real)]
     scores = run.config.data.score(split, predicted)
     return values | scores | {'examples': float(len(predicted))}
 
@@ -178,8 +176,15 @@ def check_tokens(run: start.Run, batch: Mapping[str, np.ndarray]) -> None:
 
 @functools.cache
 def _jit_evaluate(mesh: jax.sharding.Mesh, accumulate: int):
+    """The jitted function to the sums, predictions and which of these are of rows."""
+
+    def evaluate(model, batch):
+        sums, predictions = step_lib.evaluate(model, batch, accumulate=accumulate)
+        real = None if predictions is None else batch['mask'].any(axis=1)
+        return sums, predictions, real
+
     return jax.jit(
-        functools.partial(step_lib.evaluate, accumulate=accumulate),
+        evaluate,
         out_shardings=NamedSharding(mesh, P()),
         compiler_options=compilation.options(),
     )

@@ -102,7 +102,7 @@ def _open(
     parameters: dict[str, jax.Array] = {}
     if run.config.init_from and not checkpoint.exists(workdir):
         parameters = start.load_parameters(run.config, run.mesh)
-    iterator = run.config.data.batches('train')
+    iterator = run.read('train')
     evaluation.check_split(run, 'validation')
     absent = training_config.absent(run.fields)
     if jax.process_index() == 0:  # for all of them
@@ -176,7 +176,6 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
     throughput = metrics.Throughput()
     watch = divergence.Watch(config.optimizer, training.checkpointer, step)
     since_log: list[Sums] = []
-    tokens = of_sources = 0
     with contextlib.ExitStack() as tracing:
         while step < config.steps and not stop.now():
             batch = next(training.iterator)
@@ -185,10 +184,8 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
             if step in training.traced[:1]:
                 tracing.enter_context(jax.profiler.trace(training.folder / 'profile'))
             placed = sharding.place_batch(batch, run.mesh)
-            state, step_sums = compiled[_shapes(batch)](state, placed, key)
+            state, step_sums = compiled[_shapes(placed)](state, placed, key)
             since_log.append(step_sums)
-            tokens += _targets(batch)
-            of_sources += _tokens_of_sources(batch)
             if step in training.traced[-1:]:
                 jax.block_until_ready(state)
                 tracing.close()
@@ -198,13 +195,14 @@ def _train_steps(training: _Training, state: TrainState) -> TrainState:
                 values = _train_values(since_log)
                 _warn_of_what_was_missed(run, values)
                 divergence.warn_of_loss(config, 'training', step, values['loss'])
-                per_second = throughput.read(tokens, len(since_log))
+                tokens = values.pop('tokens')
+                per_second = throughput.read(int(tokens), len(since_log))
                 values['tokens_per_second'] = per_second
-                if of_sources:
+                if of_sources := values.pop('source_tokens', 0.0):
                     values['source_tokens_per_second'] = (
                         per_second * of_sources / tokens
                     )
-                since_log, tokens, of_sources = [], 0, 0
+                since_log = []
                 training.writer.write(step, 'train', values)
                 left = stop.seconds_left(throughput.seconds_left(config.steps - step))
                 metrics.say(metrics.progress_line(step, config.steps, values, left))
@@ -319,20 +317,6 @@ def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(batch[name].shape for name in sorted(batch))
 
 
-def _targets(batch: Mapping[str, np.ndarray]) -> int:
-    """Tokens of a batch; where it has sources too, the targets' without padding."""
-    if 'source' in batch:
-        return int(np.count_nonzero(batch['weights']))
-    return batch['tokens'].size
-
-
-def _tokens_of_sources(batch: Mapping[str, np.ndarray]) -> int:
-    """Tokens of the sources without padding; 0 where there are none."""
-    if 'source_mask' in batch:
-        return int(np.count_nonzero(batch['source_mask']))
-    return batch['source'].size if 'source' in batch else 0
-
-
 def _train_values(since_log: list[Sums]) -> dict[str, float]:
     """Means over the steps since the last log, without those that were skipped unless
     all were; waits for the last of them."""
@@ -344,6 +328,8 @@ def _train_values(since_log: list[Sums]) -> dict[str, float]:
         values['smoothed_loss'] = total['smoothed_loss'] / max(total['weight'], 1.0)
     for name in ('grad_norm', 'parameter_norm', 'learning_rate'):
         values[name] = float(host[-1][name])
+    for name in {'tokens', 'source_tokens'} & host[0].keys():
+        values[name] = float(sum(int(s[name]) for s in every))
     values['largest_stream'] = max(float(s['largest_stream']) for s in host)
     if 'missed' in total:
         values['missed'] = total['missed']

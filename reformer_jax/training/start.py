@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -56,6 +57,11 @@ class Run:
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The batch of the longest sequences."""
         return self.batches[-1]
+
+    def read(self, split: str) -> grain.DatasetIterator:
+        """The data's batches of a split, the rows of this process of each."""
+        rows = functools.partial(sharding.rows_here, mesh=self.mesh)
+        return self.config.data.batches(split, rows)
 
     def init_state(self) -> state_lib.TrainState:
         """Fresh parameters and optimizer state; to be jitted."""

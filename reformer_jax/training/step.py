@@ -132,6 +132,7 @@ def sums(
     result = outcome(model, batch, key=key, train=True, watch=watch)
     trained = jnp.sum(result.trained_U * result.weights_U)
     total = _sums(result) | {'largest_stream': result.largest_stream}
+    total |= _tokens(batch)
     if model.config.label_smoothing:
         total['smoothed_loss'] = trained
     return trained, total
@@ -237,6 +238,16 @@ def _sums(result: Outcome) -> Sums:
         'accuracy': jnp.sum(result.correct_U * result.weights_U),
         'weight': jnp.sum(result.weights_U),
     }
+
+
+def _tokens(batch: Batch) -> Sums:
+    """Tokens of a batch; where it has sources too, without padding, and theirs."""
+    if 'source' not in batch:
+        return {'tokens': jnp.int32(batch['tokens'].size)}
+    sources = jnp.count_nonzero(
+        batch.get('source_mask', jnp.ones_like(batch['source']))
+    )
+    return {'tokens': jnp.count_nonzero(batch['weights']), 'source_tokens': sources}
 
 
 def _labels(logits: jax.Array, labels_U: jax.Array) -> tuple[jax.Array, jax.Array]:
