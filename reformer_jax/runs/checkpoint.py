@@ -19,12 +19,11 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from jax.experimental import multihost_utils
@@ -32,6 +31,7 @@ from jax.experimental import multihost_utils
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import integrity
 from reformer_jax.runs import metrics as metrics_lib
+from reformer_jax.runs import processes
 from reformer_jax.runs import writing
 
 _METRICS = 'metrics/metrics'
@@ -40,7 +40,6 @@ _REMOVING = 'removing'
 _MANIFEST = 'state/manifest.ocdbt'
 # orbax writes into it after the digests; nothing reads it.
 _NOT_SEALED = '_CHECKPOINT_METADATA'
-_LONGEST = 1000  # bytes of what one process tells the others
 
 # orbax measures how long a save takes by the wall clock, which may be set on by a day:
 # ten years, and nothing that waits for the folder's creation, for 300 s at most.
@@ -372,7 +371,7 @@ class Checkpointer:
                 return str(error)
             return ''
 
-        if found := _of_first_process(problem):
+        if found := processes.of_first(problem):
             raise self._damaged(step, found)
 
     @contextlib.contextmanager
@@ -516,18 +515,6 @@ def _quality(folder: pathlib.Path) -> float:
 def _best(qualities: Mapping[int, float]) -> int | None:
     known = [(q, step) for step, q in qualities.items() if q > -math.inf]
     return max(known)[1] if known else None
-
-
-def _of_first_process(told: Callable[[], str]) -> str:
-    """What process 0 is told, in every process."""
-    if jax.process_count() == 1:
-        return told()
-    text = np.zeros(_LONGEST, np.uint8)
-    if jax.process_index() == 0:
-        encoded = told().encode()[:_LONGEST]
-        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    text = multihost_utils.broadcast_one_to_all(text)
-    return bytes(text).rstrip(b'\0').decode('utf-8', 'ignore')
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

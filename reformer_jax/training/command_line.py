@@ -26,6 +26,11 @@ flags.DEFINE_bool('debug', False, 'Show the traceback of every error.')
 # What bad input, an environment that lacks something and a diverged run raise.
 _MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
+# Seconds without a sign of a process until the others end.
+_MISSED_AFTER = 30
+# Characters of an error that comes from XLA.
+_LONGEST = 300
+
 
 def define_config(told: str) -> flags.FlagHolder[config_dict.ConfigDict | None]:
     """Defines --config, of which any field can be set; where a run is opened those that
@@ -51,18 +56,42 @@ def define_distributed() -> None:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags of a program that has absl's, and calls its main."""
 
-    def joined() -> None:
-        if 'distributed' in flags.FLAGS and flags.FLAGS.distributed:
-            jax.distributed.initialize(
-                flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
-            )
-        main()
-
     def called(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
-        script(joined)
+        if 'distributed' in flags.FLAGS and flags.FLAGS.distributed:
+            _one_of_several(main)
+        else:
+            script(main)
 
     app.run(called, flags_parser=_parse)
+
+
+def _one_of_several(main: Callable[[], None]) -> None:
+    """As `script`, but an error ends this process at once: in an orderly end JAX would
+    wait for the others, which may wait for this one. They end when they miss it."""
+    try:
+        jax.distributed.initialize(
+            flags.FLAGS.coordinator,
+            flags.FLAGS.processes,
+            flags.FLAGS.process,
+            heartbeat_timeout_seconds=_MISSED_AFTER,
+        )
+        try:
+            script(main)
+        except jax.errors.JaxRuntimeError as error:
+            told = (
+                f'{_in_one_line(error)[:_LONGEST]} (If another process has ended: its '
+            )
+            _end(1, RuntimeError(told + 'output says why; the same commands go on.)'))
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not status or status == os.EX_TEMPFAIL:  # as all of them end
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
 
 
 def script(main: Callable[..., None], *arguments: Any) -> None:
@@ -151,6 +180,9 @@ def _end(status: int, error: Exception) -> NoReturn:
     debug = flags.FLAGS.debug if flags.FLAGS.is_parsed() else '--debug' in sys.argv
     if debug:
         raise error
-    told = ' '.join(str(error).split()) or type(error).__name__
-    print(f'{pathlib.Path(sys.argv[0]).name}: {told}', file=sys.stderr)
+    print(f'{pathlib.Path(sys.argv[0]).name}: {_in_one_line(error)}', file=sys.stderr)
     sys.exit(status)
+
+
+def _in_one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__

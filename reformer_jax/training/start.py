@@ -29,6 +29,7 @@ from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
+from reformer_jax.runs import processes
 from reformer_jax.training import config as training_config
 from reformer_jax.training import exchange
 from reformer_jax.training import memory
@@ -113,6 +114,7 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
             fields, checked = read(config, workdir)
     else:
         fields, checked = read(config, workdir)
+    processes.check_same(workdir, fields)
     if isinstance(checked.data, data.pairs.Pairs):
         kept = _kept_tokenizer(workdir, checked.init_from)
         name = checked.data.tokenizer

@@ -1,5 +1,6 @@
 """Several processes of one run: stopped together, resumed by another number."""
 
+import json
 import os
 import pathlib
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from reformer_jax.runs import checkpoint
@@ -37,20 +39,28 @@ def _free_port():
         return found.getsockname()[1]
 
 
-def _start(door, *flags):
-    """Two processes of a door, their output in files."""
-    together = f'--distributed --coordinator=localhost:{_free_port()} --processes=2'
+def _start(door, *flags, count=2, own=()):
+    """Processes of a door; the last one has flags of its `own` besides."""
+    several = f'--coordinator=localhost:{_free_port()} --processes={count}'.split()
     return [
         subprocess.Popen(
-            [sys.executable, door, *flags, *together.split(), f'--process={index}'],
+            [
+                *(sys.executable, door, *flags),
+                *(('--distributed', *several, f'--process={index}') * (count > 1)),
+                *(own * (index == count - 1)),
+            ],
             cwd=_ROOT,
             env=os.environ | {'JAX_PLATFORMS': 'cpu'},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for index in range(2)
+        for index in range(count)
     ]
+
+
+def _said(processes, timeout=120):
+    return [process.communicate(timeout=timeout)[0] for process in processes]
 
 
 def test_a_signal_to_any_process_stops_all(tmp_path):
@@ -61,7 +71,7 @@ def test_a_signal_to_any_process_stops_all(tmp_path):
     while 'step  ' not in (line := first.stdout.readline()):
         assert line, 'ended before the first step'
     second.send_signal(signal.SIGUSR1)
-    said = [process.communicate(timeout=120)[0] for process in (first, second)]
+    said = _said((first, second))
     assert [first.returncode, second.returncode] == [os.EX_TEMPFAIL] * 2, said
     stopped = int(re.search(r'stopped after (\d+) steps', said[0])[1])
     with checkpoint.Checkpointer(workdir) as checkpointer:
@@ -77,10 +87,7 @@ def test_a_signal_to_any_process_stops_all(tmp_path):
     )
     assert f'resuming at step {stopped}' in done.stdout, done.stdout + done.stderr
     assert f'final validation after {stopped + 2} steps' in done.stdout
-    said = [
-        process.communicate(timeout=120)[0]
-        for process in _start('eval.py', f'--workdir={workdir}')
-    ]
+    said = _said(_start('eval.py', f'--workdir={workdir}'))
     alone = re.search(r'final .* (\S+) bits/dim', done.stdout)[1]
     together = re.search(r'\nvalidation +\d+ +\S+ +(\S+)', said[0])[1]
     assert float(together) == pytest.approx(float(alone), abs=1e-3)
@@ -94,12 +101,8 @@ def test_time_is_over_for_all_processes(tmp_path):
             (tmp_path / f'{split}.{column}').write_text(line * 50)
     run = [*_PAIRS, f'--config.data.source={tmp_path}/{{split}}.{{column}}']
     before = time.monotonic()
-    said = [
-        process.communicate(timeout=120)[0]
-        for process in _start(
-            'train.py', *run, f'--workdir={tmp_path}/run', '--config.minutes=0.2'
-        )
-    ]
+    run += [f'--workdir={tmp_path}/run', '--config.minutes=0.2']
+    said = _said(_start('train.py', *run))
     assert time.monotonic() - before > 12
     assert re.search('final validation after .* BLEU', said[0]), said
 
@@ -112,7 +115,7 @@ def test_all_processes_go_on_from_the_same_intact_checkpoint(tmp_path):
     def train(steps):
         flags = (f'--config.steps={steps}', '--config.checkpoint_every=2')
         both = _start('train.py', *run, *flags)
-        said = [process.communicate(timeout=120)[0] for process in both]
+        said = _said(both)
         assert [process.returncode for process in both] == [0, 0], said
         return said
 
@@ -127,3 +130,54 @@ def test_all_processes_go_on_from_the_same_intact_checkpoint(tmp_path):
     assert 'going on from step 2' in said[0] and 'resuming at step 2' in said[0]
     saved = {path.name for path in (workdir / 'checkpoints').iterdir()}
     assert saved >= {'4', '6', 'damaged_4'}
+
+
+def test_any_number_of_processes_goes_on_as_one_would(tmp_path):
+    """Each reads the rows of its own; the order of the data is that of one process."""
+    text = tmp_path / 'text.txt'
+    text.write_text('to be or not to be, that is the question; ' * 500)
+    run = [*_SMALL, f'--config.data.path={text}', '--config.data.batch_size=4']
+
+    def losses(name, *counts):
+        workdir = tmp_path / name
+        for steps, count in enumerate(counts, 1):
+            flags = f'--workdir={workdir}', f'--config.steps={2 * steps}'
+            processes = _start('train.py', *run, *flags, count=count)
+            said = _said(processes)
+            assert [process.returncode for process in processes] == [0] * count, said
+        lines = [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
+        trained = [line for line in lines if line['split'] == 'train']
+        assert [line['step'] for line in trained] == [1, 2, 3, 4]
+        return [line['loss'] for line in trained]
+
+    alone = losses('alone', 1, 1)
+    np.testing.assert_allclose(losses('several', 4, 2), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('victim', 'sent'), [(0, 'SIGKILL'), (1, 'SIGSTOP')])
+def test_without_one_process_the_other_ends(tmp_path, victim, sent):
+    text = tmp_path / 'text.txt'
+    text.write_text('to be or not to be, ' * 1000)
+    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={tmp_path}/run']
+    both = _start('train.py', *run, '--config.steps=100000')
+    while 'step  ' not in (line := both[0].stdout.readline()):
+        assert line, 'ended before the first step'
+    both[victim].send_signal(signal.Signals[sent])
+    (said,) = _said([both[1 - victim]], timeout=60)
+    assert both[1 - victim].returncode not in (0, os.EX_TEMPFAIL)
+    assert re.search('another process has ended|another task died', said), said
+    both[victim].kill()
+    _said([both[victim]])
+
+
+def test_processes_of_another_config_are_refused(tmp_path):
+    text = tmp_path / 'text.txt'
+    text.write_text('to be or not to be, ' * 1000)
+    run = [*_SMALL, f'--config.data.path={text}', f'--workdir={tmp_path}/run']
+    both = _start('train.py', *run, own=('--config.optimizer.learning_rate=0.5',))
+    first, second = _said(both)
+    assert [process.returncode for process in both] == [1, 1]
+    assert 'train.py: processes [1] have another config than process 0: ' in first
+    name = 'config.optimizer.learning_rate'
+    assert re.search(f'process 1 has {name}=0.5, and process 0 has 0.002', second)
+    assert not (tmp_path / 'run').exists()
