@@ -491,7 +491,7 @@ _CALLS = [
     ('generate', lambda: _generate(key=None), r'key=None.*jax\.random\.key'),
     ('generate', lambda: _generate(key=3), r'key=3.*jax\.random\.key'),
     ('generate', lambda: _generate(source=_TOKENS), 'no encoder'),
-    ('generate', lambda: _generate(mask=_TOKENS), 'int32.*bool'),
+    ('generate', lambda: _generate(mask=_TOKENS * 2), 'int32.*bool'),
     ('generate', lambda: _generate(stop_token=1.5), r'stop_token=1.5 .*\[0, 11\)'),
     ('generate', lambda: _generate(stop_token=True), r'stop_token=True .*\[0, 11\)'),
     ('generate', lambda: _generate(top_k=True), r'top_k=True .*\[1, 11\]'),

@@ -13,6 +13,7 @@ batch, the heads and the chunks; without a key there is none.
 What there is to set travels as a kind: Full, Local or LSH (see kinds.py).
 """
 
+from reformer_jax.attention import arguments
 from reformer_jax.attention import choice
 from reformer_jax.attention import fields
 from reformer_jax.attention import hashing
@@ -34,6 +35,7 @@ __all__ = (
     'Kind',
     'LSH',
     'Local',
+    'arguments',
     'choice',
     'fields',
     'full_attention',

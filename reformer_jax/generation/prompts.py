@@ -222,6 +222,8 @@ def _real(name: str, tokens: Any, mask: Any) -> tuple[list[np.ndarray], np.ndarr
             f'[rows, tokens]: {remedy}'
         )
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    if mask.dtype.kind in 'iu' and np.isin(mask, (0, 1)).all():
+        mask = mask.astype(bool)  # as tokenizers of Hugging Face make them
     arguments.check_mask(mask, tokens.shape)
     return [row[keep] for row, keep in zip(tokens, mask, strict=True)], mask
 

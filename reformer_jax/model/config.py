@@ -284,7 +284,7 @@ def check_length(config: ModelConfig, length: int, where: str = 'model') -> None
 
     `where` in a config it stands.
     """
-    fields.check_whole(1, length=length)
+    fields.check_whole(0, length=length)
     if length > config.length:
         raise ValueError(
             f'a sequence of {length} tokens is longer than the model, which has '

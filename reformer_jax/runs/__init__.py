@@ -5,6 +5,7 @@ from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder
 from reformer_jax.runs import lock
 from reformer_jax.runs import metrics
+from reformer_jax.runs import processes
 from reformer_jax.runs import writing
 
-__all__ = ('checkpoint', 'folder', 'lock', 'metrics', 'writing')
+__all__ = ('checkpoint', 'folder', 'lock', 'metrics', 'processes', 'writing')
