@@ -1,6 +1,5 @@
 """Several processes of one run: stopped together, resumed by another number."""
 
-import json
 import os
 import pathlib
 import re
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from reformer_jax.runs import checkpoint
+from reformer_jax.runs import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -39,18 +39,21 @@ def _free_port():
         return found.getsockname()[1]
 
 
-def _start(door, *flags, count=2, own=()):
+def _start(door, *flags, count=2, own=(), devices=1):
     """Processes of a door; the last one has flags of its `own` besides."""
+    xla = f'--xla_force_host_platform_device_count={devices}'
     several = f'--coordinator=localhost:{_free_port()} --processes={count}'.split()
     return [
         subprocess.Popen(
             [
                 *(sys.executable, door, *flags),
                 *(('--distributed', *several, f'--process={index}') * (count > 1)),
-                *(own * (index == count - 1)),
+                *(tuple(own) * (index == count - 1)),
             ],
             cwd=_ROOT,
-            env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+            env=os.environ
+            | {'JAX_PLATFORMS': 'cpu'}
+            | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {xla}'},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,26 +135,29 @@ def test_all_processes_go_on_from_the_same_intact_checkpoint(tmp_path):
     assert saved >= {'4', '6', 'damaged_4'}
 
 
-def test_any_number_of_processes_goes_on_as_one_would(tmp_path):
+def test_any_processes_and_devices_go_on_as_one_would(tmp_path):
     """Each reads the rows of its own; the order of the data is that of one process."""
     text = tmp_path / 'text.txt'
     text.write_text('to be or not to be, that is the question; ' * 500)
     run = [*_SMALL, f'--config.data.path={text}', '--config.data.batch_size=4']
 
-    def losses(name, *counts):
-        workdir = tmp_path / name
-        for steps, count in enumerate(counts, 1):
-            flags = f'--workdir={workdir}', f'--config.steps={2 * steps}'
-            processes = _start('train.py', *run, *flags, count=count)
-            said = _said(processes)
-            assert [process.returncode for process in processes] == [0] * count, said
-        lines = [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
-        trained = [line for line in lines if line['split'] == 'train']
-        assert [line['step'] for line in trained] == [1, 2, 3, 4]
-        return [line['loss'] for line in trained]
+    def train(name, steps, count, **settings):
+        flags = f'--workdir={tmp_path / name}', f'--config.steps={steps}'
+        processes = _start('train.py', *run, *flags, count=count, **settings)
+        said = _said(processes)
+        assert [process.returncode for process in processes] == [0] * count, said
 
-    alone = losses('alone', 1, 1)
-    np.testing.assert_allclose(losses('several', 4, 2), alone, rtol=1e-5)
+    def losses(name):
+        lines = metrics.read(tmp_path / name / 'metrics.jsonl')
+        of_training = {x['step']: x['loss'] for x in lines if x['split'] == 'train'}
+        return [of_training.pop(step) for step in range(1, 7)]
+
+    train('alone', 6, 1)
+    train('several', 2, 4)
+    mesh = [f'--config.mesh.{axis}=2' for axis in ('data', 'fsdp', 'model')]
+    train('several', 4, 1, devices=8, own=mesh)
+    train('several', 6, 2)
+    np.testing.assert_allclose(losses('several'), losses('alone'), rtol=1e-5)
 
 
 @pytest.mark.parametrize(('victim', 'sent'), [(0, 'SIGKILL'), (1, 'SIGSTOP')])
