@@ -95,6 +95,11 @@ def test_a_signal_to_any_process_stops_all(tmp_path):
     together = re.search(r'\nvalidation +\d+ +\S+ +(\S+)', said[0])[1]
     assert float(together) == pytest.approx(float(alone), abs=1e-3)
     assert 'validation' not in said[1]
+    # And sample: alike, of which one process shows it.
+    flags = f'--workdir={workdir}', '--prompt=to be', '--tokens=9', '--temperature=0'
+    said = _said(_start('sample.py', *flags))
+    assert 'to be' in said[0] and '9 of 9 tokens' in said[0]
+    assert 'to be' not in said[1]
 
 
 def test_time_is_over_for_all_processes(tmp_path):
