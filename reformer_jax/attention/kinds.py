@@ -227,6 +227,37 @@ def check_length(kind: Local | LSH, length: int) -> None:
         )
 
 
+def check_part(kind: Kind, length: int) -> None:
+    """Raises a ValueError if a kind can't attend where positions are split over a ring,
+    of which each device has so many."""
+    remedy = "set mesh.ring=1, or split heads over 'model' and 'sequence' instead."
+    if isinstance(kind, Full):
+        if kind.causal or kind.shared_qk or kind.dropout:
+            raise ValueError(
+                'exact attention of a sequence to itself, or with dropout='
+                f'{kind.dropout}, does not go over a ring of devices: {remedy}'
+            )
+        return
+    if length % kind.chunk_length:
+        raise ValueError(
+            f'chunk_length={kind.chunk_length} does not divide the {length} positions '
+            'that each device of a ring has: use a divisor, or another mesh.ring.'
+        )
+    if isinstance(kind, LSH):
+        if kind.exact or kind.implementation not in ('', 'xla'):
+            raise ValueError(
+                f'exact={kind.exact}, implementation={kind.implementation!r} do not go '
+                "over a ring of devices: set exact=False, implementation='xla'."
+            )
+        return
+    around = kind.chunk_length * max(kind.chunks_before, kind.chunks_after)
+    if around > length:
+        raise ValueError(
+            f'local attention looks {around} positions to a side, and each device of a '
+            f'ring has {length}: look around less, or make mesh.ring smaller.'
+        )
+
+
 def _check_chunks(kind: Local | LSH) -> None:
     if kind.chunk_length < 1:
         raise ValueError(f'chunk_length={kind.chunk_length} must be at least 1.')
