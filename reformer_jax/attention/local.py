@@ -183,27 +183,32 @@ def _backward_row(plan: _Plan, dropout_CW, row: _Row, dout_LK, out_LK, lse_L):
     """Gradients of queries, keys and values, [L, K] in float32."""
     delta_L = (dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32)).sum(-1)
 
-    def backward_step(key_gradients, first):
+    def backward_step(gradients, first):
         qkv, allowed = _step(plan, row, first, keys_first=True)
         upstream = tuple(_queries(plan, x, first) for x in (dout_LK, lse_L, delta_L))
+        dq_MCK, *key_gradients = gradients
         dq_GCK, *new = chunks.backward(qkv, allowed, dropout_CW, upstream)
         add = functools.partial(chunks.add_windows, first=first)
-        return tuple(map(add, key_gradients, new)), dq_GCK
+        # Not as the scan's second result, whose zeros it would keep for all layers.
+        dq_MCK = lax.dynamic_update_slice_in_dim(dq_MCK, dq_GCK, first, axis=0)
+        return (dq_MCK, *map(add, key_gradients, new)), None
 
     length, head_size = row.q_LK.shape
     size, before = plan.kind.chunk_length, plan.kind.chunks_before
     count = length // size
-    nothing = (jnp.zeros((count + plan.around, size, head_size)),) * 2
-    key_gradients, dq = lax.scan(backward_step, nothing, _firsts(plan, row))
+    around_ECK = numerics.zeros((count + plan.around, size, head_size), row.q_LK)
+    nothing = numerics.zeros((count, size, head_size), row.q_LK), around_ECK, around_ECK
+    gradients, _ = lax.scan(backward_step, nothing, _firsts(plan, row))
+    dq_MCK, *key_gradients = gradients
     if plan.around and not plan.neighbours:  # beyond an end are the chunks of the other
         wanted = jnp.arange(-before, count + plan.around - before) % count
         beyond = jnp.array([*range(before), *range(before + count, wanted.size)])
         dk_ECK, dv_ECK = key_gradients
-        key_gradients = (
+        key_gradients = [
             dk_ECK[before : before + count].at[wanted[beyond]].add(dk_ECK[beyond]),
             dv_ECK[before : before + count].at[wanted[beyond]].add(dv_ECK[beyond]),
-        )
-    dq_LK = dq.reshape(length, head_size) * head_size**-0.5
+        ]
+    dq_LK = dq_MCK.reshape(length, head_size) * head_size**-0.5
     return dq_LK, *(x_MCK.reshape(-1, head_size) for x_MCK in key_gradients)
 
 
@@ -216,7 +221,8 @@ def _firsts(plan: _Plan, row: _Row) -> jax.Array:
 def _queries(plan: _Plan, x_LX: jax.Array, first) -> jax.Array:
     """The chunks of a step, [G, C, ...]."""
     size, group = plan.kind.chunk_length, plan.chunks_per_step
-    x = lax.dynamic_slice_in_dim(x_LX, first * size, group * size)
+    x = lax.dynamic_slice_in_dim(numerics.bits(x_LX), first * size, group * size)
+    x = lax.bitcast_convert_type(x, x_LX.dtype)
     return x.reshape(group, size, *x_LX.shape[1:])
 
 

@@ -89,6 +89,15 @@ def at(x: jax.Array, positions: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(found, x.dtype)
 
 
+def zeros(shape: tuple[int, ...], beside: jax.Array) -> jax.Array:
+    """Float32 zeros to add to, which XLA can't know to be zeros.
+
+    Those it makes once for all layers, keeps, and copies for each. Instead there is
+    one number of a float array: whether it is greater than infinity.
+    """
+    return jnp.full(shape, beside[(0,) * beside.ndim] > jnp.inf, jnp.float32)
+
+
 def divisor_at_most(number: int, limit: int) -> int:
     """The greatest divisor of a number that is no greater than the limit."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)

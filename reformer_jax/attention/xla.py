@@ -160,7 +160,7 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
 
     nothing = (
-        jnp.zeros((length, head_size), jnp.float32),
+        numerics.zeros((length, head_size), row.q_LK),
         jnp.full((length,), -jnp.inf),
         jnp.ones((length,), bool),
     )
@@ -230,7 +230,8 @@ def _backward_row(
             dv_ECK = chunks.add(dv_ECK, own_GCK, first + before)
             return (dqk_ECK, dv_ECK), None
 
-        nothing = jnp.zeros((count + around, plan.chunk_length, head_size))
+        shape = count + around, plan.chunk_length, head_size
+        nothing = numerics.zeros(shape, row.q_LK)
         in_order, _ = lax.scan(
             backward_step, (nothing, nothing), windows.first_chunks(plan, length)
         )
@@ -241,7 +242,7 @@ def _backward_row(
             gradients = _add_ends(plan, row, hash_round, gradients, in_order)
         return gradients, None
 
-    nothing = (jnp.zeros((length, head_size)),) * 2
+    nothing = (numerics.zeros((length, head_size), row.q_LK),) * 2
     return lax.scan(backward_round, nothing, jnp.arange(row.ranks_RL.shape[0]))[0]
 
 
