@@ -5,7 +5,9 @@ is gathered layer by layer); 'model' splits heads, feed-forward units and vocabu
 'sequence' splits the positions of each sequence, and in the attention core heads
 instead: an all-to-all before it and one after it change the one for the other, so that
 all else is local and attention is that of one device (Jacobs et al. 2023, DeepSpeed
-Ulysses).
+Ulysses). 'ring' splits the positions in the attention core too, for more devices than
+heads: see attention/ring.py. Devices with parts of one sequence divide the parameters
+as those of 'fsdp' do: each would have the same copy.
 """
 
 import math
@@ -20,21 +22,24 @@ from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ('data', 'fsdp', 'model', 'sequence')
+AXES = ('data', 'fsdp', 'model', 'ring', 'sequence')
 BATCH_AXES = ('data', 'fsdp')
 HEAD_AXES = ('model', 'sequence')  # in the attention core
-POSITIONS = P(BATCH_AXES, 'sequence')  # of [B, L, ...] everywhere else
+# In this order the positions of a device in the core lie together.
+POSITION_AXES = ('ring', 'sequence')
+POSITIONS = P(BATCH_AXES, POSITION_AXES)  # of [B, L, ...] but in the attention core
+PARAMETER_AXES = ('fsdp', 'ring', 'sequence')
 
 # First match wins; specs are for a single layer and get a leading None when stacked.
 _RULES = (
-    (r'attention\.(query|key|value|query_key)$', P('fsdp', 'model', None)),
-    (r'attention\.output$', P('model', None, 'fsdp')),
-    (r'feed_forward\.(hidden)$', P('fsdp', 'model')),
-    (r'feed_forward\.(output)$', P('model', 'fsdp')),
+    (r'attention\.(query|key|value|query_key)$', P(PARAMETER_AXES, 'model', None)),
+    (r'attention\.output$', P('model', None, PARAMETER_AXES)),
+    (r'feed_forward\.(hidden)$', P(PARAMETER_AXES, 'model')),
+    (r'feed_forward\.(output)$', P('model', PARAMETER_AXES)),
     (r'feed_forward\.hidden_bias$', P('model')),
-    (r'(^|\.)embedding$', P('model', 'fsdp')),
-    (r'^head\.(tie_projection|hidden)$', P('fsdp', None)),
-    (r'^head\.output$', P('fsdp', 'model')),
+    (r'(^|\.)embedding$', P('model', PARAMETER_AXES)),
+    (r'^head\.(tie_projection|hidden)$', P(PARAMETER_AXES, None)),
+    (r'^head\.output$', P(PARAMETER_AXES, 'model')),
     (r'^head\.output_bias$', P('model')),
 )
 
@@ -84,27 +89,37 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) 
     if heads % of_heads:
         raise ValueError(
             f'{heads} heads (at a time) do not split over model * sequence = '
-            f'{of_heads} devices: use a divisor of the heads.'
+            f"{of_heads} devices: use a divisor of the heads, and 'ring' for more."
         )
-    parts = mesh.shape.get('sequence', 1)
+    parts = _parts(mesh)
     if length % parts:
         raise ValueError(
-            f'{length} positions do not split over {parts} devices on '
-            "the 'sequence' axis: use a divisor of the length."
+            f'{length} positions do not split over ring * sequence = {parts} devices: '
+            'use a divisor of the length.'
         )
 
 
 def sequence_parts(length: int) -> int:
     """How many devices of the current mesh have a part each of so many positions."""
-    parts = jax.sharding.get_abstract_mesh().shape.get('sequence', 1)
+    parts = _parts(jax.sharding.get_abstract_mesh())
     return parts if length % parts == 0 else 1
+
+
+def ring() -> str:
+    """The axis of the current mesh that splits positions in attention, '' for none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 'ring' if mesh.shape.get('ring', 1) > 1 else ''
+
+
+def _parts(mesh: Any) -> int:
+    return math.prod(mesh.shape.get(axis, 1) for axis in POSITION_AXES)
 
 
 def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """NamedSharding for each leaf of a model, optimizer state or train state.
 
     Matched by the end of the leaf's path, so that optimizer moments follow their
-    parameter; an axis that does not divide a dimension is left out.
+    parameter; an axis that does not divide a dimension is left out, and those after it.
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
@@ -149,18 +164,15 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
 
 
 def _fitting(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
-    """The spec without the axes that do not divide their dimension."""
+    """The spec with as many axes of each dimension as together divide it."""
 
-    def fits(axes: Any, size: int) -> bool:
-        names = axes if isinstance(axes, tuple) else (axes,)
-        return size % math.prod(mesh.shape[name] for name in names) == 0
+    def fitting(axes: Any, size: int) -> Any:
+        names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+        while size % math.prod(mesh.shape[name] for name in names):
+            names = names[:-1]
+        return (names if isinstance(axes, tuple) else axes) if names else None
 
-    return P(
-        *(
-            axes if axes and fits(axes, size) else None
-            for axes, size in zip(spec, shape, strict=False)
-        )
-    )
+    return P(*map(fitting, spec, shape))
 
 
 def rows_here(rows: int, mesh: jax.sharding.Mesh) -> np.ndarray:

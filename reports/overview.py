@@ -74,7 +74,7 @@ def first_rounds(rule: str, buckets_BHRL: jax.Array) -> np.ndarray:
     order_RL = order_BHRL[0, 0]
     nothing = jnp.zeros((_LENGTH, _HEAD_SIZE))
     row = windows.Row(
-        *(nothing,) * 3,
+        *(nothing,) * 2,
         order_REC=windows.with_look_around(plan, order_RL),
         ranks_RL=hashing.inverse_order(order_RL),
         codes_RL=None if codes_BHRL is None else codes_BHRL[0, 0],

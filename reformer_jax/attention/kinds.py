@@ -201,6 +201,44 @@ def check_length(kind: Local | LSH, length: int) -> None:
         )
 
 
+def check_part(kind: Kind, length: int) -> None:
+    """Raises a ValueError if a kind can't attend over a ring of devices, each of which
+    has so many positions."""
+    if isinstance(kind, Full):
+        if kind.causal or kind.shared_qk:
+            raise ValueError(
+                'exact attention of a sequence to itself does not go over a ring of '
+                "devices: set mesh.ring=1, or give 'lsh' and 'local' layers alone and "
+                'a dense_length below the length.'
+            )
+        if kind.dropout:
+            raise ValueError(
+                f'dropout={kind.dropout} of exact attention does not go over a ring of '
+                'devices: set it to 0, or mesh.ring=1.'
+            )
+        return
+    if length % kind.chunk_length:
+        raise ValueError(
+            f'chunk_length={kind.chunk_length} does not divide the {length} positions '
+            'of each device of a ring: use a divisor, or another mesh.ring.'
+        )
+    if isinstance(kind, LSH):
+        if kind.exact:
+            check_part(kind.full, length)
+        if kind.implementation not in ('', 'xla'):
+            raise ValueError(
+                f'implementation={kind.implementation!r} does not go over a ring of '
+                "devices: set it to 'xla', or mesh.ring=1."
+            )
+        return
+    around = kind.chunk_length * max(kind.chunks_before, kind.chunks_after)
+    if around > length:
+        raise ValueError(
+            f'local attention looks around {around} positions, and each device of a '
+            f'ring has {length}: look around fewer, or make mesh.ring smaller.'
+        )
+
+
 def _check_chunks(kind: Local | LSH) -> None:
     if kind.chunk_length < 1:
         raise ValueError(f'chunk_length={kind.chunk_length} must be at least 1.')

@@ -9,6 +9,7 @@ from reformer_jax.attention import full
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
+from reformer_jax.attention import ring as rings
 from reformer_jax.attention import windows
 
 
@@ -21,6 +22,7 @@ def lsh_attention(
     mask: jax.Array | None = None,
     order: jax.Array | None = None,
     key: jax.Array | None = None,
+    ring: str = '',
 ) -> jax.Array:
     """Shared-QK attention among tokens that hash alike, [B, L, H, K] in the dtype of v.
 
@@ -33,29 +35,41 @@ def lsh_attention(
       mask: [B, L], True for a real token.
       order: sorted_order of the same arguments, where it is at hand.
       key: random key of dropout.
+      ring: within shard_map, the mesh axis that splits the positions. Arrays then are
+        of each device's part, which is one of whole chunks, and there is no `order`.
     """
     arguments.check_class('kind', kind, kinds.LSH, 'an attention.LSH')
     kinds.check_shapes(qk_BLHK, v_BLHK)
     length, head_size = qk_BLHK.shape[1], qk_BLHK.shape[-1]
+    if ring:
+        assert order is None
+        kinds.check_part(kind, length)
     kinds.check_length(kind, length)
     arguments.check_mask(mask, qk_BLHK.shape[:2])
     arguments.check_key(key)
     _check_buckets(kind, buckets_BHRL, qk_BLHK.shape)
     if order is not None:
         _check_order(order, buckets_BHRL.shape)
-    chosen = choice.of_lsh(kind, length, qk_BLHK.dtype, head_size)
+    chosen = 'xla'
+    if not ring:
+        chosen = choice.of_lsh(kind, length, qk_BLHK.dtype, head_size)
     if chosen == choice.EXACT:
         qkv = qk_BLHK, qk_BLHK, v_BLHK
         return full.full_attention(kind.full, *qkv, mask=mask, key=key)
-    mask = None if mask is None else jnp.asarray(mask)
-    known_BH = _are_known(kind, buckets_BHRL, mask)
-    buckets_BHRL, shape = buckets_BHRL.astype(jnp.int32), buckets_BHRL.shape
+    mask = None if mask is None else rings.gather(ring, jnp.asarray(mask), dim=1)
+    plan = windows.plan(kind, buckets_BHRL.shape, ring)
     with jax.named_scope('sort'):
+        # Every device sorts all of its heads' positions by itself.
+        buckets_BHRL = rings.gather(ring, buckets_BHRL, dim=3).astype(jnp.int32)
+        known_BH = _are_known(kind, buckets_BHRL, mask)
         if order is None:
             order = sorted_order(kind, buckets_BHRL, mask)
-        plan = windows.plan(kind, shape)
         codes_BHRL = windows.codes(plan, kind.num_buckets, buckets_BHRL, order, mask)
-    dropout_shape = shape[2], plan.chunk_length, plan.chunk_length * plan.window_chunks
+    dropout_shape = (
+        order.shape[2],
+        plan.chunk_length,
+        plan.chunk_length * plan.window_chunks,
+    )
     dropout_RCW = numerics.attention_dropout(key, kind.dropout, dropout_shape)
     with jax.named_scope('attend'):
         attend = choice.attend(chosen)

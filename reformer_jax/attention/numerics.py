@@ -73,6 +73,31 @@ def rows(x_BLHK: jax.Array) -> jax.Array:
     return x_BHLK.reshape(-1, *x_BHLK.shape[2:])
 
 
+def bits(x: jax.Array) -> jax.Array:
+    """x for moving only: floats of 16 bits as integers, all else as it is.
+
+    XLA makes all of a bfloat16 array float32 on a CPU before it takes rows of it.
+    """
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2:
+        return lax.bitcast_convert_type(x, jnp.uint16)
+    return x
+
+
+def at(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x[positions] for positions that lie within x."""
+    found = bits(x).at[positions].get(mode='promise_in_bounds')
+    return lax.bitcast_convert_type(found, x.dtype)
+
+
+def zeros(shape: tuple[int, ...], beside: jax.Array) -> jax.Array:
+    """Float32 zeros to add to, which XLA can't know to be zeros.
+
+    Those it makes once for all layers, keeps, and copies for each. Instead there is
+    one number of a float array: whether it is greater than infinity.
+    """
+    return jnp.full(shape, beside[(0,) * beside.ndim] > jnp.inf, jnp.float32)
+
+
 def divisor_at_most(number: int, limit: int) -> int:
     """The greatest divisor of a number that is no greater than the limit."""
     return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)

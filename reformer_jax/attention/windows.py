@@ -16,6 +16,7 @@ from jax import lax
 from reformer_jax.attention import hashing
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
+from reformer_jax.attention import ring as rings
 from reformer_jax.attention import rows as rows_lib
 
 # Spacing of float32 around -1e5, which is a token's logit of itself in trax and
@@ -46,6 +47,8 @@ class Plan:
       rows: attended at once.
       order_free: the same bits wherever in its window a key stands (the strict rule,
         where later tokens move it).
+      ring: the mesh axis that splits positions, and the sorted order of each round, in
+        shard_map; '' if each device has them all.
     """
 
     chunk_length: int
@@ -58,6 +61,7 @@ class Plan:
     chunks_per_step: int
     rows: rows_lib.Rows
     order_free: bool
+    ring: str = ''
 
     @property
     def window_chunks(self) -> int:
@@ -72,10 +76,13 @@ class Plan:
 
 
 class Row(NamedTuple):
-    """One (batch, head): queries, unit keys, values, sorted positions, codes."""
+    """One (batch, head): queries, values, sorted positions, codes.
+
+    In a ring queries, values and ranks are of the device's positions and the order is
+    that of its chunks; codes and mask are of all positions.
+    """
 
     q_LK: jax.Array
-    k_LK: jax.Array
     v_LK: jax.Array
     order_REC: jax.Array
     ranks_RL: jax.Array
@@ -86,8 +93,8 @@ class Row(NamedTuple):
 class Step(NamedTuple):
     """The queries of one group of chunks in one round, and the keys of their windows.
 
-    `allowed` is [G, C, W], or [G, W, C] in the backward pass, and never true for the
-    query's own position.
+    Both are places in the arrays that `of_round` gives. `allowed` is [G, C, W], or
+    [G, W, C] in the backward pass, and never true for the query's own position.
     """
 
     queries_GC: jax.Array
@@ -95,8 +102,11 @@ class Step(NamedTuple):
     allowed: jax.Array
 
 
-def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...]) -> Plan:
-    """The plan for buckets of a shape; a shorter sequence is a chunk."""
+def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...], ring: str = '') -> Plan:
+    """The plan for buckets of a shape; a shorter sequence is a chunk.
+
+    In a ring the shape is that of each device's part.
+    """
     batch, heads, rounds, length = shape_BHRL
     chunk_length = min(kind.chunk_length, length)
     before, after, rule = kind.chunks_before, kind.chunks_after, kind.rule
@@ -121,6 +131,7 @@ def plan(kind: kinds.LSH, shape_BHRL: tuple[int, ...]) -> Plan:
         chunks_per_step=group,
         rows=rows_lib.at_most(rows, batch, heads),
         order_free=rule == 'strict',
+        ring=ring,
     )
 
 
@@ -196,7 +207,7 @@ def _self_meetings(plan: Plan, ranks_RL: jax.Array) -> jax.Array:
     """
     assert plan.circular
     rounds, length = ranks_RL.shape
-    chunks = length // plan.chunk_length
+    chunks = length * rings.size(plan.ring) // plan.chunk_length
     first_R1 = jnp.arange(rounds)[:, None] * chunks
     places_RL = first_R1 + ranks_RL // plan.chunk_length
     met_RL = jnp.zeros_like(ranks_RL)
@@ -211,12 +222,25 @@ def first_chunks(plan: Plan, length: int) -> jax.Array:
     return jnp.arange(0, length // plan.chunk_length, plan.chunks_per_step)
 
 
+def of_round(plan: Plan, row: Row, hash_round, arrays: Any) -> Any:
+    """What the steps of a round take rows of: a pytree of arrays [L, ...] by position.
+
+    In a ring it is the rows of this device's chunks and of those around them, in order.
+    """
+    if not plan.ring:
+        return arrays
+    return rings.take(plan.ring, arrays, row.order_REC[hash_round].ravel())
+
+
 def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
     """The step that begins with chunk `first` of a round; keys_first is [G, W, C]."""
-    chunks = row.q_LK.shape[0] // plan.chunk_length
     group, before = plan.chunks_per_step, plan.chunks_before
     sizes = 1, group + plan.window_chunks - 1, plan.chunk_length
     around_EC = lax.dynamic_slice(row.order_REC, (hash_round, first, 0), sizes)[0]
+    places_EC = around_EC
+    if plan.ring:
+        in_order_EC = lax.iota(jnp.int32, around_EC.size).reshape(around_EC.shape)
+        places_EC = first * plan.chunk_length + in_order_EC
     queries_GC = around_EC[before : before + group]
     keys_GW = windows(around_EC, group)
     visible_GW = keys_GW
@@ -224,11 +248,13 @@ def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
         slot_W = jnp.repeat(
             jnp.arange(-before, plan.chunks_after + 1), plan.chunk_length
         )
-        chunk_GW = first + jnp.arange(group)[:, None] + slot_W
-        inside_GW = (chunk_GW >= 0) & (chunk_GW < chunks)
+        own = row.order_REC.shape[1] - plan.window_chunks + 1
+        start = first + own * rings.index(plan.ring)
+        chunk_GW = start + jnp.arange(group)[:, None] + slot_W
+        inside_GW = (chunk_GW >= 0) & (chunk_GW < own * rings.size(plan.ring))
         visible_GW = jnp.where(inside_GW, visible_GW, HIDDEN)
     if row.real_L is not None:
-        visible_GW = jnp.where(at(row.real_L, keys_GW), visible_GW, HIDDEN)
+        visible_GW = jnp.where(numerics.at(row.real_L, keys_GW), visible_GW, HIDDEN)
     query, key = pairs(queries_GC, visible_GW, keys_first)
     allowed = may_see(plan, query, key)
     if plan.band is not None:
@@ -241,7 +267,7 @@ def step(plan: Plan, row: Row, hash_round, first, *, keys_first: bool) -> Step:
 
         rounds = codes_REC.shape[0]
         allowed &= first_met(plan, codes_of, hash_round, rounds, keys_first)
-    return Step(queries_GC, keys_GW, allowed)
+    return Step(places_EC[before : before + group], windows(places_EC, group), allowed)
 
 
 def may_see(plan: Plan, query_positions: jax.Array, key_positions: jax.Array):
@@ -307,8 +333,3 @@ def windows(around: jax.Array, chunks: int) -> jax.Array:
 def own_dropout(plan: Plan, dropout_CW: jax.Array) -> jax.Array:
     """The factor that dropout gives a query's own key, [C]."""
     return jnp.diagonal(dropout_CW[:, plan.own])
-
-
-def at(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """x[positions] for positions that lie within x."""
-    return x.at[positions].get(mode='promise_in_bounds')

@@ -26,6 +26,7 @@ from jax import lax
 from reformer_jax.attention import chunks
 from reformer_jax.attention import hashing
 from reformer_jax.attention import numerics
+from reformer_jax.attention import ring
 from reformer_jax.attention import rows as rows_lib
 from reformer_jax.attention import windows
 
@@ -76,19 +77,18 @@ def _attend_forward(plan, qk_BLHK, v_BLHK, *sorting_and_dropout):
 def _attend_backward(plan, saved, dout_BLHK):
     qk_BLHK, v_BLHK, *sorting, dropout_RCW, out_BLHK, softmax = saved
 
-    def backward_row(row, dout_LK, out_LK, lse_L, alone_L):
-        products_LK = dout_LK.astype(jnp.float32) * out_LK.astype(jnp.float32)
-        upstream = _Upstream(dout_LK, lse_L, alone_L, jnp.sum(products_LK, axis=-1))
-        dq_LK, dk_LK, dv_LK = _backward_row(plan, row, dropout_RCW, upstream)
-        _, keys_vjp = jax.vjp(numerics.unit_keys, row.q_LK)
-        return dq_LK + keys_vjp(dk_LK)[0].astype(jnp.float32), dv_LK
+    products_BLHK = dout_BLHK.astype(jnp.float32) * out_BLHK.astype(jnp.float32)
+    delta_BLH = jnp.sum(products_BLHK, axis=-1)  # so the output need not stay
+
+    def backward_row(row, *upstream):
+        return _backward_row(plan, row, dropout_RCW, _Upstream(*upstream))
 
     def backward_rows(gradients, inputs):
-        index, (lse_NL, alone_NL) = inputs
+        index, softmax = inputs
         rows = _rows(plan, index, qk_BLHK, v_BLHK, *sorting)
         take = functools.partial(rows_lib.take, plan.rows, index)
-        dout_NLK, out_NLK = take(dout_BLHK), take(out_BLHK)
-        new = jax.vmap(backward_row)(rows, dout_NLK, out_NLK, lse_NL, alone_NL)
+        delta_NL = take(delta_BLH[..., None])[..., 0]
+        new = jax.vmap(backward_row)(rows, take(dout_BLHK), *softmax, delta_NL)
         put = functools.partial(rows_lib.put, plan.rows, index)
         return jax.tree.map(put, gradients, new), None
 
@@ -114,19 +114,21 @@ def _rows(plan, index, qk_BLHK, v_BLHK, order_BHRL, codes_BHRL, real_BL) -> wind
         x_bhRL = lax.dynamic_slice(x_BHRL, (b, h, 0, 0), sizes)
         return x_bhRL.reshape(-1, rounds, length)
 
+    def chunks_here(order_RL):
+        chunks_REC = windows.with_look_around(plan, order_RL)
+        around = plan.window_chunks - 1
+        return ring.part(plan.ring, chunks_REC, dim=1, beside=around)
+
     order_NRL = take(order_BHRL)
-    q_NLK = rows_lib.take(plan.rows, index, qk_BLHK)
     real_NL = None
     if real_BL is not None:
         real_NL = rows_lib.take_mask(plan.rows, index, real_BL, heads)
+    ranks_NRL = hashing.inverse_order(order_NRL)
     return windows.Row(
-        q_LK=q_NLK,
-        k_LK=numerics.unit_keys(q_NLK).astype(q_NLK.dtype),
+        q_LK=rows_lib.take(plan.rows, index, qk_BLHK),
         v_LK=rows_lib.take(plan.rows, index, v_BLHK),
-        order_REC=jax.vmap(functools.partial(windows.with_look_around, plan))(
-            order_NRL
-        ),
-        ranks_RL=hashing.inverse_order(order_NRL),
+        order_REC=jax.vmap(chunks_here)(order_NRL),
+        ranks_RL=ring.part(plan.ring, ranks_NRL, dim=2),
         codes_RL=None if codes_BHRL is None else take(codes_BHRL),
         real_L=real_NL,
     )
@@ -142,16 +144,23 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     """
     length, head_size = row.v_LK.shape
 
+    k_LK = numerics.unit_keys(row.q_LK).astype(row.q_LK.dtype)
+
     def attend_round(carry, hash_round):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
-        step = functools.partial(_forward_step, plan, row, dropout_CW, hash_round)
-        in_order = lax.map(step, windows.first_chunks(plan, length))
-        ranks_L = row.ranks_RL[hash_round]
-        new = jax.tree.map(lambda x_SGC: windows.at(_flat(x_SGC, 3), ranks_L), in_order)
+        qkv = windows.of_round(plan, row, hash_round, (row.q_LK, k_LK, row.v_LK))
+
+        def attend_step(first):
+            step = windows.step(plan, row, hash_round, first, keys_first=False)
+            return _forward_step(plan, qkv, dropout_CW, step)
+
+        in_order = lax.map(attend_step, windows.first_chunks(plan, length))
+        in_order = jax.tree.map(lambda x_SGC: _flat(x_SGC, 3), in_order)
+        new = ring.take(plan.ring, in_order, row.ranks_RL[hash_round])
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
 
     nothing = (
-        jnp.zeros((length, head_size), jnp.float32),
+        numerics.zeros((length, head_size), row.q_LK),
         jnp.full((length,), -jnp.inf),
         jnp.ones((length,), bool),
     )
@@ -164,11 +173,11 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     return out_LK, lse_L, alone_L
 
 
-def _forward_step(plan: windows.Plan, row: windows.Row, dropout_CW, hash_round, first):
+def _forward_step(plan: windows.Plan, qkv, dropout_CW, step: windows.Step):
     """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
-    step = windows.step(plan, row, hash_round, first, keys_first=False)
-    q_GCK = windows.at(row.q_LK, step.queries_GC)
-    k_GWK, v_GWK = (windows.at(x, step.keys_GW) for x in (row.k_LK, row.v_LK))
+    q_LK, k_LK, v_LK = qkv
+    q_GCK = numerics.at(q_LK, step.queries_GC)
+    k_GWK, v_GWK = (numerics.at(x, step.keys_GW) for x in (k_LK, v_LK))
     logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
     out_GCK, lse_GC, alone_GC = chunks.weigh(
         logits_GCW, v_GWK, step.allowed, dropout_CW, order_free=plan.order_free
@@ -199,83 +208,85 @@ def _merge(old, new):
 def _backward_row(
     plan: windows.Plan, row: windows.Row, dropout_RCW, upstream: _Upstream
 ):
-    """Gradients of queries, unit keys and values, [L, K] in float32."""
+    """Gradients of shared queries and keys, and of values, [L, K] in float32."""
     length, head_size = row.v_LK.shape
     before, count = plan.chunks_before, length // plan.chunk_length
-    around = before + plan.chunks_after
+    around = plan.window_chunks - 1
+    own = slice(before * plan.chunk_length, (before + count) * plan.chunk_length)
 
     def backward_round(gradients, hash_round):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
+        arrays = windows.of_round(plan, row, hash_round, (row.q_LK, row.v_LK, upstream))
 
-        def backward_step(key_gradients, first):
+        def backward_step(in_order, first):
             step = windows.step(plan, row, hash_round, first, keys_first=True)
-            new = _backward_step(plan, row, dropout_CW, upstream, step)
-            dq_GCK, dk_GWK, dv_GWK, own_GCK = new
-            dk_ECK, dv_ECK = key_gradients
-            dk_ECK = chunks.add_windows(dk_ECK, dk_GWK, first)
+            dq_GCK, dk_GWK, dv_GWK, own_GCK = _backward_step(
+                plan, arrays, dropout_CW, step
+            )
+            dqk_ECK, dv_ECK = in_order
+            dqk_ECK = chunks.add_windows(dqk_ECK, dk_GWK, first)
+            dqk_ECK = chunks.add(dqk_ECK, dq_GCK, first + before)
             dv_ECK = chunks.add_windows(dv_ECK, dv_GWK, first)
             dv_ECK = chunks.add(dv_ECK, own_GCK, first + before)
-            return (dk_ECK, dv_ECK), dq_GCK
+            return (dqk_ECK, dv_ECK), None
 
-        nothing = jnp.zeros((count + around, plan.chunk_length, head_size))
-        key_gradients, dq_SGCK = lax.scan(
+        shape = count + around, plan.chunk_length, head_size
+        nothing = numerics.zeros(shape, row.q_LK)
+        in_order, _ = lax.scan(
             backward_step, (nothing, nothing), windows.first_chunks(plan, length)
         )
-        in_order = _flat(dq_SGCK, 3), *(_flat(x, 2) for x in key_gradients)
-        ranks_L = row.ranks_RL[hash_round]
-        shifts = 0, before * plan.chunk_length, before * plan.chunk_length
-        gradients = tuple(
-            gradient + windows.at(x, ranks_L + shift)
-            for gradient, x, shift in zip(gradients, in_order, shifts, strict=True)
-        )
-        if plan.circular:
-            gradients = _add_ends(plan, row, hash_round, gradients, key_gradients)
+        flat = tuple(_flat(x_ECK, 2) for x_ECK in in_order)
+        new = ring.take(plan.ring, flat, row.ranks_RL[hash_round], own=own)
+        gradients = jax.tree.map(jnp.add, gradients, new)
+        if plan.circular or plan.ring:
+            gradients = _add_ends(plan, row, hash_round, gradients, in_order)
         return gradients, None
 
-    nothing = (jnp.zeros((length, head_size)),) * 3
+    nothing = (numerics.zeros((length, head_size), row.q_LK),) * 2
     return lax.scan(backward_round, nothing, jnp.arange(row.ranks_RL.shape[0]))[0]
 
 
-def _backward_step(
-    plan: windows.Plan,
-    row: windows.Row,
-    dropout_CW,
-    upstream: _Upstream,
-    step: windows.Step,
-):
+def _backward_step(plan: windows.Plan, arrays, dropout_CW, step: windows.Step):
     """Gradients of queries, and of the keys and values in their windows.
 
-    The last, [G, C, K], is of the values of queries that have only themselves.
+    That of the keys is one of what they were made of. The last, [G, C, K], is of the
+    values of queries that have only themselves.
     """
-    q_GCK = windows.at(row.q_LK, step.queries_GC)
-    k_GWK, v_GWK = (windows.at(x, step.keys_GW) for x in (row.k_LK, row.v_LK))
+    q_LK, v_LK, upstream = arrays
+    q_GWK, v_GWK = (numerics.at(x, step.keys_GW) for x in (q_LK, v_LK))
+    keys, keys_vjp = jax.vjp(numerics.unit_keys, q_GWK.astype(jnp.float32))
     dout_GCK, lse_GC, alone_GC, delta_GC = (
-        windows.at(x, step.queries_GC) for x in upstream
+        numerics.at(x, step.queries_GC) for x in upstream
     )
-    gradients = chunks.backward(
-        (q_GCK, k_GWK, v_GWK), step.allowed, dropout_CW, (dout_GCK, lse_GC, delta_GC)
+    dq_GCK, dk_GWK, dv_GWK = chunks.backward(
+        (q_GWK[:, plan.own], keys.astype(q_GWK.dtype), v_GWK),
+        step.allowed,
+        dropout_CW,
+        (dout_GCK, lse_GC, delta_GC),
     )
     # Where a query has only itself its probability of itself is constant.
     own_GC = jnp.where(alone_GC, jnp.exp(-lse_GC), 0.0)
     if dropout_CW is not None:
         own_GC *= windows.own_dropout(plan, dropout_CW)
-    return *gradients, own_GC[..., None] * dout_GCK
+    return dq_GCK, *keys_vjp(dk_GWK), dv_GWK, own_GC[..., None] * dout_GCK
 
 
-def _add_ends(
-    plan: windows.Plan, row: windows.Row, hash_round, gradients, key_gradients
-):
-    """Adds the gradients of the chunks that a round looks at beyond its ends."""
-    dq_LK, *others = gradients
+def _add_ends(plan: windows.Plan, row: windows.Row, hash_round, gradients, in_order):
+    """Adds the gradients of the chunks that are looked at beyond the ends.
+
+    Of a round, or of each device's part of it in a ring.
+    """
     before, after = plan.chunks_before, plan.chunks_after
     order_EC = row.order_REC[hash_round]
-    ends = [slice(0, before), slice(order_EC.shape[0] - after, None)]
-    for end in ends:
-        others = [
-            x_LK.at[order_EC[end]].add(x_ECK[end])
-            for x_LK, x_ECK in zip(others, key_gradients, strict=True)
-        ]
-    return dq_LK, *others
+    for end in (slice(0, before), slice(order_EC.shape[0] - after, None)):
+        positions = ring.gather(plan.ring, order_EC[end].ravel())
+        beyond = [ring.gather(plan.ring, _flat(x_ECK[end], 2)) for x_ECK in in_order]
+        if positions.size:
+            gradients = tuple(
+                ring.add(plan.ring, x_LK, positions, rows)
+                for x_LK, rows in zip(gradients, beyond, strict=True)
+            )
+    return gradients
 
 
 def _flat(x: jax.Array, axes: int) -> jax.Array:

@@ -316,6 +316,22 @@ def padded_length(config: ModelConfig, length: int) -> int:
     return next(filter(fits, itertools.count(length)))
 
 
+def check_ring(config: ModelConfig, length: int, devices: int) -> None:
+    """Raises a ValueError if attention to sequences of this length can't be split over
+    so many devices of a ring."""
+    if devices == 1:
+        return
+    padded = padded_length(config, length)
+    for name in sorted(set(config.pattern)):
+        kind = config.kind(name)
+        if isinstance(kind, kinds.LSH) and kind.is_exact(padded):
+            kind = kind.full
+        kinds.check_part(kind, padded // devices)
+    if config.encoder is not None:
+        reading = kinds.Full(causal=False, dropout=config.attention_dropout)
+        kinds.check_part(reading, padded // devices)
+
+
 def describe_lsh(config: ModelConfig, length: int) -> str:
     """How LSH layers compute sequences of a length, in words; '' without such layers.
 

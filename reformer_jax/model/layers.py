@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from reformer_jax import attention
 from reformer_jax import sharding
 from reformer_jax.attention import hashing
+from reformer_jax.attention import kinds
+from reformer_jax.attention import numerics
+from reformer_jax.attention import ring as rings
 from reformer_jax.model import config as model_config
 from reformer_jax.stack import linear
 from reformer_jax.stack import reversible
@@ -25,9 +29,9 @@ ModelConfig = model_config.ModelConfig
 HeadGroup = reversible.HeadGroup
 
 _BATCH = sharding.BATCH_AXES
-_BLHK = P(_BATCH, None, sharding.HEAD_AXES, None)
-_BY_POSITION = P(_BATCH, 'sequence', 'model', None)
-_IDS = P(_BATCH, sharding.HEAD_AXES, None, None)
+_BLHK = P(_BATCH, 'ring', sharding.HEAD_AXES, None)
+_BY_POSITION = P(_BATCH, sharding.POSITION_AXES, 'model', None)
+_IDS = P(_BATCH, sharding.HEAD_AXES, None, 'ring')
 _glorot = jax.nn.initializers.glorot_uniform
 
 
@@ -122,14 +126,18 @@ class SelfAttention(_Heads):
                 rotations = hash_rotations(kind, self.config, hash_key)
             if rotations is not None:
                 rotations = inputs.group.of(rotations, axis=0)
-            specs = _BLHK, _BLHK, P(_BATCH), P(sharding.HEAD_AXES), _IDS, P()
+            of_tokens = P(_BATCH, 'ring')
+            specs = _BLHK, _BLHK, of_tokens, P(sharding.HEAD_AXES), _IDS, P()
             hash_and_attend = sharding.over_batch_and_heads(
-                functools.partial(_hash_and_attend, kind), specs, (_BLHK, _IDS)
+                functools.partial(_hash_and_attend, kind, sharding.ring()),
+                specs,
+                (_BLHK, _IDS),
             )
+            qk, v = (_exchanged(x, _BY_POSITION, _BLHK) for x in heads)
             out, ids = hash_and_attend(
-                *heads, mask, rotations, inputs.saved, dropout_key
+                qk, v, mask, rotations, inputs.saved, dropout_key
             )
-            return sharding.constrain(out, _BY_POSITION), ids
+            return _exchanged(out, _BLHK, _BY_POSITION), ids
         if isinstance(kind, attention.LSH):
             kind = kind.full
         qkv = heads[0], heads[-2], heads[-1]  # queries are the keys where shared
@@ -173,7 +181,7 @@ class CrossAttention(_Heads):
             return _attend(self.kind, qkv, inputs.shared.memory, key), None
 
 
-def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
+def _hash_and_attend(kind: attention.LSH, ring: str, qk, v, mask, rotations, ids, key):
     """Attention output [B, L, h, K] and bucket ids, which may be given."""
     if ids is None:
         # Stored per layer for the backward pass, so as small as the ids allow.
@@ -181,18 +189,48 @@ def _hash_and_attend(kind: attention.LSH, qk, v, mask, rotations, ids, key):
         with jax.named_scope('hash'):
             ids = hashing.hash_vectors(qk, rotations, buckets=kind.buckets)
             ids = ids.astype(dtype)
-    return attention.lsh_attention(kind, qk, v, ids, mask=mask, key=key), ids
+    out = attention.lsh_attention(kind, qk, v, ids, mask=mask, key=key, ring=ring)
+    return out, ids
 
 
 def _attend(kind: attention.Full | attention.Local, qkv, mask, key) -> jax.Array:
+    ring = sharding.ring()
+
     def attend(q, k, v, mask, key):
         if isinstance(kind, attention.Local):
-            return attention.local_attention(kind, q, k, v, mask=mask, key=key)
+            return attention.local_attention(
+                kind, q, k, v, mask=mask, key=key, ring=ring
+            )
+        if ring:
+            kinds.check_part(kind, q.shape[1])
+            k, v = (rings.gather(ring, x, dim=1) for x in (k, v))
         return attention.full_attention(kind, q, k, v, mask=mask, key=key)
 
-    specs = _BLHK, _BLHK, _BLHK, P(_BATCH), P()
+    of_tokens = P(_BATCH, 'ring')
+    if isinstance(kind, attention.Full) and (mask is None or mask.ndim == 2):
+        of_tokens = P(_BATCH)  # every query's keys
+    specs = _BLHK, _BLHK, _BLHK, of_tokens, P()
+    qkv = (_exchanged(x, _BY_POSITION, _BLHK) for x in qkv)
     out = sharding.over_batch_and_heads(attend, specs, _BLHK)(*qkv, mask, key)
-    return sharding.constrain(out, _BY_POSITION)
+    return _exchanged(out, _BLHK, _BY_POSITION)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _exchanged(x: jax.Array, before: P, after: P) -> jax.Array:
+    """x with another layout on the current mesh, and so its gradient."""
+    bits = sharding.constrain(numerics.bits(x), before)
+    return lax.bitcast_convert_type(sharding.constrain(bits, after), x.dtype)
+
+
+def _exchanged_forward(x, before, after):
+    return _exchanged(x, before, after), None
+
+
+def _exchanged_backward(before, after, _, dx):
+    return (_exchanged(dx, after, before),)
+
+
+_exchanged.defvjp(_exchanged_forward, _exchanged_backward)
 
 
 def hash_rotations(

@@ -353,7 +353,9 @@ class Reformer(nnx.Module):
         positions_1LD = self._positions(tokens_BL.shape[1])
         if positions_1LD is None:
             return x_BLD
-        positions_1LD = sharding.constrain(positions_1LD, P(None, 'sequence'))
+        positions_1LD = sharding.constrain(
+            positions_1LD, P(None, sharding.POSITION_AXES)
+        )
         return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
 
     def _positions(self, length: int) -> jax.Array | None:

@@ -439,7 +439,8 @@ def _undo_attention(
 
         heads = _heads(how, branch, group, x, memory)
         out, pullback = jax.vjp(attend, heads)
-        nothing = jax.tree.map(jnp.zeros_like, out)
+        # Zeros that XLA does not know as such: those it would keep for all layers.
+        nothing = jax.tree.map(lambda x: jnp.where(x > jnp.inf, x, 0), out)
         y, dout, of_combine = _undo_chunks(
             how, combine, branch, (out, nothing), (y, dy)
         )

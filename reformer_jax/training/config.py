@@ -21,7 +21,7 @@ class RunConfig:
 
     Attributes:
       steps: optimizer steps of the run.
-      mesh: devices along the axes data, fsdp, model and sequence.
+      mesh: devices along the axes data, fsdp, model, ring and sequence.
       data: data.Dataset.
       model: model.ModelConfig.
       optimizer: optimizer.OptimizerConfig.
@@ -74,7 +74,7 @@ def absent(config: Mapping[str, Any]) -> dict[str, Any]:
 def defaults() -> dict[str, Any]:
     """The top level of a config, for configs to start from: steps, data, model and
     optimizer are theirs."""
-    mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'sequence': 1}
+    mesh = {'data': -1, 'fsdp': 1, 'model': 1, 'ring': 1, 'sequence': 1}
     return model_config.defaults(RunConfig) | {'mesh': mesh, 'decoding': {}}
 
 
@@ -187,9 +187,11 @@ def check_devices(run: RunConfig, mesh: jax.sharding.Mesh) -> None:
                 f'model.implementation={model.implementation!r} is for an accelerator '
                 "and JAX runs on a CPU, which would interpret it: set it to ''."
             )
+        length = run.data.spec[name][0][1]
         sharding.check(
             mesh,
             batch_size=batch_size // run.accumulate,
             heads=model.heads_at_once or model.heads,
-            length=model_config.padded_length(model, run.data.spec[name][0][1]),
+            length=model_config.padded_length(model, length),
         )
+        model_config.check_ring(model, length, mesh.shape.get('ring', 1))

@@ -200,6 +200,8 @@ def outcome(
                 label_smoothing=model.config.label_smoothing,
                 parts=sharding.sequence_parts(targets_BL.shape[1]),
             )
+            others = jax.lax.stop_gradient((nll_BL, largest))
+            trained_BL = chunking.known_first(trained_BL, others)
             return Outcome(nll_BL, trained_BL, correct_BL, weights_U, None, largest)
         logits = model.logits(streams, mask_BL, key=key, train=train)
         match head:

@@ -130,7 +130,7 @@ def _chunks(plan: windows.Plan, x_BHRL: jax.Array) -> jax.Array:
 
 def _sorted(x_NLK: jax.Array, order_NQC: jax.Array) -> jax.Array:
     """Rows [N, Q, C, K] in the order of all rounds."""
-    return jax.vmap(windows.at)(x_NLK, order_NQC)
+    return jax.vmap(numerics.at)(x_NLK, order_NQC)
 
 
 def _unsorted(x_NQC: jax.Array, ranks_BHRL: jax.Array) -> jax.Array:
@@ -138,7 +138,7 @@ def _unsorted(x_NQC: jax.Array, ranks_BHRL: jax.Array) -> jax.Array:
     batch, heads, hash_rounds, length = ranks_BHRL.shape
     after = x_NQC.shape[3:]
     x_SL = x_NQC.reshape(-1, length, *after)
-    x_SL = jax.vmap(windows.at)(x_SL, ranks_BHRL.reshape(-1, length))
+    x_SL = jax.vmap(numerics.at)(x_SL, ranks_BHRL.reshape(-1, length))
     return x_SL.reshape(batch, heads, hash_rounds, length, *after)
 
 
