@@ -5,6 +5,7 @@ Run as a script, this file is the child process that has 8 (virtual) devices.
 
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import re
@@ -39,7 +40,10 @@ _MESHES = (
 _OVER_SEQUENCE = (
     {'data': 2, 'sequence': 4},
     {'fsdp': 2, 'model': 2, 'sequence': 2},
+    {'data': 2, 'ring': 2, 'sequence': 2},
 )
+_OVER_RING = {'model': 2, 'ring': 2, 'sequence': 2}
+_MORE_HEADS = {'model': 2, 'sequence': 4}
 _BATCH, _LENGTH = 8, 24  # no other size is 24
 
 # Without a grid: rounding to it turns an error in the last bit of a sum over devices
@@ -66,8 +70,15 @@ _EXACT_CONFIG = dataclasses.replace(
     _CONFIG, pattern=('full', 'lsh'), dense_length=_LENGTH
 )
 _READING_CONFIG = dataclasses.replace(
-    _CONFIG, encoder={'pattern': ('lsh',), 'lsh_chunks_after': 1}
+    _CONFIG,
+    attention_dropout=0.0,
+    encoder={
+        'pattern': ('lsh', 'local'),
+        'lsh_chunks_after': 1,
+        'local_chunks_after': 1,
+    },
 )
+_MORE_HEADS_CONFIG = dataclasses.replace(_CONFIG, heads=8, head_size=8, rule='trax')
 # 24 positions on 2 devices are 12 each, in chunks of 5 and a rest.
 _CHUNKED_CONFIG = dataclasses.replace(
     _CONFIG, feed_forward_chunk_length=10, loss_chunk_length=10, rule='strict'
@@ -116,7 +127,8 @@ def _train_step(mesh, config):
 
 def _check_placement(state, mesh):
     """Shards are as small as the rules say, for parameters and for their moments."""
-    fsdp, model = mesh.shape['fsdp'], mesh.shape['model']
+    fsdp = math.prod(mesh.shape[axis] for axis in sharding.PARAMETER_AXES)
+    model = mesh.shape['model']
     moments = state.opt_state[0]
     for tree in (state.model, moments.mu, moments.nu):
         shards = {
@@ -178,7 +190,7 @@ def _compare_with_one_device(config, meshes):
         mesh = sharding.make_mesh(shape)
         assert mesh.size == 8
         before, after, sums, program = _train_step(mesh, config)
-        if config == _CONFIG:
+        if config in (_CONFIG, _CHUNKED_CONFIG):
             _check_placement(before, mesh)
             _check_placement(after, mesh)
         for name, value in expected_sums.items():
@@ -261,6 +273,52 @@ def _check_exact_attention():
         expected = jax.jit(run)(mask, direction, *qkv)
         with jax.set_mesh(mesh):
             ours = jax.jit(run)(mask, direction, *qkv)
+        for x, wanted in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5)
+        print('attends alike on 8 devices:', kind, flush=True)
+
+
+def _check_ring():
+    """Attention over a ring of 4 devices, with a mask and dropout, and its gradients:
+    each device has 3 chunks of the 12, rounds and padding are split unevenly."""
+    rng = np.random.default_rng(0)
+    *qkv, direction = rng.normal(size=(4, 2, 48, 4, 8)).astype(np.float32)
+    mask = np.arange(48) < np.array([[48], [30]])
+    ids = rng.integers(0, 6, (2, 4, 3, 48))
+    key = jax.random.key(2)
+    heads = P('data', 'ring', 'sequence')
+    specs = heads, heads, heads, P('data', 'sequence', None, 'ring'), P('data', 'ring')
+
+    def attend(kind, ring, q, k, v, ids, mask):
+        if isinstance(kind, attention.Local):
+            return attention.local_attention(
+                kind, q, k, v, mask=mask, key=key, ring=ring
+            )
+        return attention.lsh_attention(kind, q, v, ids, mask=mask, key=key, ring=ring)
+
+    def gradients(kind, ring, *arrays):
+        mapped = sharding.over_batch_and_heads(
+            functools.partial(attend, kind, ring), specs, heads
+        )
+        out, pullback = jax.vjp(lambda *qkv: mapped(*qkv, *arrays[3:]), *arrays[:3])
+        return out, *pullback(direction)
+
+    around = {'causal': False, 'chunks_before': 2, 'chunks_after': 1}
+    lsh = functools.partial(attention.LSH, chunk_length=4, buckets=6, dropout=0.2)
+    local = functools.partial(attention.Local, chunk_length=4, dropout=0.2)
+    mesh = sharding.make_mesh({'ring': 4, 'sequence': 2})
+    for kind in (
+        lsh(),
+        lsh(rule='strict'),
+        lsh(rule='bucket', **around),
+        lsh(rule='trax', **around),
+        local(),
+        local(circular=True, **around),
+    ):
+        arrays = *qkv, ids, mask
+        expected = jax.jit(functools.partial(gradients, kind, ''))(*arrays)
+        with jax.set_mesh(mesh):
+            ours = jax.jit(functools.partial(gradients, kind, 'ring'))(*arrays)
         for x, wanted in zip(ours, expected, strict=True):
             np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=1e-5)
         print('attends alike on 8 devices:', kind, flush=True)
@@ -405,9 +463,11 @@ def test_leaf_names():
 if __name__ == '__main__':
     _compare_with_one_device(_CONFIG, _MESHES)
     _compare_with_one_device(_CHUNKED_CONFIG, _OVER_SEQUENCE)
-    _compare_with_one_device(_READING_CONFIG, _OVER_SEQUENCE[1:])
+    _compare_with_one_device(_READING_CONFIG, (_OVER_RING,))
+    _compare_with_one_device(_MORE_HEADS_CONFIG, (_MORE_HEADS,))
     _compare_with_one_device(_EXACT_CONFIG, _OVER_SEQUENCE[:1])
     _check_decoding(_CONFIG, None)
     _check_decoding(_READING_CONFIG, [[4, 1, 3, 2, 1]])
     _check_kernels()
+    _check_ring()
     _check_exact_attention()

@@ -74,8 +74,8 @@ def take(axis: str, arrays: Any, places: jax.Array, *, own: slice | None = None)
         blocks = [lax.ppermute(block, axis, onward) for block in blocks]
         return (pick(found, blocks, step), blocks), None
 
-    nothing = [jnp.zeros((*places.shape, *x.shape[1:]), x.dtype) for x in blocks]
-    carry = pick(nothing, blocks, 0), blocks
+    found = [jnp.zeros((*places.shape, *x.shape[1:]), x.dtype) for x in blocks]
+    carry = pick(found, blocks, 0), blocks
     (found, _), _ = lax.scan(pass_on, carry, jnp.arange(1, devices))
     return jax.tree.unflatten(tree, list(map(_floats, found, leaves)))
 

@@ -144,11 +144,10 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     """
     length, head_size = row.v_LK.shape
 
-    k_LK = numerics.unit_keys(row.q_LK).astype(row.q_LK.dtype)
-
     def attend_round(carry, hash_round):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
-        qkv = windows.of_round(plan, row, hash_round, (row.q_LK, k_LK, row.v_LK))
+        q_LK, v_LK = windows.of_round(plan, row, hash_round, (row.q_LK, row.v_LK))
+        qkv = q_LK, numerics.unit_keys(q_LK).astype(q_LK.dtype), v_LK
 
         def attend_step(first):
             step = windows.step(plan, row, hash_round, first, keys_first=False)
@@ -235,9 +234,11 @@ def _backward_row(
         in_order, _ = lax.scan(
             backward_step, (nothing, nothing), windows.first_chunks(plan, length)
         )
-        flat = tuple(_flat(x_ECK, 2) for x_ECK in in_order)
-        new = ring.take(plan.ring, flat, row.ranks_RL[hash_round], own=own)
-        gradients = jax.tree.map(jnp.add, gradients, new)
+        ranks_L = row.ranks_RL[hash_round]
+        gradients = tuple(  # one after the other: a ring holds two blocks of each
+            gradient + ring.take(plan.ring, _flat(x_ECK, 2), ranks_L, own=own)
+            for gradient, x_ECK in zip(gradients, in_order, strict=True)
+        )
         if plan.circular or plan.ring:
             gradients = _add_ends(plan, row, hash_round, gradients, in_order)
         return gradients, None
