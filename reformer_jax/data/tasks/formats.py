@@ -54,15 +54,14 @@ def _comma(text: str) -> Any:
 
 def _tab(text: str) -> Any:
     """Reads a .tsv: quotes mean nothing, as in GLUE, unless the columns' names have
-    some, or a cell has doubled ones and all can be read so."""
+    some, or all can be read with them and a cell has doubled ones, or line ends or tabs
+    without which the rows are of different lengths."""
     quoted = functools.partial(csv.reader, strict=True, delimiter='\t')
-    if (
-        text.startswith('"')
-        or _DOUBLED.search(text)
-        and _is_table(quoted(_lines(text)))
-    ):
+    plain = functools.partial(csv.reader, delimiter='\t', quoting=csv.QUOTE_NONE)
+    if text.startswith('"'):
         return quoted(_lines(text))
-    return csv.reader(_lines(text), delimiter='\t', quoting=csv.QUOTE_NONE)
+    told = _DOUBLED.search(text) or ('"' in text and not _is_table(plain(_lines(text))))
+    return (quoted if told and _is_table(quoted(_lines(text))) else plain)(_lines(text))
 
 
 def _is_table(reader: Any) -> bool:

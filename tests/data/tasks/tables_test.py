@@ -486,6 +486,18 @@ def test_quotes_of_tsv_mean_nothing_where_a_line_has_other_ones(tmp_path):
     assert found == ['"so ""he"" said"', '"open', '"a" b']
 
 
+@pytest.mark.parametrize('cell', ['a\nb', 'a\tb', 'a, \r\n\r\n b\t'])
+def test_quoted_cells_of_tsv_may_have_line_ends_and_tabs(tmp_path, cell):
+    """As pandas writes them, which doubles no quotes where there are none."""
+    rows = [{'text': text, 'label': '1'} for text in (cell, 'c', cell)]
+    stream = io.StringIO(newline='')
+    writer = csv.DictWriter(stream, ['text', 'label'], dialect='excel-tab')
+    writer.writeheader()
+    writer.writerows(rows)
+    (tmp_path / 'a.tsv').write_bytes(stream.getvalue().encode())
+    assert _whole(str(tmp_path / 'a.tsv')).rows == rows
+
+
 @pytest.mark.parametrize(
     'names',
     [
