@@ -21,6 +21,8 @@ Row = dict[str, Any]
 _DOUBLED = re.compile(
     r"""(?:\A|[\t\r\n])"[^"\t\r\n]*""(?:[^"\t\r\n]|"")*"(?=[\t\r\n]|\Z)"""
 )
+# The beginning of a document, whose first line is none by itself, nor a row.
+_NO_LINES = re.compile(r'\s*(\[|\{[ \t]*[\r\n])')
 
 
 def read(
@@ -40,7 +42,7 @@ def read(
     if suffix in _CELLS:
         csv.field_size_limit(2**31 - 1)  # the default, 131072, is one long text
         return 'line', list(_csv(path, _CELLS[suffix](text)))
-    if (document := _document(text)) is not None:
+    if (document := _document(path, text)) is not None:
         return 'row', list(enumerate(_rows(path, document), 1))
     return 'line', list(_json(path, io.StringIO(text, newline=None)))
 
@@ -79,13 +81,15 @@ _CELLS = {'.csv': _comma, '.tsv': _tab}
 SUFFIXES = ('.jsonl', '.ndjson', '.json', *_CELLS)
 
 
-def _document(text: str) -> Any:
+def _document(path: pathlib.Path, text: str) -> Any:
     """What a file is that is one JSON document; None for a file of lines."""
     if not text.lstrip().startswith(('[', '{')):
         return None
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if _NO_LINES.match(text):
+            raise ValueError(f'{path} is no JSON ({error})') from error
         return None
     if isinstance(document, dict) and not isinstance(document.get('data'), list):
         one_line = '\n' not in text.strip()

@@ -568,6 +568,8 @@ def test_articles_of_squad_in_lines(tmp_path):
         ),
         ('h.json', '[]', 'h.json. holds no rows'),
         ('i.json', '[[1], [2]]', 'row 1 of .*i.json is no JSON object'),
+        ('o.json', '[\n {"a": 1},\n {"a": 2}\n {', r'o.json is no JSON .*line 4 col'),
+        ('p.json', '{\n "data": [\n', r'p.json is no JSON .*line 3 column 1'),
         ('j.csv', 'ab\n\0x\n\0', "j.csv' has zeros around its line ends"),
         ('k.csv', 'a;b\n1;2;3\n', r'line 2 of .*k.csv has 3 cells, .* 2 \(a, b\)'),
         ('l.tsv', '"a"\t"b"\n"x\t1\n', 'line 2 of .*l.tsv cannot be read'),
