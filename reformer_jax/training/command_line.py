@@ -26,6 +26,9 @@ flags.DEFINE_bool('debug', False, 'Show the traceback of every error.')
 # What bad input, an environment that lacks something and a diverged run raise.
 _MENDABLE = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
+# Flags that say nothing without --distributed.
+_OF_PROCESSES = 'coordinator', 'processes', 'process'
+
 
 def define_config(told: str) -> flags.FlagHolder[config_dict.ConfigDict | None]:
     """Defines --config, of which any field can be set; where a run is opened those that
@@ -52,9 +55,18 @@ def run(main: Callable[[], None]) -> None:
     """Parses the flags of a program that has absl's, and calls its main."""
 
     def joined() -> None:
+        given = [
+            name
+            for name in _OF_PROCESSES
+            if name in flags.FLAGS and flags.FLAGS[name].present
+        ]
         if 'distributed' in flags.FLAGS and flags.FLAGS.distributed:
             jax.distributed.initialize(
                 flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process
+            )
+        elif given:
+            raise app.UsageError(
+                f'--{given[0]} is for one of several processes: give --distributed too'
             )
         main()
 
