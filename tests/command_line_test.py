@@ -86,6 +86,7 @@ _BAD = [
     ),
     ('train.py TEXT --config.data.path=nothing.txt', 1, 'nothing.txt'),
     ('eval.py --workdir=nowhere', 1, 'nowhere.*train.py'),
+    ('eval.py --workdir=x --processes=2 --process=1', 2, '--processes.*--distributed'),
     ('sample.py', 2, '--workdir'),
     ('sample.py --workdir=x --seed=9999999999', 2, '--seed'),
     ('sample.py --workdir=x --tokens=ten', 2, 'tokens=ten.*integer'),

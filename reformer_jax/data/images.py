@@ -374,10 +374,12 @@ def _refusal(image: Image.Image) -> str:
     """Why an image is none of ours, '' if it is one."""
     if image.size != (SIDE, SIDE) or image.mode not in _MODES:
         width, height = image.size
+        # Pillow cuts numbers off at 255: a photograph of 16 bits would be white.
+        first = 'scale its numbers to 0 to 255 and ' * image.mode.startswith(('I', 'F'))
         return (
             f'has {width}x{height} pixels of mode {image.mode!r} and needs {SIDE}x'
-            f"{SIDE} of mode RGB: convert it, with Pillow by image.convert('RGB')"
-            f'.resize(({SIDE}, {SIDE}))'
+            f'{SIDE} of mode RGB: {first}convert it, with Pillow by image.convert'
+            f"('RGB').resize(({SIDE}, {SIDE}))"
         )
     if image.has_transparency_data:
         return "is transparent in part: convert it, with Pillow by image.convert('RGB')"

@@ -14,7 +14,10 @@ import numpy as np
 _SPACE = '\ufdd0'
 _SPIECE_SPACE = '\u2581'
 _PADDINGS = ('<pad>', '[PAD]', '<|padding|>')
-_SEPARATORS = ('</s>', '[SEP]', '<sep>', '<|endoftext|>', '<eos>', '[EOS]')
+_SEPARATORS = (
+    *('</s>', '[SEP]', '<sep>', '<|endoftext|>', '<eos>', '[EOS]'),
+    '<|end_of_text|>',
+)
 _UNKNOWN = ('<unk>', '[UNK]')
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
 _PROBES = 2000
@@ -29,7 +32,6 @@ class TokenizerJson:
     Attributes:
       vocab_size: one more than the largest id.
       pad_id: of the piece with a usual name for padding; 0 if there is none.
-      separator_id: of the one that is called the end of a text; else as `pad_id`.
     """
 
     def __init__(self, text: str) -> None:
@@ -41,22 +43,47 @@ class TokenizerJson:
         self.vocab_size: int = max(ids.values(), default=-1) + 1
         self.pad_id: int = next((ids[n] for n in _PADDINGS if n in ids), 0)
         named = (ids[n] for n in _SEPARATORS if n in ids)
-        self.separator_id: int = next(named, self.pad_id)
+        self._separator_id = next(named, self.pad_id)
         piece_bytes = _piece_bytes(self._tokenizer, json.loads(text))
         self._pieces = [b''] * self.vocab_size
         for piece, token in ids.items():
             self._pieces[token] = piece_bytes(piece)
 
+    @property
+    def separator_id(self) -> int:
+        """Of the piece that is called the end of a text; else as `pad_id`.
+
+        Raises:
+          ValueError: that is a piece of text, which would end what has it.
+        """
+        if text := self._pieces[self._separator_id]:
+            raise ValueError(
+                f'the tokenizer.json has no end of a text, which pairs need: piece '
+                f'{self._separator_id} is the text {text.decode(errors="replace")!r}. '
+                f'Name one, such as {" or ".join(_SEPARATORS[:2])}, or use another as '
+                'config.data.tokenizer'
+            )
+        return self._separator_id
+
     def encode(self, text: str | bytes) -> np.ndarray:
         """As `SentencePiece.encode`."""
-        encoded = self._tokenizer.encode(as_text(text), add_special_tokens=False)
-        return np.array(encoded.ids, np.int32)
+        return np.array(self._encoded(text).ids, np.int32)
 
     def encode_with_offsets(self, text: str) -> Offsets:
         """As `SentencePiece.encode_with_offsets`."""
-        encoded = self._tokenizer.encode(as_text(text), add_special_tokens=False)
+        encoded = self._encoded(text)
         starts, ends = np.array(encoded.offsets, np.int32).reshape(-1, 2).T.copy()
         return np.array(encoded.ids, np.int32), starts, ends
+
+    def _encoded(self, text: str | bytes) -> Any:
+        text = as_text(text)
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # which the library raises by this name
+            raise ValueError(
+                f'the tokenizer.json has no tokens for {text[:50]!r} ({error}): use '
+                'another as config.data.tokenizer'
+            ) from error
 
     def decode(self, ids: np.ndarray) -> bytes:
         """As `Bytes.decode`; special pieces have no text either."""

@@ -264,6 +264,7 @@ def train(
         )
     if path.exists():
         raise FileExistsError(f'{str(path)!r} exists: give another path, or delete it')
+    path.parent.mkdir(parents=True, exist_ok=True)  # an error of it before long work
     model = io.BytesIO()
     training = functools.partial(
         sentencepiece.SentencePieceTrainer.train,
@@ -288,7 +289,6 @@ def train(
             f'vocab_size={vocab_size!r} does not fit the text: {error} (the bytes and '
             f'control pieces alone are {_CONTROL_AND_BYTES})'
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole = pathlib.Path(folder) / 'spiece.model'
         whole.write_bytes(model.getvalue())

@@ -145,7 +145,7 @@ def write(prompt: TextPrompt, parts: Iterable[np.ndarray], *, steps: int) -> Non
 
 def from_file(path: str) -> bytes:
     """The content of a file; of a pipe all that comes through it, after a word."""
-    file = pathlib.Path(path)
+    file = pathlib.Path(path).expanduser()
     if file.is_fifo():
         print(f'reading {path} to its end', file=sys.stderr, flush=True)
     return file.read_bytes()
@@ -316,9 +316,10 @@ def check_new(path: str | None) -> None:
     """Raises an OSError if a picture would replace a file or stand below one."""
     if path is None:
         return
-    if pathlib.Path(path).exists():
+    file = pathlib.Path(path).expanduser()
+    if file.exists():
         raise FileExistsError(f'{path} exists: give --output a new file.')
-    above = next(folder for folder in pathlib.Path(path).parents if folder.exists())
+    above = next(folder for folder in file.parents if folder.exists())
     if not above.is_dir():
         raise NotADirectoryError(f'{path}: {above} is a file, give --output a folder.')
 
@@ -332,7 +333,7 @@ def save(
     FileExistsError if there is such a file.
     """
     now = datetime.datetime.now(datetime.UTC).strftime('%Y%m%dT%H%M%S%f')
-    file = pathlib.Path(path or f'{workdir}/samples/step_{step}_{now}.png')
+    file = pathlib.Path(path or f'{workdir}/samples/step_{step}_{now}.png').expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, 'xb') as stream:
         Image.fromarray(picture).save(stream, 'png')

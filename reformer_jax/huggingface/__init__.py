@@ -182,6 +182,11 @@ def labels(directory: str | os.PathLike[str]) -> tuple[str, ...]:
     """
     fields = load_fields(directory)
     names = fields.get('id2label') or {}
+    if not isinstance(names, dict):
+        raise ValueError(
+            f'{CONFIG} of {directory} has id2label={names!r}: write it as {{"0": name, '
+            '...}, or leave it out.'
+        )
     numbers = [str(number) for number in range(len(names))]
     if sorted(names) != sorted(numbers):
         raise ValueError(

@@ -291,11 +291,12 @@ def _check_exists_there(config: model_config.ModelConfig) -> None:
     axial = config.positions == 'axial' and len(config.axial_shape) == 2
     problems = {
         f"rule={config.rule!r}, and it computes 'trax' (the parameters are the same: "
-        "save dataclasses.replace(config, rule='trax') if that will do)": (
+        "--rule_trax, or dataclasses.replace(config, rule='trax'), if that will do)": (
             config.rule != 'trax'
         ),
-        f'dense_length={config.dense_length}: exact attention beyond one chunk (save '
-        'dataclasses.replace(config, dense_length=0) if LSH will do)': (
+        f'dense_length={config.dense_length}: exact attention beyond one chunk '
+        '(--rule_trax, or dataclasses.replace(config, dense_length=0), if LSH will '
+        'do)': (
             'lsh' in config.pattern and config.exact_length > config.lsh_chunk_length
         ),
         f'pattern={config.pattern}: full attention': 'full' in config.pattern,

@@ -31,6 +31,9 @@ _MISSED_AFTER = 30
 # Characters of an error that comes from XLA.
 _LONGEST = 300
 
+# Flags that say nothing without --distributed.
+_OF_PROCESSES = 'coordinator', 'processes', 'process'
+
 
 def define_config(told: str) -> flags.FlagHolder[config_dict.ConfigDict | None]:
     """Defines --config, of which any field can be set; where a run is opened those that
@@ -141,6 +144,14 @@ def _parse(argv: list[str]) -> list[str]:
         _end(2, app.UsageError(f'--config has no section {error.args[0]}'))
     except Exception as error:
         _end(2, _of_config_file(error))
+    of_processes = [
+        name
+        for name in _OF_PROCESSES
+        if name in flags.FLAGS and flags.FLAGS[name].present
+    ]
+    if of_processes and not flags.FLAGS.distributed:
+        told = f'--{of_processes[0]} is for one of several processes'
+        _end(2, app.UsageError(f'{told}: give --distributed too'))
     if left[1:]:
         _end(2, app.UsageError(f'unexpected arguments: {" ".join(left[1:])}'))
     return left

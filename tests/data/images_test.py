@@ -312,6 +312,13 @@ def test_images_of_another_kind_are_named_at_once(folder, image, found):
         data.open(config(folder)).batches('train')
 
 
+@pytest.mark.parametrize(('name', 'dtype'), [('a.png', 'uint16'), ('a.tif', 'float32')])
+def test_what_convert_would_make_white_is_to_be_scaled(tmp_path, name, dtype):
+    write_image(tmp_path / name, np.zeros((64, 64), dtype))
+    with pytest.raises(ValueError, match='scale its numbers to 0 to 255 and convert'):
+        images_lib.read_images(str(tmp_path / name))
+
+
 @pytest.mark.parametrize('name', ['cut.jpg', 'cut.webp', 'cut.bmp', 'cut.tif'])
 def test_an_image_that_is_cut_off_is_named_at_once(folder, name):
     file = pathlib.Path(folder, 'a', name)

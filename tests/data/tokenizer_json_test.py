@@ -129,6 +129,33 @@ def test_ids_with_a_meaning(both):
     assert ours.encode(TEXT).max() < ours.vocab_size
 
 
+def test_a_piece_of_text_is_no_end_of_one():
+    """Or the target 'Go! Now' would end at its '!'."""
+    level = library.pre_tokenizers.ByteLevel
+    theirs = library.Tokenizer(library.models.BPE())
+    theirs.pre_tokenizer = level(add_prefix_space=False)
+    theirs.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        initial_alphabet=level.alphabet(), show_progress=False
+    )
+    theirs.train_from_iterator([TEXT], trainer)
+    ours = tokenizer_json.TokenizerJson(theirs.to_str())
+    assert ours.encode('!').tolist() == [ours.pad_id]
+    with pytest.raises(ValueError, match=r"no end of a text.* piece 0 .*'!'.*</s>"):
+        ours.separator_id  # noqa: B018
+    theirs.add_special_tokens(['<|end_of_text|>'])
+    ours = tokenizer_json.TokenizerJson(theirs.to_str())
+    assert ours.separator_id == ours.vocab_size - 1
+
+
+def test_a_text_that_the_library_refuses_is_named():
+    theirs = library.Tokenizer(library.models.WordLevel({'a': 0}, unk_token='[UNK]'))
+    ours = tokenizer_json.TokenizerJson(theirs.to_str())
+    for encode in (ours.encode, ours.encode_with_offsets):
+        with pytest.raises(ValueError, match=r"no tokens for 'b' .*UNK.*: use another"):
+            encode('b')
+
+
 def test_what_transformers_wrote_down_does_not_cut_or_fill_texts(tmp_path):
     """save_pretrained keeps truncation and padding as they were used last."""
     theirs = _metaspace()

@@ -232,6 +232,17 @@ def test_training_errors(tmp_path, capfd):
     assert capfd.readouterr() == ('', '')
 
 
+def test_a_file_that_cannot_be_written_is_known_before_training(tmp_path):
+    (tmp_path / 'file').write_text('')
+
+    def texts():
+        raise AssertionError('read')
+        yield
+
+    with pytest.raises(OSError, match='file'):
+        tokenizers.train(texts(), tmp_path / 'file' / 'new', vocab_size=300)
+
+
 def test_a_tokenizer_json_takes_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tokenizers', None)
     file = tmp_path / 'tokenizer.json'

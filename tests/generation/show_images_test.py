@@ -121,6 +121,18 @@ def test_a_picture_is_a_new_file(tmp_path):
         show.save(picture, path, str(tmp_path), 7)
 
 
+def test_paths_begin_at_home_where_they_say_so(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    picture = np.zeros((4, 10, 3), np.uint8)
+    show.save(picture, '~/grid.png', '~/run', 7)
+    show.save(picture, None, '~/run', 7)
+    assert {file.name for file in tmp_path.iterdir()} == {'grid.png', 'run'}
+    assert show.from_file('~/grid.png').startswith(b'\x89PNG')
+    with pytest.raises(FileExistsError, match='~/grid.png exists'):
+        show.check_new('~/grid.png')
+
+
 def test_an_output_that_exists_is_refused(tmp_path):
     (tmp_path / 'grid.png').write_text('mine')
     show.check_new(None)

@@ -204,6 +204,13 @@ def test_names_of_classes(folder):
         assert huggingface.labels(folder) == ()
 
 
+@pytest.mark.parametrize('names', [['0'], ['neg', 'pos'], 5, 'ab'])
+def test_names_of_classes_are_an_object(folder, names):
+    _set(folder, id2label=names)
+    with pytest.raises(ValueError, match='has id2label=.*: write it as'):
+        huggingface.labels(folder)
+
+
 @pytest.mark.parametrize('keys', ['02', '12', 'ab', ['0', '00'], ['-1', '0']])
 def test_classes_are_numbered_from_zero(folder, keys):
     _set(folder, id2label={key: f'class {key}' for key in keys})

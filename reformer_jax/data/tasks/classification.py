@@ -20,6 +20,7 @@ _SCORES = {
     'multi': scores.multi,
     'regression': scores.regression,
 }
+_FLAGS = frozenset(('0', '1', '0.0', '1.0', 'True', 'False'))
 _NO_LABELS = r'\S[,;|]|^\s*\[.*\]\s*$'
 
 
@@ -79,7 +80,14 @@ class Classification(rows.Labelled):
 
     def label_lists(self, table: tables.Table) -> list[list[Any]]:
         if self.kind == 'multi':
-            return table.lists(self.label_column, _NO_LABELS)
+            lists = table.lists(self.label_column, _NO_LABELS)
+            for index, labels in enumerate(lists):
+                if len(labels) > 2 and _FLAGS.issuperset(map(str, labels)):
+                    raise ValueError(
+                        f'{table.where(index)}: {labels!r} tells of each label whether '
+                        'it is there: give the names or the numbers of those that are'
+                    )
+            return lists
         return [
             [cells.printed(value, table.where(index))]
             if isinstance(value, str)

@@ -21,6 +21,8 @@ Row = dict[str, Any]
 _DOUBLED = re.compile(
     r"""(?:\A|[\t\r\n])"[^"\t\r\n]*""(?:[^"\t\r\n]|"")*"(?=[\t\r\n]|\Z)"""
 )
+# The beginning of a document, whose first line is none by itself, nor a row.
+_NO_LINES = re.compile(r'\s*(\[|\{[ \t]*[\r\n])')
 
 
 def read(
@@ -40,7 +42,7 @@ def read(
     if suffix in _CELLS:
         csv.field_size_limit(2**31 - 1)  # the default, 131072, is one long text
         return 'line', list(_csv(path, _CELLS[suffix](text)))
-    if (document := _document(text)) is not None:
+    if (document := _document(path, text)) is not None:
         return 'row', list(enumerate(_rows(path, document), 1))
     return 'line', list(_json(path, io.StringIO(text, newline=None)))
 
@@ -54,15 +56,14 @@ def _comma(text: str) -> Any:
 
 def _tab(text: str) -> Any:
     """Reads a .tsv: quotes mean nothing, as in GLUE, unless the columns' names have
-    some, or a cell has doubled ones and all can be read so."""
+    some, or all can be read with them and a cell has doubled ones, or line ends or tabs
+    without which the rows are of different lengths."""
     quoted = functools.partial(csv.reader, strict=True, delimiter='\t')
-    if (
-        text.startswith('"')
-        or _DOUBLED.search(text)
-        and _is_table(quoted(_lines(text)))
-    ):
+    plain = functools.partial(csv.reader, delimiter='\t', quoting=csv.QUOTE_NONE)
+    if text.startswith('"'):
         return quoted(_lines(text))
-    return csv.reader(_lines(text), delimiter='\t', quoting=csv.QUOTE_NONE)
+    told = _DOUBLED.search(text) or ('"' in text and not _is_table(plain(_lines(text))))
+    return (quoted if told and _is_table(quoted(_lines(text))) else plain)(_lines(text))
 
 
 def _is_table(reader: Any) -> bool:
@@ -80,13 +81,15 @@ _CELLS = {'.csv': _comma, '.tsv': _tab}
 SUFFIXES = ('.jsonl', '.ndjson', '.json', *_CELLS)
 
 
-def _document(text: str) -> Any:
+def _document(path: pathlib.Path, text: str) -> Any:
     """What a file is that is one JSON document; None for a file of lines."""
     if not text.lstrip().startswith(('[', '{')):
         return None
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        if _NO_LINES.match(text):
+            raise ValueError(f'{path} is no JSON ({error})') from error
         return None
     if isinstance(document, dict) and not isinstance(document.get('data'), list):
         one_line = '\n' not in text.strip()

@@ -484,6 +484,15 @@ def test_several_labels_have_spaces_between_them(tmp_path, label):
     assert data.open(config).resolved().labels == ('a,b', 'c')
 
 
+@pytest.mark.parametrize('label', [[1, 0, 1], [0.0, 1.0, 0.0], '1 0 0', '[1, 0, 0]'])
+def test_a_flag_for_each_label_is_no_label(tmp_path, label):
+    rows = [{'text': 'a', 'label': label}, {'text': 'b', 'label': [0]}]
+    source = labelled_rows.write_splits(tmp_path, rows, rows)
+    config = labelled_rows.classification(source, kind='multi')
+    with pytest.raises(ValueError, match='line 1 of .* tells of each label whether'):
+        _ = data.open(config).classes
+
+
 @pytest.mark.parametrize('label', ["['a']", '["b"]', '[1]', "['a' 'b']"])
 def test_a_printed_list_is_no_single_label(tmp_path, label):
     rows = [{'text': 'a', 'label': 'a'}, {'text': 'b', 'label': label}]

@@ -486,6 +486,18 @@ def test_quotes_of_tsv_mean_nothing_where_a_line_has_other_ones(tmp_path):
     assert found == ['"so ""he"" said"', '"open', '"a" b']
 
 
+@pytest.mark.parametrize('cell', ['a\nb', 'a\tb', 'a, \r\n\r\n b\t'])
+def test_quoted_cells_of_tsv_may_have_line_ends_and_tabs(tmp_path, cell):
+    """As pandas writes them, which doubles no quotes where there are none."""
+    rows = [{'text': text, 'label': '1'} for text in (cell, 'c', cell)]
+    stream = io.StringIO(newline='')
+    writer = csv.DictWriter(stream, ['text', 'label'], dialect='excel-tab')
+    writer.writeheader()
+    writer.writerows(rows)
+    (tmp_path / 'a.tsv').write_bytes(stream.getvalue().encode())
+    assert _whole(str(tmp_path / 'a.tsv')).rows == rows
+
+
 @pytest.mark.parametrize(
     'names',
     [
@@ -556,6 +568,8 @@ def test_articles_of_squad_in_lines(tmp_path):
         ),
         ('h.json', '[]', 'h.json. holds no rows'),
         ('i.json', '[[1], [2]]', 'row 1 of .*i.json is no JSON object'),
+        ('o.json', '[\n {"a": 1},\n {"a": 2}\n {', r'o.json is no JSON .*line 4 col'),
+        ('p.json', '{\n "data": [\n', r'p.json is no JSON .*line 3 column 1'),
         ('j.csv', 'ab\n\0x\n\0', "j.csv' has zeros around its line ends"),
         ('k.csv', 'a;b\n1;2;3\n', r'line 2 of .*k.csv has 3 cells, .* 2 \(a, b\)'),
         ('l.tsv', '"a"\t"b"\n"x\t1\n', 'line 2 of .*l.tsv cannot be read'),
