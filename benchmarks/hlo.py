@@ -257,7 +257,9 @@ def _devices(collective: _Instruction) -> int:
         return len(match[1].split(','))
     if match := re.search(r'replica_groups=\[\d+,(\d+)\]<=', text):
         return int(match[1])
-    if match := re.search(r'replica_groups=mesh\[([^]]*)\] \{([^}]*)\}', text):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'(.+?)'", match[2]))
+    # A mesh of named axes, and those that a group is along, some of them in part.
+    if match := re.search(r'replica_groups=mesh\[(.*?)\][^{]*\{(.*?)\}', text):
+        sizes = dict(re.findall(r"('.+?')=(\d+)", match[1]))
+        along = re.findall(r"('.+?')(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in along)
     raise ValueError(f'{collective.name!r} has groups of devices in unknown form.')

@@ -301,7 +301,7 @@ def main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     most = max(math.prod(shape.values()) for shape in shapes)
     jax.config.update('jax_num_cpu_devices', most)
-    config.mesh = {'data': -1}
+    config.mesh = {'model': -1}  # which fits any batch; meshes.lay_out has another
     # What this machine has says nothing about the devices of a plan.
     with mock.patch.object(device_memory, 'of_device', lambda: None):
         run = start.open(config, 'no run folder')
