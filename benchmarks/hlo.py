@@ -62,6 +62,8 @@ class Counts:
         multiplication with its addition.
       traffic: bytes of the operands and results of matrix products.
       collectives: how often each exchange is done.
+      open_loops: loops with any of these that do not say how often they run, and count
+        as if they did once.
     """
 
     operations: int = 0
@@ -69,12 +71,14 @@ class Counts:
     collectives: collections.Counter[Collective] = dataclasses.field(
         default_factory=collections.Counter
     )
+    open_loops: int = 0
 
     def __add__(self, other: 'Counts') -> 'Counts':
         return Counts(
             self.operations + other.operations,
             self.traffic + other.traffic,
             self.collectives + other.collectives,
+            self.open_loops + other.open_loops,
         )
 
     def times(self, number: int) -> 'Counts':
@@ -83,6 +87,7 @@ class Counts:
             number * self.operations,
             number * self.traffic,
             collections.Counter(collectives),
+            self.open_loops,
         )
 
     @property
@@ -97,9 +102,6 @@ def count(text: str) -> Counts:
 
     CPUs neither multiply nor exchange numbers of bfloat16, and XLA makes them float32
     before; they count with the two bytes that they have on an accelerator.
-
-    Raises:
-      ValueError: a loop with products or collectives does not say how often it runs.
     """
     return _Program(text).counts()
 
@@ -198,14 +200,11 @@ class _Program:
 
     def _loop(self, loop: _Instruction) -> Counts:
         once = self.counts(*loop.called('body'))
-        trips = _TRIPS.search(loop.attributes)
-        if not trips and once != Counts():
-            raise ValueError(
-                f'the loop {loop.name!r} has matrix products or exchanges, and how '
-                'often it runs is not known before: only loops with constant bounds '
-                'can be counted.'
-            )
-        return once.times(int(trips[1]) if trips else 1)
+        if trips := _TRIPS.search(loop.attributes):
+            return once.times(int(trips[1]))
+        if once == Counts():
+            return once
+        return dataclasses.replace(once, open_loops=once.open_loops + 1)
 
     def _operands(self, instruction: _Instruction) -> list[_Instruction]:
         around = self._computations[instruction.within]

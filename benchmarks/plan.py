@@ -151,8 +151,7 @@ def plan(run: start.Run, shape: dict[str, int]) -> Plan:
     """Compiles the step of a run for a mesh.
 
     Raises:
-      ValueError: the mesh does not divide batch, heads or positions, or a loop does
-        not say how often it runs.
+      ValueError: the mesh does not divide batch, heads or positions.
     """
     run = meshes.lay_out(run, shape)
     compiled, _ = memory.compile_run(run)
@@ -234,12 +233,20 @@ def _work(plan: Plan) -> list[str]:
         f'{sent[kind] / 1e9:>11.3f}'
         for kind in hlo.COLLECTIVES
     ]
+    few = ''
+    if counts.open_loops:
+        few = f'; {counts.open_loops} loops run nobody knows how often, here once'
     return [
-        f'Matrix products of each device a step: {counts.operations / 1e12:,.3f} TFLOP',
+        f'Matrix products of each device a step: {_teraflop(plan)} TFLOP{few}',
         'Exchanges of each device a step',
         f'  {"":<19}{"number":>9}{"GB":>11}{"GB sent":>11}',
         *lines,
     ]
+
+
+def _teraflop(plan: Plan) -> str:
+    at_least = '> ' if plan.counts.open_loops else ''
+    return f'{at_least}{plan.counts.operations / 1e12:.4g}'
 
 
 def _time(plan: Plan) -> list[str]:
@@ -265,7 +272,7 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _cells(seconds: list[float]) -> str:
-    return ''.join(f'{value:>10.4f}' for value in seconds)
+    return ''.join(f'{value:>10.3g}' for value in seconds)
 
 
 def table_head() -> str:
@@ -284,7 +291,7 @@ def table_row(plan: Plan) -> str:
         f'`{mesh}`',
         f'{plan.total / 2**30:.1f}',
         f'{state / 2**30:.1f}',
-        f'{plan.counts.operations / 1e12:.1f}',
+        _teraflop(plan),
         f'{plan.counts.sent / 1e9:.1f}',
     ]
     for chip in ACCELERATORS:
