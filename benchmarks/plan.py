@@ -278,17 +278,18 @@ def _cells(seconds: list[float]) -> str:
 def table_head() -> str:
     """Of the rows of a table in Markdown."""
     names = [chip.name for chip in ACCELERATORS]
-    cells = ['mesh', 'GiB a device', 'of it state', 'TFLOP', 'GB sent', *names]
+    cells = ['mesh', 'parts', 'GiB a device', 'of it state', 'TFLOP', 'GB sent', *names]
     return f'| {" | ".join(cells)} |\n|{"---|" * len(cells)}'
 
 
 def table_row(plan: Plan) -> str:
-    """A plan in a row: seconds from all at once to one by one, or that it is too large
-    for a chip."""
+    """A plan in a row: the parts of its batch, one after the other; seconds from all at
+    once to one by one, or that it is too large for a chip."""
     mesh = ','.join(f'{axis}={size}' for axis, size in plan.run.config.mesh.items())
     state = plan.arguments['parameters'] + plan.arguments['optimizer']
     cells = [
         f'`{mesh}`',
+        str(plan.run.config.accumulate),
         f'{plan.total / 2**30:.1f}',
         f'{state / 2**30:.1f}',
         _teraflop(plan),

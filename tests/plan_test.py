@@ -227,7 +227,7 @@ def test_plan_adds_up():
     assert 0 < least < most <= 3 * least
     for told in ('2 x 128 tokens', '926,210 parameters', '--config.mesh.sequence=2'):
         assert told in made['report']
-    assert made['row'].startswith('| `data=2,sequence=2` | 0.0 |')
+    assert made['row'].startswith('| `data=2,sequence=2` | 1 | 0.0 |')
 
 
 def test_a_mesh_gets_the_heads_at_a_time_that_it_needs():
