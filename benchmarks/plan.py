@@ -202,7 +202,7 @@ def _flags(plan: Plan) -> list[str]:
     shape = {'data': 1} | dict(plan.run.config.mesh)
     found = [f'--config.mesh.{axis}={size}' for axis, size in shape.items()]
     heads = plan.run.config.model.heads_at_once
-    if heads != plan.run.fields['model']['heads_at_once']:
+    if heads != plan.run.fields['model'].get('heads_at_once', 0):
         found.append(f'--config.model.heads_at_once={heads}')
     return found
 
@@ -235,7 +235,7 @@ def _work(plan: Plan) -> list[str]:
     ]
     few = ''
     if counts.open_loops:
-        few = f'; {counts.open_loops} loops run nobody knows how often, here once'
+        few = f', with {counts.open_loops} loops of unknown length run once'
     return [
         f'Matrix products of each device a step: {_teraflop(plan)} TFLOP{few}',
         'Exchanges of each device a step',
@@ -263,16 +263,16 @@ def _time(plan: Plan) -> list[str]:
     shares = [plan.total / chip.memory for chip in ACCELERATORS]
     return [
         'Estimated seconds a step, nothing of it measured',
-        f'  {"":<27}' + ''.join(f'{chip.name:>10}' for chip in ACCELERATORS),
+        f'  {"":<27}' + ''.join(f'{chip.name:>12}' for chip in ACCELERATORS),
         *lines,
-        f'  {"tokens/s, one by one":<27}' + ''.join(f'{n:>10,.0f}' for n in rates),
-        f'  {"share of its memory":<27}' + ''.join(f'{n:>10.0%}' for n in shares),
-        f'  {"fits":<27}' + ''.join(f'{"yes" if n <= 1 else "NO":>10}' for n in shares),
+        f'  {"tokens/s, one by one":<27}' + ''.join(f'{n:>12,.0f}' for n in rates),
+        f'  {"share of its memory":<27}' + ''.join(f'{n:>12.0%}' for n in shares),
+        f'  {"fits":<27}' + ''.join(f'{"yes" if n <= 1 else "NO":>12}' for n in shares),
     ]
 
 
 def _cells(seconds: list[float]) -> str:
-    return ''.join(f'{value:>10.3g}' for value in seconds)
+    return ''.join(f'{value:>12.3g}' for value in seconds)
 
 
 def table_head() -> str:
