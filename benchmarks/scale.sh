@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tables of docs/scale.md, from programs compiled for virtual devices: 14 of them, 10
-# minutes of 2 cores.
+# The tables of docs/scale.md: 13 programs, compiled for virtual devices, which takes six
+# minutes of a core, or more where others work.
 #   bash benchmarks/scale.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
