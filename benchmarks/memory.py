@@ -69,6 +69,12 @@ def compile_step(
     The seconds are those of tracing, lowering and compiling together.
     """
     run = start.open(config, 'no run folder')
+    compiled, info = compile_run(run)
+    return run, compiled, info
+
+
+def compile_run(run: start.Run) -> tuple[Any, dict[str, float]]:
+    """As `compile_step`, of a run that is open."""
     with jax.set_mesh(run.mesh):
         before = time.perf_counter()
         compiled = loop.compile_train_step(run, run.batch)
@@ -82,7 +88,7 @@ def compile_step(
         'total_gib': total / 2**30,
         'compile_seconds': seconds,
     }
-    return run, compiled, info
+    return compiled, info
 
 
 def depth() -> None:

@@ -11,7 +11,6 @@ JAX_NUM_CPU_DEVICES=2 each of two cores is a device. Seconds are the minimum of 
 runs, which take turns.
 """
 
-import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from configs import enwik8
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.training import command_line
-from reformer_jax.training import state as state_lib
+from reformer_jax.training import start
 
 _LENGTHS = tuple(2**exponent for exponent in range(11, 18))
 _STACK_LENGTHS = (2**14,)
@@ -71,23 +70,25 @@ def config(length: int, **model_changes: Any) -> ml_collections.ConfigDict:
 def step(
     config: ml_collections.ConfigDict,
 ) -> tuple[Callable[[], float], dict[str, float]]:
-    """The compiled step with its state, and what memory.compile_step says about it.
+    """As `step_of`, of the run that a config makes on the devices there are."""
+    return step_of(start.open(config, 'no run folder'))
+
+
+def step_of(run: start.Run) -> tuple[Callable[[], float], dict[str, float]]:
+    """The compiled step with its state, and what memory.compile_run says about it.
 
     Returns:
       A function that runs one step, waits for it and returns its mean loss in nats.
       It carries the state along: the state goes in donated and comes out new, and the
       hashes change with its step. The random tokens are the same in every call.
     """
-    run, compiled, info = memory.compile_step(config)
-    init = functools.partial(
-        state_lib.init_state, run.config.model, run.optimizer, run.config.seed
-    )
+    compiled, info = memory.compile_run(run)
     shape = run.batch['tokens'].shape
     tokens_BL = np.random.default_rng(0).integers(256, size=shape, dtype=np.int32)
     weights_BL = np.ones(shape, np.float32)
     with jax.set_mesh(run.mesh):
         shardings = jax.tree.map(lambda x: x.sharding, run.state)
-        state = jax.jit(init, out_shardings=shardings)()
+        state = jax.jit(run.init_state, out_shardings=shardings)()
         batch = sharding.place_batch(
             {'tokens': tokens_BL, 'weights': weights_BL}, run.mesh
         )
