@@ -12,7 +12,7 @@ as those of 'fsdp' do: each would have the same copy.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,9 @@ HEAD_AXES = ('model', 'sequence')  # in the attention core
 POSITION_AXES = ('ring', 'sequence')
 POSITIONS = P(BATCH_AXES, POSITION_AXES)  # of [B, L, ...] but in the attention core
 PARAMETER_AXES = ('fsdp', 'ring', 'sequence')
+
+# Regular expressions of parameters' names, and for each dimension mesh axes or None.
+Rules = Sequence[tuple[str, Sequence[Any]]]
 
 # First match wins; specs are for a single layer and get a leading None when stacked.
 _RULES = (
@@ -115,16 +118,22 @@ def _parts(mesh: Any) -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in POSITION_AXES)
 
 
-def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+def parameter_specs(tree: Any, mesh: jax.sharding.Mesh, rules: Rules = ()) -> Any:
     """NamedSharding for each leaf of a model, optimizer state or train state.
 
     Matched by the end of the leaf's path, so that optimizer moments follow their
     parameter; an axis that does not divide a dimension is left out, and those after it.
+
+    Args:
+      tree: arrays or their shapes.
+      mesh: the devices.
+      rules: go before _RULES, see check_rules.
     """
+    own = [(rule, P(*map(_axes, axes))) for rule, axes in rules]
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         name = leaf_name(path)
-        spec = next((s for rule, s in _RULES if re.search(rule, name)), P())
+        spec = next((s for rule, s in (*own, *_RULES) if re.search(rule, name)), P())
         if len(spec) < leaf.ndim and re.search(r'layers\.', name):
             spec = P(None, *spec)
         if len(spec) != leaf.ndim:
@@ -132,6 +141,53 @@ def parameter_specs(tree: Any, mesh: jax.sharding.Mesh) -> Any:
         return NamedSharding(mesh, _fitting(spec, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def check_rules(rules: Rules, model: Any) -> None:
+    """Raises a ValueError unless each rule is a regular expression that is found in the
+    name of a parameter, and for each dimension of that (without the one of stacked
+    layers) None, a mesh axis or several."""
+    named = {leaf_name(path): x for path, x in jax.tree.leaves_with_path(model)}
+    for given in rules:
+        pair = isinstance(given, list | tuple) and len(given) == 2
+        if not pair or not isinstance(given[1], list | tuple):
+            raise ValueError(
+                f'placement {given!r} must be a pair of a regular expression and the '
+                "axes of each dimension, such as ('^head.output$', (None, 'model'))."
+            )
+        rule, axes = given
+        try:
+            found = {name: x for name, x in named.items() if re.search(rule, name)}
+        except (re.error, TypeError) as error:
+            raise ValueError(f'placement {rule!r} is no regular expression.') from error
+        if not found:
+            raise ValueError(
+                f'placement {rule!r} is found in no parameter. There are: '
+                f'{", ".join(named)}.'
+            )
+        used = [name for x in map(_axes, axes) for name in _names(x)]
+        if set(used) - set(AXES) or len(used) > len(set(used)):
+            raise ValueError(
+                f'placement {rule!r} is over {used}: each mesh axis can stand once, of '
+                f'{AXES}.'
+            )
+        for name, x in found.items():
+            if len(axes) != x.ndim - ('layers.' in name):
+                raise ValueError(
+                    f'placement {rule!r} has {len(axes)} dimensions, and {name} has '
+                    f'the shape {x.shape}'
+                    + ', layers first' * ('layers.' in name)
+                    + ': give an axis or None for each.'
+                )
+
+
+def _axes(given: Any) -> Any:
+    """Axes of a dimension as a PartitionSpec takes them; JSON has lists."""
+    return tuple(given) if isinstance(given, list | tuple) else given
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
 
 
 def leaf_name(path: Any) -> str:
@@ -167,7 +223,7 @@ def _fitting(spec: P, shape: tuple[int, ...], mesh: Any) -> P:
     """The spec with as many axes of each dimension as together divide it."""
 
     def fitting(axes: Any, size: int) -> Any:
-        names = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+        names = _names(axes)
         while size % math.prod(mesh.shape[name] for name in names):
             names = names[:-1]
         return (names if isinstance(axes, tuple) else axes) if names else None

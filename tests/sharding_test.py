@@ -434,6 +434,46 @@ def test_an_axis_that_does_not_divide_is_left_out():
     assert specs['norm']['scale'].spec == P()
 
 
+_PLACED = {
+    'layers': [{'attention': {'output': jnp.zeros((2, 4, 8, 16))}}],
+    'head': {'output': jnp.zeros((6, 6))},
+}
+
+
+def test_rules_of_a_config_go_first():
+    mesh = _abstract_mesh(fsdp=2, model=2)
+    rules = [['^head.output$', [None, ['model', 'fsdp']]], ['attention', ['model'] * 3]]
+    specs = sharding.parameter_specs(_PLACED, mesh, rules[:1])
+    assert specs['head']['output'].spec == P(None, ('model',))  # 4 do not divide 6
+    rules[1][1] = ('fsdp', None, 'model')
+    sharding.check_rules(rules, _PLACED)
+    specs = sharding.parameter_specs(_PLACED, mesh, rules)
+    of_layer = specs['layers'][0]['attention']['output']
+    assert of_layer.spec == P(None, 'fsdp', None, 'model')
+
+
+@pytest.mark.parametrize(
+    ('rule', 'message'),
+    [
+        (
+            ('tail', (None,)),
+            "'tail' is found in no parameter. There are: .*head.output",
+        ),
+        ('head', "'head' must be a pair"),
+        (('head', 'model'), 'must be a pair'),
+        ((3, (None,)), '3 is no regular expression'),
+        (('(', (None,)), r"'\(' is no regular expression"),
+        (('head', ('rows', None)), r"over \['rows'\]: .*'data', 'fsdp'"),
+        (('head', ('model', 'model')), 'each mesh axis can stand once'),
+        (('head', ('model',)), r'has 1 dimensions, and head.output .* \(6, 6\): give'),
+        (('attention', (None,) * 4), 'has 4 dimensions, and layers.0.* layers first'),
+    ],
+)
+def test_rules_that_cannot_be(rule, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.check_rules([rule], _PLACED)
+
+
 def test_leaf_names():
     """Of a model, and the same of a train state's parts."""
     optimizer = optimizer_lib.build(optimizer_lib.OptimizerConfig(clip_norm=1.0), 10)

@@ -44,6 +44,7 @@ CHANGEABLE = (
     'log_may_fail',
     'decoding',
     'mesh',
+    'placement',
     # No more than whether the run stops: what is finite is computed all the same.
     'optimizer.skips',
     'data_may_change',

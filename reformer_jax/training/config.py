@@ -22,6 +22,9 @@ class RunConfig:
     Attributes:
       steps: optimizer steps of the run.
       mesh: devices along the axes data, fsdp, model, ring and sequence.
+      placement: of parameters on these, before the rules of sharding.py: pairs of a
+        regular expression of names and an axis, axes or None for each dimension, such
+        as (('^head.output$', (None, 'model')),).
       data: data.Dataset.
       model: model.ModelConfig.
       optimizer: optimizer.OptimizerConfig.
@@ -59,6 +62,7 @@ class RunConfig:
     data_may_change: bool = False
     log_may_fail: bool = False
     accumulate: int = 1
+    placement: tuple[Any, ...] = ()
     decoding: translation.Decoding = translation.Decoding()
 
 

@@ -131,7 +131,9 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
     init = functools.partial(
         state_lib.init_state, checked.model, optimizer, checked.seed
     )
-    state = state_lib.abstract(init, mesh)
+    if checked.placement:
+        sharding.check_rules(checked.placement, jax.eval_shape(init).model)
+    state = state_lib.abstract(init, mesh, checked.placement)
     memory.check_arrays(state.model, 'the parameters')
     optimizer_lib.check_frozen(checked.optimizer, state.model)
     rows = NamedSharding(mesh, P(sharding.BATCH_AXES))

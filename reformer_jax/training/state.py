@@ -37,14 +37,14 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
 
 
-def abstract(init: Any, mesh: jax.sharding.Mesh) -> Any:
+def abstract(init: Any, mesh: jax.sharding.Mesh, placement: sharding.Rules = ()) -> Any:
     """Shapes and shardings of what a function without arguments makes."""
 
     shapes = jax.eval_shape(init)
     return jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spec),
         shapes,
-        sharding.parameter_specs(shapes, mesh),
+        sharding.parameter_specs(shapes, mesh, placement),
     )
 
 
