@@ -6,10 +6,10 @@
 
 Compiles the step of train.py for a mesh of up to 256 virtual CPU devices. Prints the
 memory of each device, what the devices exchange, the operations of matrix products, and
-an estimate of the seconds on accelerators. Nothing runs, and no data are needed. All
-but that estimate is of the program that XLA makes for CPUs: on another device order,
-fusions and attention kernels are others. --mesh may be given several times; with
---markdown each is a row of a table.
+an estimate of the seconds on accelerators. Nothing runs, and no data are needed but
+what a config takes its vocabulary or labels from. All but that estimate is of the
+program that XLA makes for CPUs: on another device order, fusions and attention kernels
+are others. --mesh may be given several times; with --markdown each is a row of a table.
 """
 
 import collections
@@ -147,13 +147,8 @@ class Plan:
         )
 
 
-def plan(run: start.Run, shape: dict[str, int]) -> Plan:
-    """Compiles the step of a run for a mesh.
-
-    Raises:
-      ValueError: the mesh does not divide batch, heads or positions.
-    """
-    run = meshes.lay_out(run, shape)
+def plan(run: start.Run) -> Plan:
+    """Compiles the step of a run for its mesh."""
     compiled, _ = memory.compile_run(run)
     found = compiled.memory_analysis()
     parts = {
@@ -313,10 +308,10 @@ def main() -> None:
     # What this machine has says nothing about the devices of a plan.
     with mock.patch.object(device_memory, 'of_device', lambda: None):
         run = start.open(config, 'no run folder')
+    runs = [meshes.lay_out(run, shape) for shape in shapes]  # or none is compiled
     if _MARKDOWN.value:
         print(table_head())
-    for shape in shapes:
-        made = plan(run, shape)
+    for made in map(plan, runs):
         print(table_row(made) if _MARKDOWN.value else report(made) + '\n', flush=True)
 
 

@@ -87,7 +87,8 @@ def _plan_of_a_small_model():
     config = training_step.config(128, layers=1, rounds=1, heads_at_once=1)
     config.data.batch_size = 2
     config.mesh = {'model': -1}
-    made = plan.plan(start.open(config, 'none'), {'data': 2, 'sequence': 2})
+    run = start.open(config, 'none')
+    made = plan.plan(meshes.lay_out(run, {'data': 2, 'sequence': 2}))
     chip = plan.ACCELERATORS[0]
     return {
         'heads': made.run.config.model.heads_at_once,
