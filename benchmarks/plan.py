@@ -33,13 +33,6 @@ from reformer_jax.stack import memory as device_memory
 from reformer_jax.training import command_line
 from reformer_jax.training import start
 
-_CONFIG = command_line.define_config('The experiment.')
-_MESHES = flags.DEFINE_multi_string(
-    'mesh', None, 'Devices along axes, as data=2,fsdp=4; may be given several times.'
-)
-_MARKDOWN = flags.DEFINE_bool('markdown', False, 'A row of a table for each mesh.')
-flags.mark_flags_as_required(['config', 'mesh'])
-
 MOST_DEVICES = 256
 
 # Assumed shares of the peak figures below; nothing of ours has been measured on these.
@@ -298,7 +291,7 @@ def table_row(plan: Plan) -> str:
 
 
 def main() -> None:
-    config, texts = _CONFIG.value, _MESHES.value
+    config, texts = flags.FLAGS.config, flags.FLAGS.mesh
     assert config is not None and texts is not None  # both are required
     shapes = [meshes.parse(text, MOST_DEVICES) for text in texts]
     jax.config.update('jax_platforms', 'cpu')
@@ -309,11 +302,18 @@ def main() -> None:
     with mock.patch.object(device_memory, 'of_device', lambda: None):
         run = start.open(config, 'no run folder')
     runs = [meshes.lay_out(run, shape) for shape in shapes]  # or none is compiled
-    if _MARKDOWN.value:
+    markdown = flags.FLAGS.markdown
+    if markdown:
         print(table_head())
     for made in map(plan, runs):
-        print(table_row(made) if _MARKDOWN.value else report(made) + '\n', flush=True)
+        print(table_row(made) if markdown else report(made) + '\n', flush=True)
 
 
 if __name__ == '__main__':
+    command_line.define_config('The experiment.')
+    flags.DEFINE_multi_string(
+        'mesh', None, 'Devices along axes, as data=2,fsdp=4; several times for several.'
+    )
+    flags.DEFINE_bool('markdown', False, 'A row of a table for each mesh.')
+    flags.mark_flags_as_required(['config', 'mesh'])
     command_line.run(main)

@@ -30,13 +30,6 @@ from reformer_jax.training import command_line
 from reformer_jax.training import start
 
 _SCALINGS = ('strong', 'weak')
-_CONFIG = command_line.define_config('The experiment.')
-_AXIS = flags.DEFINE_enum('axis', 'data', sharding.AXES, 'What the devices split.')
-_SCALING = flags.DEFINE_multi_enum(
-    'scaling', _SCALINGS, _SCALINGS, 'Which of them; both without it.'
-)
-_RUNS = flags.DEFINE_integer('runs', 5, 'Of which the least.', lower_bound=1)
-flags.mark_flag_as_required('config')
 
 
 def open_run(
@@ -103,10 +96,16 @@ def measure(
 
 
 def main() -> None:
-    config, scalings = _CONFIG.value, _SCALING.value
-    assert config is not None and scalings is not None  # they have defaults, or must be
-    measure(config, _AXIS.value, scalings, _RUNS.value)
+    given = flags.FLAGS
+    measure(given.config, given.axis, given.scaling, given.runs)
 
 
 if __name__ == '__main__':
+    command_line.define_config('The experiment.')
+    flags.DEFINE_enum('axis', 'data', sharding.AXES, 'What the devices split.')
+    flags.DEFINE_multi_enum(
+        'scaling', _SCALINGS, _SCALINGS, 'Which of them; both without it.'
+    )
+    flags.DEFINE_integer('runs', 5, 'Of which the least.', lower_bound=1)
+    flags.mark_flag_as_required('config')
     command_line.run(main)
