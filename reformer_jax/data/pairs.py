@@ -76,6 +76,7 @@ class Pairs(dataset.Dataset):
                 f'too_long={self.too_long!r}: give one of {", ".join(_TOO_LONG)}'
             )
         tokenizers.size_to_train(self.tokenizer)
+        _ = self._files  # checked when made
 
     @property
     def vocab_size(self) -> int:

@@ -1,9 +1,9 @@
 """Sources and targets as texts, from files that are aligned by lines, or from tables.
 
 A source is
-- a path with '{column}' in it, and mostly '{split}': a text file for each side of each
-  split, also packed (`packing`), of which line n is the translation of line n of the
-  other;
+- a path with '{column}' in it, and '{split}' unless there is one split alone: a text
+  file for each side of each split, also packed (`packing`), of which line n is the
+  translation of line n of the other;
 - what `tables` reads: .jsonl, .csv, .tsv, a folder of them, or 'tfds:NAME', such as
   'tfds:wmt14_translate/de-en'; columns may be those of an object 'translation', as in
   Hugging Face's datasets.
@@ -47,6 +47,14 @@ class Files:
     columns: tuple[str, str]
     splits: tuple[tuple[str, tuple[str, ...]], ...]
     data_dir: str
+
+    def __post_init__(self):
+        if self.aligned_by_lines and _SPLIT not in self.source and len(self.names) > 1:
+            raise ValueError(
+                f'config.data.source={self.source!r} has no {_SPLIT!r}, so that '
+                f'{" and ".join(self.names)} would be the same pairs: put it where '
+                'paths differ'
+            )
 
     @property
     def aligned_by_lines(self) -> bool:

@@ -96,6 +96,9 @@ def stream(
     if key is None:
         raise ValueError('key=None: sampling needs one, such as jax.random.key(0).')
     arguments.check_key(key)
+    if key.dtype == jnp.uint32:  # of jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
+    steps, samples = map(_pythons, (steps, samples))
     fields.check_whole(1, steps=steps)
     fields.check_whole(1, samples=samples)
     stop = _stop(model, stop_token)
@@ -362,6 +365,12 @@ class Sampling:
     top_k: int | None = dataclasses.field(metadata={'static': True})
 
 
+def _pythons(value: Any) -> Any:
+    """A single number of an array as Python's own, else the value."""
+    single = isinstance(value, jax.Array) and not value.ndim
+    return value.item() if single else value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -373,6 +382,7 @@ def sampling_of(
     top_p: float | None = None,
 ) -> Sampling:
     """The sampling from a vocabulary; a ValueError for what is out of its range."""
+    temperature, top_k, top_p = map(_pythons, (temperature, top_k, top_p))
     if not (_is_number(temperature) and 0 <= temperature < math.inf):
         raise ValueError(
             f'temperature={temperature} must be at least 0: 0 takes the likeliest '

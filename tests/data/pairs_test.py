@@ -243,6 +243,7 @@ def test_a_tokenizer_of_many_pairs_is_made_of_a_sample(tmp_path, monkeypatch, mo
         ({'lengths': (2.5,)}, 'ascending'),
         ({'lengths': ((1, 2, 3),)}, 'ascending'),
         ({'too_long': 'cut'}, "too_long='cut': give one of skip, error"),
+        ({'source': 'a.{column}'}, "a.{column}' has no '{split}', so that train and v"),
         ({'tokenizer': 'train:259'}, "'train:259': give train: and a number"),
         ({'tokenizer': 'train:many'}, 'such as train:8000'),
         ({'split_names': {'tests': 'x'}}, 'split_names=.*give names for train'),

@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models as models
@@ -143,6 +144,16 @@ def test_parts_of_a_stream_are_what_generate_returns(monkeypatch):
     monkeypatch.undo()
     np.testing.assert_array_equal(
         np.concatenate(parts, axis=1), _generate(_model(), [[1, 2]], steps=13)
+    )
+
+
+def test_numbers_and_keys_may_be_arrays():
+    ours = {'steps': 3, 'samples': 2, 'temperature': 0.5, 'top_k': 4, 'top_p': 0.5}
+    wanted = _generate(_model(), [[1, 2]], **ours)
+    arrays = {name: jnp.asarray(value) for name, value in ours.items()}
+    raw = jax.random.PRNGKey(7)
+    np.testing.assert_array_equal(
+        _generate(_model(), [[1, 2]], **arrays, key=raw), wanted
     )
 
 
