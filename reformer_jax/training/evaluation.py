@@ -19,7 +19,6 @@ from reformer_jax.model import config as model_config
 from reformer_jax.runs import folder as run_folder
 from reformer_jax.runs import metrics
 from reformer_jax.stack import compilation
-from reformer_jax.training import config as training_config
 from reformer_jax.training import start
 from reformer_jax.training import step as step_lib
 
@@ -50,7 +49,7 @@ def evaluate(
       OSError: the file cannot be written; the metrics are printed.
     """
     run = start.open(config, workdir)
-    training_config.check_devices(run.config, run.mesh)
+    start.check_batches(run)
     held_out = [s for s in run.config.data.splits if s != 'train']
     for split in splits or held_out:
         check_split(run, split)

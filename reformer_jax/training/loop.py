@@ -96,7 +96,7 @@ def _open(
     lock.check(workdir)
     run = start.open(config, workdir)
     stop.limit(run.config.minutes)
-    training_config.check_devices(run.config, run.mesh)
+    start.check_batches(run)
     memory.check_arrays((run.state, run.state.model), 'state and gradients')
     traced = _steps_to_trace(profile, run.config.steps)
     parameters: dict[str, jax.Array] = {}

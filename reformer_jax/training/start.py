@@ -144,12 +144,18 @@ def open(config: ml_collections.ConfigDict | None, workdir: str) -> Run:
         }
         for spec in checked.data.specs
     )
-    for batch in batches:
-        memory.check_batch(batch)
     run = Run(workdir, fields, checked, mesh, optimizer, state, batches)
     if run.tokenizer:
         run_folder.check_tokenizer(workdir, run.tokenizer)
     return run
+
+
+def check_batches(run: Run) -> None:
+    """Raises a ValueError if the devices do not divide the batches, or have no room for
+    one."""
+    training_config.check_devices(run.config, run.mesh)
+    for batch in run.batches:
+        memory.check_batch(batch)
 
 
 def read(

@@ -19,6 +19,7 @@ from configs import duplication
 from configs import imagenet64
 from configs import multi30k
 from configs import text
+from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.runs import checkpoint
 from reformer_jax.runs import folder as run_folder
@@ -542,6 +543,14 @@ def test_heads_of_the_encoder_are_split_too():
     mesh = jax.sharding.AbstractMesh((1, 1, 2), ('data', 'fsdp', 'model'))
     with pytest.raises(ValueError, match='1 heads .* do not split over .* = 2 devices'):
         training_config.check_devices(run.config, mesh)
+
+
+def test_devices_that_do_not_divide_the_batch(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((3, 1, 1, 1, 1), sharding.AXES)
+    monkeypatch.setattr(sharding, 'make_mesh', lambda _: mesh)
+    run = start.open(_copy_reverse(), 'none')
+    with pytest.raises(ValueError, match='does not split over data . fsdp = 3 devices'):
+        start.check_batches(run)
 
 
 def test_an_encoder_from_another_run_keeps_the_configs_other_fields(tmp_path, capsys):
