@@ -3,13 +3,23 @@
   python benchmarks/memory.py depth      temporaries against depth, three kinds of stack
   python benchmarks/memory.py paper      the paper's enwik8 step: 65,536 tokens
   python benchmarks/memory.py million    1,048,576 tokens at d_model 512
+  python benchmarks/memory.py sequence   the paper's step on 1, 2, 4 and 8 devices, of
+                                         which each has a part of the sequence
+  python benchmarks/memory.py ring       1,048,576 tokens on 8 devices, and 16,777,216
+                                         on 64, where a row of 4 layers is compiled
+
+Devices of the last two are virtual, of a CPU, and the memory is that of each.
 
 XLA's own accounting (memory_analysis) of the step that train.py would run, compiled for
 the device at hand. `beyond` is what a layer adds to the temporaries beyond its
 parameters' gradients and its stored buckets: the activations that grow with depth.
 """
 
+import json
+import math
+import os
 import pathlib
+import subprocess
 import sys
 import time
 from typing import Any
@@ -29,6 +39,15 @@ from reformer_jax.training import start
 
 _MIB = 2**20
 _DEPTHS = (2, 8, 32)
+_MILLION, _MORE = 2**20, 2**24
+# Length, heads at a time and mesh: parts of heads, of positions, and of both.
+_LONG = (
+    (_MILLION, 8, {'sequence': 8}),
+    (_MILLION, 1, {'ring': 8}),
+    (_MILLION, 4, {'ring': 2, 'sequence': 4}),
+    (_MORE, 8, {'ring': 8, 'sequence': 8}),
+    (_MORE, 1, {'ring': 64}),
+)
 
 
 def depth_config(layers: int, stack: str) -> ml_collections.ConfigDict:
@@ -110,6 +129,44 @@ def depth() -> None:
             timing.print_point(point)
 
 
+def sequence() -> None:
+    for devices in (1, 2, 4, 8):
+        config = one_sequence('')
+        config.model.heads_at_once = 0
+        config.mesh = {'sequence': devices}
+        _in_child({'devices': devices, 'mesh': config.mesh.to_dict()}, config, devices)
+
+
+def ring() -> None:
+    for length, heads_at_once, mesh in _LONG:
+        config = one_sequence('million')
+        config.data.length = config.model.length = length
+        config.model.axial_shape = (math.isqrt(length),) * 2
+        config.model.heads_at_once = heads_at_once
+        if length > _MILLION:
+            config.model.layers = len(config.model.pattern)
+        config.mesh = mesh
+        point = {'length': length, 'layers': config.model.layers, 'mesh': mesh}
+        _in_child(point, config, math.prod(mesh.values()))
+
+
+def _in_child(
+    point: dict[str, Any], config: ml_collections.ConfigDict, devices: int
+) -> None:
+    """Measures with so many virtual devices, which a process has from its start on."""
+    flags = f'--xla_force_host_platform_device_count={devices}'
+    environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
+    script, given = str(pathlib.Path(__file__)), config.to_json()
+    found = subprocess.run(
+        [sys.executable, script, 'child', given],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    timing.print_point(point | json.loads(found.stdout.splitlines()[-1]))
+
+
 def _bucket_bytes(config: ml_collections.ConfigDict) -> int:
     """Stored bucket ids of one LSH layer, 2 bytes each."""
     sequences = config.data.batch_size * config.data.length
@@ -117,15 +174,20 @@ def _bucket_bytes(config: ml_collections.ConfigDict) -> int:
 
 
 def main(what: list[str]) -> None:
+    if what[:1] == ['child']:
+        print(json.dumps(measure(ml_collections.ConfigDict(json.loads(what[1])))))
+        return
+    several = {'depth': depth, 'sequence': sequence, 'ring': ring}
     for name in what or ['depth', 'paper', 'million']:
-        if name == 'depth':
-            depth()
+        if name in several:
+            several[name]()
         elif name in ('paper', 'million'):
             variant = '' if name == 'paper' else name
             info = measure(one_sequence(variant))
             timing.print_point({'config': f'enwik8:{name}', **info})
         else:
-            raise SystemExit(f'unknown benchmark {name!r}: depth, paper or million.')
+            known = ', '.join(['paper', 'million', *several])
+            raise SystemExit(f'unknown benchmark {name!r}: there are {known}.')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.attention import blocks
 from reformer_jax.generation import decoding
+from reformer_jax.model import config as model_config
 from reformer_jax.model import layers
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
@@ -44,7 +45,7 @@ _OVER_SEQUENCE = (
 )
 _OVER_RING = {'model': 2, 'ring': 2, 'sequence': 2}
 _MORE_HEADS = {'model': 2, 'sequence': 4}
-_BATCH, _LENGTH = 8, 24  # no other size is 24
+_BATCH, _LENGTH, _CHUNK = 8, 24, 4  # no other size is 24
 
 # Without a grid: rounding to it turns an error in the last bit of a sum over devices
 # into one of 2**-grid_bits here and there.
@@ -57,8 +58,8 @@ _CONFIG = model_lib.ModelConfig(
     head_size=8,
     layers=2,
     pattern=('local', 'lsh'),
-    local_chunk_length=4,
-    lsh_chunk_length=4,
+    local_chunk_length=_CHUNK,
+    lsh_chunk_length=_CHUNK,
     dense_length=0,
     buckets=(6,),
     positions='learned',
@@ -127,7 +128,7 @@ def _train_step(mesh, config):
 
 def _check_placement(state, mesh):
     """Shards are as small as the rules say, for parameters and for their moments."""
-    fsdp = math.prod(mesh.shape[axis] for axis in sharding.PARAMETER_AXES)
+    fsdp = math.prod(mesh.shape[axis] for axis in ('fsdp', 'ring', 'sequence'))
     model = mesh.shape['model']
     moments = state.opt_state[0]
     for tree in (state.model, moments.mu, moments.nu):
@@ -161,21 +162,38 @@ def _sequence_gathers(program):
     return [shape for shape in of_batch if _LENGTH in shape and shape[-1] in features]
 
 
-def _check_exchanges(program, mesh):
-    """Over 'sequence' nothing but heads is exchanged for positions, all to all: before
-    and after each attention core, forward and backward."""
-    if mesh.shape['sequence'] == 1:
-        assert 'all-to-all' not in program
-        return
-    found = re.findall(r'= \(?\w+\[([\d,]*)\][^=]* all-to-all(?:-start)?\(', program)
-    sizes = {int(np.prod([int(n) for n in shape.split(',')])) for shape in found}
+def _exchanged(program, operation):
+    """How many numbers of feature vectors each such operation of the program moves:
+    as the result of a device, or each of the parts of one."""
+    found = re.findall(rf'= \(?\w+\[([\d,]*)\][^=]* {operation}(?:-start)?\(', program)
+    shapes = [tuple(map(int, shape.split(','))) for shape in found if shape]
+    return [math.prod(s) for s in shapes if s[-1] == _CONFIG.head_size and len(s) > 2]
+
+
+def _check_exchanges(program, mesh, config):
+    """Nothing but what is planned. Over 'sequence' heads are exchanged for positions,
+    all to all, before and after each attention core; over 'ring' rows are passed on."""
+    sequence, ring = mesh.shape['sequence'], mesh.shape['ring']
     batch = _BATCH // (mesh.shape['data'] * mesh.shape['fsdp'])
-    heads = _CONFIG.heads // mesh.shape['model']
-    devices = mesh.shape['sequence']
-    # What a device keeps of queries, keys, values and outputs, to each of the others.
-    assert batch * _LENGTH * heads * _CONFIG.head_size // devices**2 in sizes
-    largest = batch * _LENGTH * heads * _CONFIG.head_size // devices
-    assert max(sizes) <= largest, (mesh.shape, sizes)
+    heads = config.heads // mesh.shape['model']
+    # Of queries, keys, values or outputs, in the core.
+    own = batch * _LENGTH // ring * heads // sequence * config.head_size
+    all_to_all = _exchanged(program, 'all-to-all')
+    passed_on = _exchanged(program, 'collective-permute')
+    if config in (_CONFIG, _CHUNKED_CONFIG):
+        # Of local and LSH attention, as often in the forward pass, when the backward
+        # pass repeats it, and for the gradients: three or two inputs and an output.
+        times = 3 * (4 + 3) if sequence > 1 else 0
+        assert all_to_all == [own // sequence] * times, (mesh.shape, all_to_all)
+        # Forward and repeated: local keys and values, LSH queries, values and outputs.
+        # Backward: of the former two gradients, then the output's, and two; queries and
+        # values are passed on once for what is repeated and for the gradients.
+        times = 2 * (2 + 3) + 2 + 1 + 2 if ring > 1 else 0
+        assert len(passed_on) == times, (mesh.shape, passed_on)
+    # A part begins and ends with a chunk of its neighbours at most.
+    around = 2 * batch * heads // sequence * _CHUNK * config.head_size
+    assert max(passed_on, default=0) <= own + around, (mesh.shape, passed_on)
+    assert max(all_to_all, default=0) <= own, (mesh.shape, all_to_all)
 
 
 def _compare_with_one_device(config, meshes):
@@ -202,8 +220,14 @@ def _compare_with_one_device(config, meshes):
             a, b = np.asarray(a), np.asarray(b)
             error = np.linalg.norm(a - b) / np.linalg.norm(b)
             assert error < 1e-5, (shape, sharding.leaf_name(path), error)
-        assert not _sequence_gathers(program), (shape, _sequence_gathers(program))
-        _check_exchanges(program, mesh)
+        gathers = _sequence_gathers(program)
+        if config.encoder is not None and mesh.shape['ring'] > 1:
+            # Keys and values of a source are, of a device's heads: in two layers, and
+            # again in the backward pass.
+            assert gathers == [(_BATCH, _LENGTH, 1, config.head_size)] * 8, gathers
+        else:
+            assert not gathers, (shape, gathers)
+        _check_exchanges(program, mesh, config)
         print('as on one device:', config.pattern, shape, flush=True)
 
 
@@ -344,9 +368,9 @@ def test_eight_devices_are_one():
         timeout=300,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device:') == len(_MESHES) + 4
+    assert child.stdout.count('as on one device:') == len(_MESHES) + 6
     assert 'decodes as on one device' in child.stdout
-    assert child.stdout.count('attends alike on 8 devices:') == 4
+    assert child.stdout.count('attends alike on 8 devices:') == 10
 
 
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])
@@ -359,10 +383,10 @@ def test_make_mesh(shape):
 @pytest.mark.parametrize(
     ('devices', 'shape', 'sizes'),
     [
-        (8, None, (8, 1, 1, 1)),
-        (8, {'data': 2, 'model': 4}, (2, 1, 4, 1)),
-        (8, {'sequence': -1, 'model': 2}, (1, 1, 2, 4)),
-        (6, {'data': 3, 'fsdp': -1}, (3, 2, 1, 1)),
+        (8, None, (8, 1, 1, 1, 1)),
+        (8, {'data': 2, 'model': 4}, (2, 1, 4, 1, 1)),
+        (8, {'sequence': -1, 'model': 2}, (1, 1, 2, 1, 4)),
+        (6, {'data': 3, 'fsdp': -1}, (3, 2, 1, 1, 1)),
     ],
 )
 def test_make_mesh_of_many_devices(monkeypatch, devices, shape, sizes):
@@ -405,12 +429,52 @@ def test_check():
     sharding.check(mesh, batch_size=1, heads=8, length=8)
     with pytest.raises(ValueError, match='4 heads .*model . sequence = 8 devices'):
         sharding.check(mesh, batch_size=1, heads=4, length=8)
-    with pytest.raises(ValueError, match="10 positions .* 4 devices .*'sequence'"):
+    with pytest.raises(ValueError, match='10 positions .*sequence = 4 devices'):
         sharding.check(mesh, batch_size=1, heads=8, length=10)
+    mesh = _abstract_mesh(ring=3, sequence=4)
+    sharding.check(mesh, batch_size=1, heads=4, length=24)
+    with pytest.raises(ValueError, match='20 positions .*sequence = 12 devices'):
+        sharding.check(mesh, batch_size=1, heads=4, length=20)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        (attention.Full(), 'exact attention .* set mesh.ring=1'),
+        (attention.Full(False, dropout=0.1), 'dropout=0.1 of exact .* set it to 0'),
+        (attention.LSH(chunk_length=5), 'chunk_length=5 does not divide the 12'),
+        (attention.LSH(chunk_length=4, exact=True), 'exact attention .* dense_length'),
+        (
+            attention.LSH(chunk_length=4, implementation='triton'),
+            "implementation='triton' .* set it to 'xla'",
+        ),
+        (
+            attention.Local(chunk_length=4, chunks_before=4),
+            'around 16 positions, .* has 12: .* make mesh.ring smaller',
+        ),
+    ],
+)
+def test_what_does_not_go_over_a_ring(kind, message):
+    with pytest.raises(ValueError, match=message):
+        attention.kinds.check_part(kind, 12)
+
+
+def test_check_ring():
+    """Of a config: before any work."""
+    model_config.check_ring(_READING_CONFIG, _LENGTH, 2)
+    model_config.check_ring(_EXACT_CONFIG, _LENGTH, 1)
+    for config, devices, message in (
+        (_EXACT_CONFIG, 2, 'exact attention'),
+        (dataclasses.replace(_CONFIG, dense_length=24), 2, 'dense_length'),
+        (dataclasses.replace(_READING_CONFIG, attention_dropout=0.1), 2, 'dropout=0.1'),
+        (_CONFIG, 4, 'chunk_length=4 does not divide the 6 positions'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model_config.check_ring(config, _LENGTH, devices)
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
-    mesh = _abstract_mesh(fsdp=3, model=2)
+    mesh = _abstract_mesh(fsdp=3, model=2, ring=4)
     specs = sharding.parameter_specs(
         {
             'embedding': jnp.zeros((6, 6)),
@@ -424,11 +488,12 @@ def test_an_axis_that_does_not_divide_is_left_out():
         },
         mesh,
     )
-    assert specs['embedding'].spec == P('model', 'fsdp')
+    fsdp = ('fsdp',)
+    assert specs['embedding'].spec == P('model', fsdp)
     assert {name: spec.spec for name, spec in specs['head'].items()} == {
-        'output': P('fsdp', None),
+        'output': P(fsdp, None),
         'tie_projection': P(None, None),
-        'hidden': P('fsdp', None),
+        'hidden': P(fsdp, None),
         'output_bias': P('model'),
     }
     assert specs['norm']['scale'].spec == P()
