@@ -54,6 +54,28 @@ def test_reads_folders_and_globs_in_sorted_order(tmp_path):
     assert read(tmp_path / '[x]') == b'4'
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    for folder, text in (('root/b', b'1'), ('other/c', b'2'), ('root/.d', b'3')):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'x.txt').write_bytes(text)
+    root = tmp_path / 'root'
+    for link, target in (
+        ('a', 'root/b'),  # read as b/x.txt
+        ('b/loop', 'root'),
+        ('b/up', ''),
+        ('b/far', 'other'),
+        ('e', 'root/.d'),
+        ('f', 'nowhere'),
+        ('.g', 'other'),
+    ):
+        (root / link).symlink_to(tmp_path / target)
+    (tmp_path / 'other' / 'back').symlink_to(root / 'b')
+    names = [file.relative_to(root).as_posix() for file in corpus.files_below(root)]
+    assert names == ['b/far/c/x.txt', 'b/x.txt', 'e/x.txt']
+    assert read(root) == b'213'
+    assert read(tmp_path / 'root' / 'a') == b'21'
+
+
 def test_empty_path_is_the_source_of_python_itself():
     text = corpus.read('').tobytes()
     assert 4_000_000 < len(text) <= 16_000_000
