@@ -187,12 +187,12 @@ def test_unreadable_kinds_of_archives_are_named(tmp_path):
         damaged[offset] = damaged[central + 2 + offset] = value
         return bytes(damaged)
 
-    cases = {
-        'encrypted.zip': patched(6, 1),
-        'method.zip': patched(8, 99),
-        'block.gz': b'\x1f\x8b\x08' + bytes(7) + b'\xff' * 20,
-    }
-    for name, content in cases.items():
+    block = b'\x1f\x8b\x08' + bytes(7) + b'\xff' * 20
+    for name, content, told in (
+        ('encrypted.zip', patched(6, 1), 'is encrypted: unpack it'),
+        ('method.zip', patched(8, 99), 'cannot be unpacked'),
+        ('block.gz', block, 'cannot be unpacked'),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}' cannot be unpacked"):
+        with pytest.raises(ValueError, match=rf"{name}' {told}"):
             corpus.read(str(tmp_path / name))
