@@ -593,6 +593,22 @@ def test_a_packed_table_is_one_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('header', 'row', 'columns'),
+    [
+        ('id;text;score, mean', '1;a b;2', ['id', 'text', 'score, mean']),
+        ('id;text;score, mean', '1;a, b;2', ['id', 'text', 'score, mean']),
+        ('text;s, mean', '"a, ""b""\n";2', ['text', 's, mean']),
+        ('text,label;name', 'a;b;c,2', ['text', 'label;name']),
+        ('text\tlabel; name', 'a b\t2', ['text', 'label; name']),
+    ],
+)
+def test_a_header_with_several_marks(tmp_path, header, row, columns):
+    file = tmp_path / 'x.csv'
+    file.write_text(f'{header}\n' + f'{row}\n' * 20, 'utf-8')
+    assert list(_whole(str(file)).rows[0]) == columns
+
+
+@pytest.mark.parametrize(
     ('cell', 'items'),
     [
         ('["EU", "rejects"]', ['EU', 'rejects']),
