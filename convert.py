@@ -43,7 +43,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="as what transformers computes, rule 'trax', whatever the run's rule",
     )
     training = commands.add_parser('tokenizer', help='a SentencePiece model')
-    training.add_argument('text', help='file, folder, glob, .gz, .xz or .zip')
+    training.add_argument(
+        'text', help='file, folder or glob, packed (gzip, bzip2, xz, zip, tar) or not'
+    )
     training.add_argument('model', help='file to write')
     training.add_argument('--vocab_size', required=True, type=int, help='token ids')
     training.add_argument(

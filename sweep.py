@@ -27,7 +27,9 @@ _SEEDS = flags.DEFINE_integer(
     'seeds', 1, 'Runs of each point, with config.seed 0, 1, ...'
 )
 _PARALLEL = flags.DEFINE_integer('parallel', 1, 'Points at a time.')
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Only show the points.')
+_DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Only show the points and look at their data.'
+)
 _PRINT_COMMANDS = flags.DEFINE_bool(
     'print_commands',
     False,
@@ -60,7 +62,8 @@ def main() -> None:
                 print(line)
     elif _DRY_RUN.value:
         for point in sweep.points:
-            print(f'{point.name}: {points_lib.status(point)}')
+            print(f'{point.name}: {points_lib.status(point)}', flush=True)
+        points_lib.check_data(sweep)
     else:
         sys.exit(launching.run(sweep, parallel=_PARALLEL.value))
 

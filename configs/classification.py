@@ -2,8 +2,8 @@
 
   python train.py --config=configs/classification.py --config.init_from=runs/masked \\
       --config.data.source=FILE --workdir=runs/classes
-      FILE: .jsonl, .csv or .tsv (.gz) with the columns text and label, split 90 / 5 /
-      5 %, or a folder with one file per split; other columns with
+      FILE: .jsonl, .json, .csv or .tsv, packed or not, with the columns text and label,
+      split 90 / 5 / 5 %, or a folder with one file per split; other columns with
       --config.data.text_columns="('sentence',)" --config.data.label_column=...
   python train.py --config=configs/classification.py:imdb --config.init_from=...
   python train.py --config=configs/classification.py:sst2 --config.init_from=...

@@ -16,7 +16,7 @@ set after "further tuning", 1.19 after 20k steps of a 12-layer model.
       1,048,576 tokens a sequence
 
 Data: enwik8 is downloaded by tensorflow_datasets; --config.data.path=FILE uses a local
-copy, or any other file, folder, glob, .gz, .zip or .xz instead.
+copy, or any other file, folder or glob, packed or not, instead.
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ question_answering.py.
   python train.py --config=configs/masked_text.py:tiny --workdir=runs/masked
       a few minutes on 2 CPU cores, on the source text of Python's standard library
   python train.py --config=configs/masked_text.py --config.data.path=FILE
-      any file, folder, glob, .gz, .zip or .xz; bytes unless
+      any file, folder or glob, packed or not; bytes unless
       --config.data.tokenizer=spiece.model, which
       `python convert.py tokenizer FILE spiece.model --vocab_size=8000` makes; set
       model.vocab_size to its size and one more

@@ -9,7 +9,7 @@ step: for the notebook's 8, each with the novel at a place of its own, use 8 dev
 --config.data.batch_size=8.
 
   python train.py --config=configs/novel.py --config.data.path=FILE
-      any file, folder, glob, .gz, .zip or .xz, without one the source text of Python's
+      any file, folder or glob, packed or not, without one the source text of Python's
       standard library; a text of more than 524,288 tokens is read in windows. One step
       has been run, on 2 CPU cores that had other work to do: 5 minutes (of subwords,
       below), 5.3 GiB

@@ -2,8 +2,9 @@
 
   python train.py --config=configs/question_answering.py \\
       --config.init_from=runs/masked --config.data.source=FILE --workdir=runs/answers
-      FILE: .jsonl, .csv or .tsv with the columns question, context and answers (a list
-      of texts, one text, or SQuAD's {"text": [...], "answer_start": [...]})
+      FILE: .jsonl, .json (SQuAD's own too), .csv or .tsv, packed or not, with the
+      columns question, context and answers (a list of texts, one text, or SQuAD's
+      {"text": [...], "answer_start": [...]})
   python train.py --config=configs/question_answering.py:squad --config.init_from=...
       SQuAD 1.1 through tensorflow_datasets
 

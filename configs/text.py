@@ -5,7 +5,7 @@ Paper section 5 in miniature: byte language modelling with local and LSH layers.
   python train.py --config=configs/text.py:tiny
       two minutes on 2 CPU cores
   python train.py --config=configs/text.py --config.data.path=FILE
-      any file, folder, glob, .gz, .zip or .xz instead
+      any file, folder or glob, packed or not, instead
 """
 
 import ml_collections

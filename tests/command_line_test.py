@@ -91,6 +91,17 @@ _BAD = [
     ('sample.py --workdir=x --seed=9999999999', 2, '--seed'),
     ('sample.py --workdir=x --tokens=ten', 2, 'tokens=ten.*integer'),
     ('sample.py --workdir=x --images=-2', 2, 'images=-2'),
+    ('sample.py --workdir=x --tokens=0', 2, '--tokens=0.*positive'),
+    ('sample.py --workdir=x --num_samples=0', 2, '--num_samples=0.*positive'),
+    ('sample.py --workdir=x --temperature=-1', 2, 'temperature=-1.*non-negative'),
+    ('sample.py --workdir=x --top_k=0', 2, '--top_k=0.*positive'),
+    ('sample.py --workdir=x --top_p=1.5', 2, r'top_p=1.5.*\[0, 1\]'),
+    (
+        'sample.py --config=configs/masked_text.py:tiny --config.data.path=text.txt '
+        '--workdir=x --prompt_file=nothing',
+        1,
+        'gives no next token: use eval.py',
+    ),
     ('sweep.py TEXT', 1, 'has no sweep: define sweep'),
     ('train.py --config=wrong.py', 2, 'wrong.py, line 2'),
     ('train.py --config=five.py', 2, 'returned 5.*ConfigDict'),

@@ -31,9 +31,9 @@ def read(path: str | os.PathLike[str]) -> np.ndarray:
     """Returns the bytes of all files that `path` names, one after the other.
 
     Args:
-      path: a file, a folder (all regular files below it, sorted, hidden ones left
-        out), or a glob. Packed files are unpacked, the files in them in sorted order.
-        Empty: the source text of Python's standard library.
+      path: a file, a folder (all regular files below it, behind links to folders too,
+        sorted, hidden ones left out), or a glob. Packed files are unpacked, the files
+        in them in sorted order. Empty: the source text of Python's standard library.
 
     Returns:
       uint8 [number of bytes], read-only.
@@ -102,12 +102,27 @@ def _python_files(root: str) -> tuple[pathlib.Path, ...]:
 
 
 def files_below(root: pathlib.Path, pattern: str = '*') -> list[pathlib.Path]:
-    """Regular files below `root`, hidden ones left out, by their relative paths."""
-    files = (
-        file
-        for file in root.rglob(pattern)
-        if file.is_file() and not packing.is_hidden(file.relative_to(root))
-    )
+    """Regular files below `root`, hidden ones left out, by their relative paths.
+
+    Links to folders are followed, but each folder is read once, where it stands itself
+    rather than by a link, and none that `root` is in.
+    """
+
+    def shown(names: list[str]) -> list[str]:
+        return sorted(n for n in names if not packing.is_hidden(pathlib.Path(n)))
+
+    seen, starts = set(map(str, root.resolve().parents)), [root]
+    found: list[pathlib.Path] = []
+    for start in starts:  # which grows by links
+        for folder, below, names in os.walk(start):
+            real = os.path.realpath(folder)
+            below[:] = shown(below) if real not in seen else []
+            if real not in seen:
+                inside = [pathlib.Path(folder, name) for name in below]
+                starts += [path for path in inside if path.is_symlink()]
+                found += [pathlib.Path(folder, name) for name in shown(names)]
+            seen.add(real)
+    files = (file for file in found if file.match(pattern) and file.is_file())
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
 

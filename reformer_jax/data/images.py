@@ -97,16 +97,21 @@ class Images(dataset.Dataset):
         if self.source == imagenet64.SOURCE:
             return ()
         location = _locate(self.source, _SOURCES)
-        return _files_below(location) if location.is_dir() else [location]
+        if not location.is_dir():
+            return [location]
+        folders = _folders(location).values() or [location]
+        return [file for folder in folders for file in _files_below(folder)]
 
     @property
     def told(self) -> str:
         location = pathlib.Path(self.source).expanduser()
         if self.source == imagenet64.SOURCE or not location.is_dir():
             return ''
-        files = sum(file.is_file() for file in location.rglob('*'))
-        left = files - len(_files_below(location))
-        return f'{left:,} files in {self.source} are no images, left out' * (left > 0)
+        everything = {*location.rglob('*'), *corpus.files_below(location)}
+        left = sum(file.is_file() for file in everything.difference(self.files))
+        names = ', '.join(folder.name for folder in _folders(location).values())
+        images = f'images in {names}' if names else 'images'
+        return f'{left:,} files in {self.source} are no {images}, left out' * (left > 0)
 
     def encode(self, text: bytes) -> np.ndarray:
         raise ValueError(

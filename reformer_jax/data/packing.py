@@ -11,6 +11,7 @@ import io
 import lzma
 import operator
 import pathlib
+import re
 import tarfile
 import zipfile
 import zlib
@@ -24,12 +25,18 @@ _CORRUPT = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
-    RuntimeError,  # an encrypted zip member, or compressed by an unknown method
+    RuntimeError,  # a zip member compressed by an unknown method
 )
 
 # Texts are packed to a tenth, and repetitions of a line to a thousandth.
 _ALWAYS, _TIMES = 64 * 2**20, 200
 _DEEPEST = 4  # a .tar.gz in a .zip is three
+
+# Members that tell a .zip which is a document of a program and no text: of Office, of
+# OpenDocument and EPUB, of NumPy, of PyTorch.
+_OF_DOCUMENTS = re.compile(
+    r'\[Content_Types\]\.xml|mimetype|.*\.npy|[^/]*/?data\.pkl', re.DOTALL
+)
 
 _GZIP, _BZIP2, _XZ, _ZIP, _TAR = 'gzip', 'bzip2', 'xz', 'zip', 'tar'
 _ZSTD, _7ZIP, _RAR, _LZ4, _COMPRESS = 'zstd', '7-Zip', 'RAR', 'lz4', 'compress'
@@ -58,6 +65,7 @@ _BEGINNINGS = {
     b'x\xda': _ZLIB,
 }
 _BLOCKS = b'1AY&SY', b'\x17\x72\x45\x38\x50\x90'  # of bzip2: the first, or the end
+_ENCRYPTED = 1  # of the flags of a member of a zip
 _TAR_MARK = b'ustar'
 _TAR_MARKED = slice(257, 262)
 # Python has no zstd before 3.14, and the others not at all.
@@ -174,6 +182,13 @@ def _zip(content: bytes, most: int) -> list[bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         infos = sorted(archive.infolist(), key=operator.attrgetter('filename'))
         shown = [i for i in infos if not i.is_dir() and not _hidden(i.filename)]
+        if document := next(filter(_OF_DOCUMENTS.fullmatch, archive.namelist()), ''):
+            raise ValueError(
+                f'is a document or arrays and no packed text, having {document!r} in '
+                'it: convert it to text'
+            )
+        if any(info.flag_bits & _ENCRYPTED for info in shown):
+            raise ValueError('is encrypted: unpack it with its password')
         # No member gives more than it says.
         _check(sum(info.file_size for info in shown), most)
         return [archive.read(info) for info in shown]

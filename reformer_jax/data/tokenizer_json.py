@@ -1,10 +1,12 @@
 """tokenizer.json, the files of Hugging Face's tokenizers: read, and made of other
 tokenizers, so that transformers makes the same tokens."""
 
+import base64
+import contextlib
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,18 @@ class TokenizerJson:
     """
 
     def __init__(self, text: str) -> None:
-        self._tokenizer = _library().Tokenizer.from_str(text)
+        library = _library()
+
+        def check(part: dict[str, Any]) -> dict[str, Any]:
+            # The library checks it here, where from_str panics and prints a backtrace.
+            if isinstance(charsmap := part.get('precompiled_charsmap'), str):
+                decoded = base64.b64decode(charsmap, validate=True)
+                library.normalizers.Precompiled(decoded)
+            return part
+
+        content = json.loads(text, object_hook=check)
+        with _panics_as_errors():
+            self._tokenizer = library.Tokenizer.from_str(text)
         # transformers writes down those that were used last.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -44,7 +57,7 @@ class TokenizerJson:
         self.pad_id: int = next((ids[n] for n in _PADDINGS if n in ids), 0)
         named = (ids[n] for n in _SEPARATORS if n in ids)
         self._separator_id = next(named, self.pad_id)
-        piece_bytes = _piece_bytes(self._tokenizer, json.loads(text))
+        piece_bytes = _piece_bytes(self._tokenizer, content)
         self._pieces = [b''] * self.vocab_size
         for piece, token in ids.items():
             self._pieces[token] = piece_bytes(piece)
@@ -78,7 +91,8 @@ class TokenizerJson:
     def _encoded(self, text: str | bytes) -> Any:
         text = as_text(text)
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            with _panics_as_errors():
+                return self._tokenizer.encode(text, add_special_tokens=False)
         except Exception as error:  # which the library raises by this name
             raise ValueError(
                 f'the tokenizer.json has no tokens for {text[:50]!r} ({error}): use '
@@ -88,6 +102,17 @@ class TokenizerJson:
     def decode(self, ids: np.ndarray) -> bytes:
         """As `Bytes.decode`; special pieces have no text either."""
         return b''.join(self._pieces[i] for i in ids if 0 <= i < self.vocab_size)
+
+
+@contextlib.contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """A panic of the library's Rust is no Exception, and has no class to import."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != 'PanicException':
+            raise
+        raise ValueError(f'a panic of the library, {error}') from error
 
 
 def as_text(text: str | bytes, told: str = 'the text', before: int = 0) -> str:

@@ -67,6 +67,15 @@ class TextPrompt(NamedTuple):
     decode: Callable[[np.ndarray], bytes]
 
 
+def check_continues(dataset: data.Dataset) -> None:
+    """Raises a ValueError if a model of the dataset predicts no next token."""
+    if dataset.head != 'lm':
+        raise ValueError(
+            f'dataset {dataset.dataset!r} is for model.head={dataset.head!r}, which '
+            'gives no next token: use eval.py.'
+        )
+
+
 def text_prompt(
     dataset: data.Dataset, text: bytes, stop: str | None = None
 ) -> TextPrompt:
@@ -76,11 +85,7 @@ def text_prompt(
       ValueError: the prompt or `stop` is no text of the dataset, or `stop` is empty; a
         model of the dataset predicts no next token.
     """
-    if dataset.head != 'lm':
-        raise ValueError(
-            f'dataset {dataset.dataset!r} is for model.head={dataset.head!r}, which '
-            'gives no next token: use eval.py.'
-        )
+    check_continues(dataset)
     return TextPrompt(text, dataset.encode(text), _stop(dataset, stop), dataset.decode)
 
 

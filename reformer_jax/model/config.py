@@ -47,7 +47,8 @@ _DECODERS_OWN = (
 
 # Those that look at single places of the whole text: useless on causal models.
 BIDIRECTIONAL_HEADS = ('masked_lm', 'token_classification', 'question_answering')
-_CAUSAL_THERE = (('question_answering', 'first'), ('classification', 'first'))
+# Head and pooling of the causal ones that transformers has all the same.
+CAUSAL_THERE = (('question_answering', 'first'), ('classification', 'first'))
 HEADS = ('lm', 'classification', *BIDIRECTIONAL_HEADS, 'none')
 
 
@@ -555,7 +556,7 @@ def _check_head(config: ModelConfig) -> None:
             "(model.causal=False) can see: use head='masked_lm', or causal=True."
         )
     # transformers has two such models, and an import is to compute what they do.
-    theirs = config.rule == 'trax' and (config.head, config.pooling) in _CAUSAL_THERE
+    theirs = config.rule == 'trax' and (config.head, config.pooling) in CAUSAL_THERE
     if config.head in BIDIRECTIONAL_HEADS and config.causal and not theirs:
         raise ValueError(
             f'model.head={config.head!r} needs a bidirectional model, and with '

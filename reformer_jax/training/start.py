@@ -217,9 +217,25 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     if own:
         with run_folder.naming_config(workdir):
             fields['model'] |= _still_exact(own['model'], fields['model'])
-    elif source:
-        fields['model'] |= _still_exact(given['model'], fields['model'])
+    else:
+        if not same_head:
+            _check_sees_the_text(fields['model'])
+        if source:
+            fields['model'] |= _still_exact(given['model'], fields['model'])
     return fields
+
+
+def _check_sees_the_text(model: Mapping[str, Any]) -> None:
+    """A causal head that transformers has is for who imports one, not to be made."""
+    known = {**model_config.defaults(), **model}
+    there = (known['head'], known['pooling']) in model_config.CAUSAL_THERE
+    if there and known['rule'] == 'trax' and known['causal']:
+        last = " or model.pooling='last'" * (known['head'] == 'classification')
+        raise ValueError(
+            f'model.head={known["head"]!r} with pooling={known["pooling"]!r} in a '
+            'model with causal=True reads tokens that have not seen the text: set '
+            f'model.causal=False{last}, or start from a bidirectional model.'
+        )
 
 
 def _still_exact(

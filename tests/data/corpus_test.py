@@ -54,6 +54,28 @@ def test_reads_folders_and_globs_in_sorted_order(tmp_path):
     assert read(tmp_path / '[x]') == b'4'
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    for folder, text in (('root/b', b'1'), ('other/c', b'2'), ('root/.d', b'3')):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'x.txt').write_bytes(text)
+    root = tmp_path / 'root'
+    for link, target in (
+        ('a', 'root/b'),  # read as b/x.txt
+        ('b/loop', 'root'),
+        ('b/up', ''),
+        ('b/far', 'other'),
+        ('e', 'root/.d'),
+        ('f', 'nowhere'),
+        ('.g', 'other'),
+    ):
+        (root / link).symlink_to(tmp_path / target)
+    (tmp_path / 'other' / 'back').symlink_to(root / 'b')
+    names = [file.relative_to(root).as_posix() for file in corpus.files_below(root)]
+    assert names == ['b/far/c/x.txt', 'b/x.txt', 'e/x.txt']
+    assert read(root) == b'213'
+    assert read(tmp_path / 'root' / 'a') == b'21'
+
+
 def test_empty_path_is_the_source_of_python_itself():
     text = corpus.read('').tobytes()
     assert 4_000_000 < len(text) <= 16_000_000
@@ -165,12 +187,12 @@ def test_unreadable_kinds_of_archives_are_named(tmp_path):
         damaged[offset] = damaged[central + 2 + offset] = value
         return bytes(damaged)
 
-    cases = {
-        'encrypted.zip': patched(6, 1),
-        'method.zip': patched(8, 99),
-        'block.gz': b'\x1f\x8b\x08' + bytes(7) + b'\xff' * 20,
-    }
-    for name, content in cases.items():
+    block = b'\x1f\x8b\x08' + bytes(7) + b'\xff' * 20
+    for name, content, told in (
+        ('encrypted.zip', patched(6, 1), 'is encrypted: unpack it'),
+        ('method.zip', patched(8, 99), 'cannot be unpacked'),
+        ('block.gz', block, 'cannot be unpacked'),
+    ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}' cannot be unpacked"):
+        with pytest.raises(ValueError, match=rf"{name}' {told}"):
             corpus.read(str(tmp_path / name))

@@ -479,6 +479,16 @@ def test_what_is_no_image_is_left_out_and_counted(folder):
     assert len(images_of(config(folder), 'validation')) == 1
 
 
+def test_images_beside_the_folders_of_splits_are_counted(tmp_path):
+    for name in ('train/a.png', 'val/b.png', 'c.png', 'more/d.png'):
+        write_image(tmp_path / name, IMAGES[0])
+    (tmp_path / 'train' / 'linked').symlink_to(tmp_path / 'more')
+    (tmp_path / 'list.csv').write_bytes(b'x')
+    opened = data.open(config(tmp_path))
+    assert opened.told == f'3 files in {tmp_path} are no images in train, val, left out'
+    assert [file.name for file in opened.files] == ['a.png', 'd.png', 'b.png']
+
+
 def test_files_that_are_no_images_are_named(folder):
     file = pathlib.Path(folder, 'a', '07x.png')
     file.write_bytes(b'no image')

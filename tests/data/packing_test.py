@@ -117,6 +117,11 @@ def test_packed_texts_are_unpacked(tmp_path, name, content):
         ('a', zlib.compress(_TEXT), 'packed by zlib: .*pigz -dz'),
         ('a.gzip', _TEXT, 'cannot be unpacked'),
         ('a.tbz', _TEXT, 'cannot be unpacked'),
+        ('a.docx', _zipped({'[Content_Types].xml': b'<a/>'}), r'a\.docx.* to text'),
+        ('a.epub', _zipped({'mimetype': b'a', 't.html': _TEXT}), 'convert it to text'),
+        ('a.npz', _zipped({'train.npy': _TEXT}), 'convert it to text'),
+        ('a', _zipped({'a/data.pkl': _TEXT}), 'convert it to text'),
+        ('a.tgz', _tarred({'a': _zipped({'a.npy': b''})}, 'w:gz'), "'a.npy' in it"),
     ],
     ids=_name_alone,
 )

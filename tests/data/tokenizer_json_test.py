@@ -194,6 +194,28 @@ def test_files_that_cannot_be_read_are_named(tmp_path, content):
         tokenizers.load(str(file))
 
 
+def _with_charsmap(charsmap, tmp_path):
+    fields = json.loads(_word_piece().to_str())
+    part = {'type': 'Precompiled', 'precompiled_charsmap': charsmap}
+    fields['normalizer'] = {'type': 'Sequence', 'normalizers': [part]}
+    file = tmp_path / 'tokenizer.json'
+    file.write_text(json.dumps(fields), 'utf-8')
+    return str(file)
+
+
+@pytest.mark.parametrize('charsmap', ['////AGFiYw==', '', '!!!'])
+def test_a_broken_charsmap_is_an_error_and_no_panic(tmp_path, charsmap, capfd):
+    with pytest.raises(ValueError, match="tokenizer.json' cannot be read"):
+        tokenizers.load(_with_charsmap(charsmap, tmp_path))
+    assert not capfd.readouterr().err
+
+
+def test_a_panic_on_a_text_is_an_error(tmp_path):
+    tokenizer = tokenizers.load(_with_charsmap('AwAAAGFiY2Q=', tmp_path))
+    with pytest.raises(ValueError, match="no tokens for 'the' .a panic of .*, index"):
+        tokenizer.encode('the')
+
+
 # --- Made of others ---------------------------------------------------------------
 
 _STRANGE = [

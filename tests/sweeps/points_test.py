@@ -308,3 +308,17 @@ def test_dry_run_shows_the_points_and_touches_nothing(tmp_path):
         'model.rounds=4: not started',
     ]
     assert not (tmp_path / 'runs').exists()
+
+
+def test_dry_run_looks_at_the_data(tmp_path):
+    command = [
+        sys.executable,
+        str(_CONFIGS.parent / 'sweep.py'),
+        '--config=' + str(_CONFIGS / 'rounds.py:tiny'),
+        f'--workdir={tmp_path / "runs"}',
+        '--config.data.path=/nope',
+        '--dry_run',
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and 'not started' in done.stdout
+    assert "sweep.py: no file found at '/nope'" in done.stderr

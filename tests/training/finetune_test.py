@@ -430,6 +430,35 @@ def test_bad_input_is_an_error_before_anything(files, tmp_path, changes, message
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('file', [classification, question_answering])
+@pytest.mark.parametrize('source', ['', _CAUSAL['init_from']], ids=['new', 'from lm'])
+def test_a_causal_head_that_sees_nothing_is_only_imported(tmp_path, file, source):
+    config = file.get_config()
+    rows = [{'text': 'a', 'label': name} for name in ('sea', 'sky')]
+    table = tmp_path / 'rows.jsonl'
+    table.write_text('\n'.join(map(json.dumps, rows * 20)), 'utf-8')
+    chunks = {'local_chunks_after': 0, 'lsh_chunks_after': 0}
+    config.model.update({'rule': 'trax', 'causal': True, 'pooling': 'first', **chunks})
+    config.data.update({'source': str(table), 'tokenizer': 'bytes'})
+    config.init_from = source
+    with pytest.raises(
+        ValueError, match="pooling='first' .*causal=True .*causal=False"
+    ):
+        start_lib.read(config, str(tmp_path / 'run'))
+
+
+def test_a_causal_classifier_of_transformers_is_trained_further(files, tmp_path):
+    model = models.build(
+        rule='trax', vocab_size=258, start_token=-1, head='classification', classes=2
+    )
+    like = fields.label_fields(('sky', 'sea'))
+    huggingface.save(tmp_path / 'model', model.config, model, like=like)
+    config = _fine_tuning(files[1], str(tmp_path / 'model'))
+    config.data.length = 32
+    _, checked = start_lib.read(config, str(tmp_path / 'run'))
+    assert checked.model.causal and checked.model.pooling == 'first'
+
+
 def test_the_tokenizer_is_kept_with_the_run(files, tmp_path):
     model = tmp_path / 'spiece.model'
     tokenizers.train(files[0].read_text().splitlines(), model, vocab_size=300)

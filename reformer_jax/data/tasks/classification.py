@@ -21,7 +21,8 @@ _SCORES = {
     'regression': scores.regression,
 }
 _FLAGS = frozenset(('0', '1', '0.0', '1.0', 'True', 'False'))
-_NO_LABELS = r'\S[,;|]|^\s*\[.*\]\s*$'
+# As of tags, but 'a,b' and 'a|b' are two labels.
+_NO_LABELS = rf'\S[,;|]|{rows.IN_BRACKETS}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

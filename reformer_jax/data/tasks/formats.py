@@ -48,10 +48,18 @@ def read(
 
 
 def _comma(text: str) -> Any:
-    """Reads a .csv: where a comma is for decimals, others stand between cells."""
-    header = re.match(r'[^\r\n]*', text)
-    between = (mark for mark in ',;\t' if header and mark in header[0])
-    return csv.reader(_lines(text), strict=True, delimiter=next(between, ','))
+    """Reads a .csv: where a comma is for decimals, others stand between cells. Of
+    several in the header it is the one that makes all rows as long, and longest."""
+    header = re.split(r'[\r\n]', text, maxsplit=1)[0]
+    there = [mark for mark in ',;\t' if mark in header] or [',']
+
+    def read(mark: str) -> Any:
+        return csv.reader(_lines(text), strict=True, delimiter=mark)
+
+    def columns(mark: str) -> int:
+        return len(next(read(mark))) if _is_table(read(mark)) else 0
+
+    return read(there[0] if len(there) == 1 else max(there, key=columns))
 
 
 def _tab(text: str) -> Any:

@@ -11,6 +11,10 @@ _LIMIT = 10_000
 _NO_LABEL = ''
 # What programs write for null: among whole numbers it is none of the classes.
 _NULLS = frozenset(('nan', 'none', 'null', 'na', 'n/a', '<na>', 'nat'))
+# And as they spell it: beside names 'none' and 'NONE' are classes, as those of stances.
+_SPELLED_NULLS = frozenset(
+    ('nan', 'NaN', 'None', 'null', 'NULL', 'NA', 'N/A', '<NA>', 'NaT')
+)
 
 
 def given(labels: Sequence[Any]) -> tuple[str, ...]:
@@ -42,8 +46,8 @@ def find(
       the names, sorted.
 
     Raises:
-      ValueError: if there are other negative numbers, a row without a label, one label
-        for all, none at all or too many.
+      ValueError: if there are other negative numbers, a row without a label or with
+        what programs write for none, one label for all, none at all or too many.
     """
     names = {_name(label) for row in rows for label in row}
 
@@ -61,6 +65,12 @@ def find(
             f'{first(nulls)}: column {column!r} has no label there, or one that is no '
             'name and no whole number: remove the row, or choose the column of the '
             'labels'
+        )
+    if nulls := others & _SPELLED_NULLS:
+        raise ValueError(
+            f'{first(nulls)}: column {column!r} has the label {min(nulls)!r} there, '
+            'as programs write where there is none: remove the row, or give all names '
+            'as config.data.labels, if it is one'
         )
     numbers = sorted(map(_number, names - others))
     whole = bool(names) and not others

@@ -194,5 +194,8 @@ def _find(answer: str, start: int, context: str, where: str) -> int:
         return start
     found = [match.start() for match in re.finditer(re.escape(answer), context)]
     if not found:
-        raise ValueError(f'{where}: the answer {answer!r} is not in the context')
+        raise ValueError(
+            f'{where}: the answer {answer!r} is not in the context: correct or remove '
+            'the row, or write its answers as JSON does'
+        )
     return min(found, key=lambda place: abs(place - start))

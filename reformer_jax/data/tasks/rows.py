@@ -17,8 +17,10 @@ from reformer_jax.data.tasks import labels as label_names
 from reformer_jax.data.tasks import tables
 
 _Encoded = TypeVar('_Encoded')
-# What stands in a string of other things than labels with spaces between them.
-_NO_TAGS = r'\S[,;](\s|$)|^\s*\[.*\]\s*$'
+# What stands in a string of other things than labels with spaces between them: it is
+# in brackets, or a comma follows a label. Tags may have one within: 'Case=Nom,Acc'.
+IN_BRACKETS = r'^\s*\[.*\]\s*$'
+_NO_TAGS = rf'\S[,;](\s|$)|{IN_BRACKETS}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -269,7 +269,7 @@ def _line(row):
         ([['tag'], []], ('tag',), [[0], []]),
         ([['1.0'], ['x'], ['1'], ['01']], ('1.0', 'x'), [[0], [1], [0], [0]]),
         ([['001'], ['E11']], ('001', 'E11'), [[0], [1]]),
-        ([['None'], ['some']], ('None', 'some'), [[0], [1]]),
+        ([['none'], ['some']], ('none', 'some'), [[0], [1]]),
     ],
 )
 def test_labels_in_any_notation(rows, names, found):
@@ -286,6 +286,11 @@ def test_labels_in_any_notation(rows, names, found):
         ([[1], [0], ['-02']], 'line 2: column .c. has the label -2, which hides'),
         ([['a'], [None], ['']], 'line 1: column .c. has no label there'),
         ([['1'], ['0'], ['nan']], 'line 2: column .c. has no label there'),
+        (
+            [['pos'], ['nan'], ['neg']],
+            "line 1: .*label 'nan' there.*config.data.labels",
+        ),
+        ([['some'], ['so'], ['None']], "line 2: .*label 'None' there"),
         ([['1.0'], ['N/A'], ['']], 'line 1: column .c. has no label there'),
         ([['None'], [0], [True]], 'line 0: column .c. has no label there'),
     ],

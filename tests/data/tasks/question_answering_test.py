@@ -115,7 +115,7 @@ def test_answers_are_compared_as_squad_does():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'answers': 'xyz'}, "line 2 of .*: the answer 'xyz' is not in the context"),
+        ({'answers': 'xyz'}, "line 2 of .*'xyz' is not in the context: correct or"),
         ({'answers': []}, 'line 2 of .*: no answer; each row needs one'),
         ({'answers': {'text': [' ']}}, 'line 2 of .*: no answer; each row needs one'),
         ({'answers': 3}, 'line 2 of .*the answers must be .*, not 3'),

@@ -593,6 +593,22 @@ def test_a_packed_table_is_one_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('header', 'row', 'columns'),
+    [
+        ('id;text;score, mean', '1;a b;2', ['id', 'text', 'score, mean']),
+        ('id;text;score, mean', '1;a, b;2', ['id', 'text', 'score, mean']),
+        ('text;s, mean', '"a, ""b""\n";2', ['text', 's, mean']),
+        ('text,label;name', 'a;b;c,2', ['text', 'label;name']),
+        ('text\tlabel; name', 'a b\t2', ['text', 'label; name']),
+    ],
+)
+def test_a_header_with_several_marks(tmp_path, header, row, columns):
+    file = tmp_path / 'x.csv'
+    file.write_text(f'{header}\n' + f'{row}\n' * 20, 'utf-8')
+    assert list(_whole(str(file)).rows[0]) == columns
+
+
+@pytest.mark.parametrize(
     ('cell', 'items'),
     [
         ('["EU", "rejects"]', ['EU', 'rejects']),
@@ -622,7 +638,21 @@ def test_a_packed_table_is_one_file(tmp_path):
         ('[EU,rejects]', None),
         ('{EU,rejects}', None),
         ("{'EU', 'rejects'}", None),
-        ("array(['EU', 'rejects'], dtype=object)", None),
+        ("array(['EU', 'rejects'], dtype=object)", ['EU', 'rejects']),
+        ('array([nan, 1.0])', None),
+        ('( 3 , 0 )', ['(', '3', ',', '0', ')']),
+        ('[ 3 , 0 ]', ['[', '3', ',', '0', ']']),
+        ('[ 3, 0 ]', [3, 0]),
+        ('[ "EU" , "rejects" ]', ['EU', 'rejects']),
+        ('[ 1. -1. ]', None),
+        ('( 3,000 , 5 )', ['(', '3,000', ',', '5', ')']),
+        ('{ a , b }', ['{', 'a', ',', 'b', '}']),
+        ("{ it 's }", ['{', 'it', "'s", '}']),
+        ("[ he 's ]", ['[', 'he', "'s", ']']),
+        ("[it's so]", ["[it's", 'so]']),
+        ('( " so " , he )', ['(', '"', 'so', '"', ',', 'he', ')']),
+        ('[Smith, 2004], we show', ['[Smith,', '2004],', 'we', 'show']),
+        ('[A, 1] and [B, 2]', ['[A,', '1]', 'and', '[B,', '2]']),
         ('tensor([3, 0])', None),
         ("[np.str_('EU'), np.str_('rejects')]", None),
         ('[np.int64(3)]', None),
@@ -646,6 +676,11 @@ def test_cells_that_hold_a_list(cell, items):
         ("{'text': ['x'], 'answer_start': [3]}", {'text': ['x'], 'answer_start': [3]}),
         ('{"text": []}', {'text': []}),
         ('{braces}', '{braces}'),
+        (
+            "{'text': array(['x'], dtype=object), 'answer_start': array([3])}",
+            {'text': ['x'], 'answer_start': [3]},
+        ),
+        ('{f(x)}', '{f(x)}'),
         ('Denver', 'Denver'),
         ('("Denver")', '("Denver")'),
         ("('Denver', 'Boulder')", ['Denver', 'Boulder']),
