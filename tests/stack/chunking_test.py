@@ -87,3 +87,17 @@ def test_memory_is_that_of_a_chunk():
     assert temporaries(0) >= hidden
     # x, its gradient and the output are an eighth of the hidden units.
     assert temporaries(64) < hidden / 8
+
+
+def test_known_first():
+    """The gradient is that of x alone, and NaN where the others are not finite."""
+    x = jnp.arange(3.0)
+    known = chunking.known_first
+
+    def gradient(other):
+        return jax.grad(lambda x: known(x, (x.sum(), other)).sum())(x)
+
+    np.testing.assert_array_equal(known(x, (x,)), x)
+    np.testing.assert_array_equal(gradient(jnp.ones(2)), jnp.ones(3))
+    for other in (jnp.inf, jnp.nan):
+        assert jnp.isnan(gradient(jnp.array([1.0, other]))).all()
