@@ -17,7 +17,8 @@ the look-around at both ends, W keys in the window of a chunk, N rows (b * h) at
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +150,8 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
         q_LK, v_LK = windows.of_round(plan, row, hash_round, (row.q_LK, row.v_LK))
         qkv = q_LK, numerics.unit_keys(q_LK).astype(q_LK.dtype), v_LK
 
-        def attend_step(first):
-            step = windows.step(plan, row, hash_round, first, keys_first=False)
-            return _forward_step(plan, qkv, dropout_CW, step)
-
+        step = functools.partial(windows.step, plan, row, hash_round, keys_first=False)
+        attend_step = functools.partial(_forward_step, plan, qkv, dropout_CW, step)
         in_order = lax.map(attend_step, windows.first_chunks(plan, length))
         in_order = jax.tree.map(lambda x_SGC: _flat(x_SGC, 3), in_order)
         new = ring.take(plan.ring, in_order, row.ranks_RL[hash_round])
@@ -172,9 +171,11 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     return out_LK, lse_L, alone_L
 
 
-def _forward_step(plan: windows.Plan, qkv, dropout_CW, step: windows.Step):
+def _forward_step(
+    plan: windows.Plan, qkv, dropout_CW, step_of: Callable[[Any], windows.Step], first
+):
     """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
-    q_LK, k_LK, v_LK = qkv
+    step, (q_LK, k_LK, v_LK) = step_of(first), qkv
     q_GCK = numerics.at(q_LK, step.queries_GC)
     k_GWK, v_GWK = (numerics.at(x, step.keys_GW) for x in (k_LK, v_LK))
     logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
