@@ -51,11 +51,10 @@ def _alone(text, beams):
     return ' '.join(text.splitlines()).strip()
 
 
-@pytest.mark.parametrize('beams', [2, 3])
-def test_each_is_what_it_is_alone(beams):
-    how = translation.Decoding(beams=beams)
+def test_each_is_what_it_is_alone():
+    how = translation.Decoding(beams=3)
     found = translation.translate(_model(), _dataset(), _TEXTS, how)
-    wanted = [_alone(text, beams) if text.strip() else '' for text in _TEXTS]
+    wanted = [_alone(text, 3) if text.strip() else '' for text in _TEXTS]
     assert found == wanted
     assert len(set(found)) > 2
 

@@ -247,6 +247,7 @@ def test_of_equal_checkpoints_the_last_is_the_best(tmp_path, small):
         assert saved_steps(tmp_path) == {'2', '3'}
 
 
+@pytest.mark.slow
 def test_saves_leave_nothing_in_memory(tmp_path, small):
     counts = []
     with checkpoint.Checkpointer(tmp_path, keep=1) as saver:

@@ -28,6 +28,7 @@ def test_a_model_that_no_machine_holds(config, field):
         start.open(config, 'none')
 
 
+@pytest.mark.slow
 def test_a_step_too_large_ends_before_it_begins(config, tmp_path, monkeypatch):
     state = start.open(config, 'none').state
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
