@@ -19,6 +19,7 @@ from reformer_jax.attention import hashing
 from reformer_jax.attention import kernels
 from reformer_jax.attention import kinds
 from reformer_jax.attention import numerics
+from reformer_jax.attention import ring
 from reformer_jax.attention import windows
 from reformer_jax.attention.full import full_attention
 from reformer_jax.attention.kinds import LSH
@@ -43,6 +44,7 @@ __all__ = (
     'local_attention',
     'lsh_attention',
     'numerics',
+    'ring',
     'sorted_order',
     'windows',
 )

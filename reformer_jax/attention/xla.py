@@ -148,12 +148,8 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
         q_LK, v_LK = windows.of_round(plan, row, hash_round, (row.q_LK, row.v_LK))
         qkv = q_LK, numerics.unit_keys(q_LK).astype(q_LK.dtype), v_LK
-
-        def attend_step(first):
-            step = windows.step(plan, row, hash_round, first, keys_first=False)
-            return _forward_step(plan, qkv, dropout_CW, step)
-
-        in_order = lax.map(attend_step, windows.first_chunks(plan, length))
+        step = functools.partial(_forward_step, plan, row, qkv, dropout_CW, hash_round)
+        in_order = lax.map(step, windows.first_chunks(plan, length))
         in_order = jax.tree.map(lambda x_SGC: _flat(x_SGC, 3), in_order)
         new = ring.take(plan.ring, in_order, row.ranks_RL[hash_round])
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
@@ -172,8 +168,11 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
     return out_LK, lse_L, alone_L
 
 
-def _forward_step(plan: windows.Plan, qkv, dropout_CW, step: windows.Step):
+def _forward_step(
+    plan: windows.Plan, row: windows.Row, qkv, dropout_CW, hash_round, first
+):
     """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
+    step = windows.step(plan, row, hash_round, first, keys_first=False)
     q_LK, k_LK, v_LK = qkv
     q_GCK = numerics.at(q_LK, step.queries_GC)
     k_GWK, v_GWK = (numerics.at(x, step.keys_GW) for x in (k_LK, v_LK))
