@@ -365,7 +365,7 @@ def test_eight_devices_are_one():
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert child.returncode == 0, child.stdout + child.stderr[-5000:]
     assert child.stdout.count('as on one device:') == len(_MESHES) + 6

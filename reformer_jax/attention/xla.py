@@ -12,6 +12,10 @@ that with the total log-sum-exp the gradient of each (round, key) pair is the us
 p * (dp - delta). A key met in several rounds is counted in the first of them, which
 gives the same sum as the paper's log-count correction (eq. 16) and costs half.
 
+In a ring (ring.py) each device has a part of the positions and of every round's sorted
+order: rows are brought to where their chunks are, and results to where their positions
+are, instead of the gathers.
+
 Shape letters are explained in the package; further G chunks in a step, E chunks with
 the look-around at both ends, W keys in the window of a chunk, N rows (b * h) at a time.
 """
