@@ -12,13 +12,16 @@ that with the total log-sum-exp the gradient of each (round, key) pair is the us
 p * (dp - delta). A key met in several rounds is counted in the first of them, which
 gives the same sum as the paper's log-count correction (eq. 16) and costs half.
 
+In a ring (ring.py) each device has a part of the positions and of every round's sorted
+order: rows are brought to where their chunks are, and results to where their positions
+are, instead of the gathers.
+
 Shape letters are explained in the package; further G chunks in a step, E chunks with
 the look-around at both ends, W keys in the window of a chunk, N rows (b * h) at a time.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +152,8 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
         dropout_CW = None if dropout_RCW is None else dropout_RCW[hash_round]
         q_LK, v_LK = windows.of_round(plan, row, hash_round, (row.q_LK, row.v_LK))
         qkv = q_LK, numerics.unit_keys(q_LK).astype(q_LK.dtype), v_LK
-
-        step = functools.partial(windows.step, plan, row, hash_round, keys_first=False)
-        attend_step = functools.partial(_forward_step, plan, qkv, dropout_CW, step)
-        in_order = lax.map(attend_step, windows.first_chunks(plan, length))
+        step = functools.partial(_forward_step, plan, row, qkv, dropout_CW, hash_round)
+        in_order = lax.map(step, windows.first_chunks(plan, length))
         in_order = jax.tree.map(lambda x_SGC: _flat(x_SGC, 3), in_order)
         new = ring.take(plan.ring, in_order, row.ranks_RL[hash_round])
         return (new if row.ranks_RL.shape[0] == 1 else _merge(carry, new)), None
@@ -172,10 +173,11 @@ def _forward_row(plan: windows.Plan, dropout_RCW, row: windows.Row):
 
 
 def _forward_step(
-    plan: windows.Plan, qkv, dropout_CW, step_of: Callable[[Any], windows.Step], first
+    plan: windows.Plan, row: windows.Row, qkv, dropout_CW, hash_round, first
 ):
     """Output [G, C, K], log-sum-exp [G, C] and alone [G, C] of a group of chunks."""
-    step, (q_LK, k_LK, v_LK) = step_of(first), qkv
+    step = windows.step(plan, row, hash_round, first, keys_first=False)
+    q_LK, k_LK, v_LK = qkv
     q_GCK = numerics.at(q_LK, step.queries_GC)
     k_GWK, v_GWK = (numerics.at(x, step.keys_GW) for x in (k_LK, v_LK))
     logits_GCW = numerics.contract('gck,gwk->gcw', q_GCK, k_GWK)
