@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/scale.md: 13 programs, compiled for virtual devices, which takes six
+# The tables of docs/scale.md: 14 programs, compiled for virtual devices, which takes six
 # minutes of a core, or more where others work.
 #   bash benchmarks/scale.sh
 set -euo pipefail
@@ -18,3 +18,4 @@ echo
 # One sequence.
 python benchmarks/plan.py --markdown $million --mesh=sequence=1 --mesh=sequence=2 \
   --mesh=sequence=4 --mesh=sequence=8 --mesh=model=8
+row $million --mesh=ring=8 --config.model.heads_at_once=1
