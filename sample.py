@@ -19,6 +19,7 @@ from absl import app
 from absl import flags
 
 from reformer_jax import data
+from reformer_jax.generation import decoding
 from reformer_jax.generation import show
 from reformer_jax.training import command_line
 from reformer_jax.training import start
@@ -28,11 +29,11 @@ _CONFIG = command_line.define_config("Default: the run's own.")
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run folder.', required=True)
 _PROMPT = flags.DEFINE_string('prompt', None, 'Text to continue or translate.')
 _PROMPT_FILE = flags.DEFINE_string('prompt_file', None, 'File with it; else stdin.')
-_TOKENS = flags.DEFINE_integer('tokens', 256, 'How many to add.', 1)
-_NUM_SAMPLES = flags.DEFINE_integer('num_samples', 1, 'Continuations.', 1)
-flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.', 0.0)
-flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.', 1)
-flags.DEFINE_float('top_p', None, 'Only the likeliest of this probability.', 0, 1)
+_TOKENS = command_line.define_count('tokens', 256, 'How many to add.')
+_NUM_SAMPLES = command_line.define_count('num_samples', 1, 'Continuations.')
+_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, '0 takes the likeliest token.')
+_TOP_K = flags.DEFINE_integer('top_k', None, 'Only so many likeliest tokens.')
+_TOP_P = flags.DEFINE_float('top_p', None, 'Only those of this probability.')
 _STOP = flags.DEFINE_string('stop', None, 'Text that ends a sample before it.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of the samples.', -(2**31), 2**32 - 1)
 _BEAMS = flags.DEFINE_integer('beams', None, "Default: the config's.", lower_bound=1)
@@ -40,6 +41,7 @@ _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
 _OF_TEXT = 'tokens', 'num_samples', 'temperature', 'top_k', 'top_p', 'stop', 'seed'
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, 'best' or 'average:N'.")
+flags.mark_flags_as_mutual_exclusive(['prompt', 'prompt_file'])
 
 
 def main() -> None:
@@ -47,9 +49,10 @@ def main() -> None:
     if not first:  # makes the same
         sys.stdout = open(os.devnull, 'w')
     run = start.open(_CONFIG.value, _WORKDIR.value)
-    settings: dict[str, Any] = {'key': jax.random.key(_SEED.value)}
-    settings |= {n: flags.FLAGS[n].value for n in ('temperature', 'top_k', 'top_p')}
-    settings['samples'] = _NUM_SAMPLES.value
+    settings: dict[str, Any] = {'temperature': _TEMPERATURE.value}
+    settings |= {'top_k': _TOP_K.value, 'top_p': _TOP_P.value}
+    decoding.sampling_of(run.config.model.vocab_size, **settings)
+    settings |= {'key': jax.random.key(_SEED.value), 'samples': _NUM_SAMPLES.value}
     dataset, truth, text = run.config.data, None, b''
     if isinstance(dataset, data.images.Images):
         _refuse('images', 'prompt', 'tokens', 'stop', 'beams')
@@ -83,8 +86,6 @@ def _refuse(kind: str, *names: str) -> None:
 
 
 def _prompt() -> bytes:
-    if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
-        raise app.UsageError('give --prompt or --prompt_file, not both')
     if _PROMPT.value is not None:
         return _PROMPT.value.encode('utf-8', 'surrogateescape')
     if _PROMPT_FILE.value is not None:

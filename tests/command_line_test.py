@@ -91,11 +91,10 @@ _BAD = [
     ('sample.py --workdir=x --seed=9999999999', 2, '--seed'),
     ('sample.py --workdir=x --tokens=ten', 2, 'tokens=ten.*integer'),
     ('sample.py --workdir=x --images=-2', 2, 'images=-2'),
-    ('sample.py --workdir=x --tokens=0', 2, '--tokens=0.*positive'),
-    ('sample.py --workdir=x --num_samples=0', 2, '--num_samples=0.*positive'),
-    ('sample.py --workdir=x --temperature=-1', 2, 'temperature=-1.*non-negative'),
-    ('sample.py --workdir=x --top_k=0', 2, '--top_k=0.*positive'),
-    ('sample.py --workdir=x --top_p=1.5', 2, r'top_p=1.5.*\[0, 1\]'),
+    ('sample.py --workdir=x --tokens=0', 2, '--tokens=0.*at least 1'),
+    ('sample.py --workdir=x --num_samples=0', 2, '--num_samples=0.*at least 1'),
+    ('sample.py TEXT --workdir=x --prompt=a --top_k=0', 1, 'top_k=0 .*258'),
+    ('sample.py TEXT --workdir=x --prompt=a --top_p=1.5', 1, r'top_p=1.5 .*\(0, 1\]'),
     (
         'sample.py --config=configs/masked_text.py:tiny --config.data.path=text.txt '
         '--workdir=x --prompt_file=nothing',

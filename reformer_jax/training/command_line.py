@@ -43,6 +43,13 @@ def define_config(told: str) -> flags.FlagHolder[config_dict.ConfigDict | None]:
     )
 
 
+def define_count(name: str, default: int, told: str) -> flags.FlagHolder[int]:
+    """Defines a flag that is at least 1."""
+    defined = flags.DEFINE_integer(name, default, told)
+    flags.register_validator(name, lambda count: count >= 1, 'it must be at least 1')
+    return defined
+
+
 def define_distributed() -> None:
     """Defines the flags of a program that may be one of several processes of a run,
     which `run` then joins."""
