@@ -6,8 +6,7 @@ the duplication task both are numbers: --prompt='0 5 9 7 0' --temperature=0.
 A run on images draws images, into one PNG file: from nothing, or the lower halves of
 --images=4 of the validation split or of --prompt_file, a PNG, a folder or an .npz:
   python sample.py --workdir=runs/imagenet64_tiny --images=4 --num_samples=3
-A run on pairs writes a translation of each line:
-  python sample.py --workdir=runs/multi30k --beams=4 < sentences.en
+A run on pairs translates each line: python sample.py --workdir=RUN < sentences.en
 """
 
 import os
@@ -41,7 +40,6 @@ _IMAGES = flags.DEFINE_integer('images', 0, 'How many to complete.', lower_bound
 _OUTPUT = flags.DEFINE_string('output', None, 'PNG file. Default: WORKDIR/samples/...')
 _OF_TEXT = 'tokens', 'num_samples', 'temperature', 'top_k', 'top_p', 'stop', 'seed'
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, "Step, 'best' or 'average:N'.")
-flags.mark_flags_as_mutual_exclusive(['prompt', 'prompt_file'])
 
 
 def main() -> None:
@@ -86,6 +84,8 @@ def _refuse(kind: str, *names: str) -> None:
 
 
 def _prompt() -> bytes:
+    if _PROMPT.value is not None and _PROMPT_FILE.value is not None:
+        raise app.UsageError('give --prompt or --prompt_file, not both')
     if _PROMPT.value is not None:
         return _PROMPT.value.encode('utf-8', 'surrogateescape')
     if _PROMPT_FILE.value is not None:
