@@ -5,7 +5,6 @@ Run as a script, this file is the child process that has 4 (virtual) devices.
 
 import functools
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import virtual_devices
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -113,21 +113,7 @@ def main():
 
 @functools.cache
 def _child():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        cwd=_ROOT,
-        env=os.environ
-        | {
-            'JAX_PLATFORMS': 'cpu',
-            'JAX_NUM_CPU_DEVICES': '4',
-            'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr[-5000:]
-    return json.loads(child.stdout)
+    return json.loads(virtual_devices.run(__file__, 4))
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,13 @@ Run as a script, this file is the child process that has 8 (virtual) devices.
 import dataclasses
 import functools
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import virtual_devices
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -352,28 +349,10 @@ def _check_ring():
 
 
 def test_eight_devices_are_one():
-    root = pathlib.Path(__file__).parents[1]
-    child = subprocess.run(
-        [sys.executable, __file__],
-        cwd=root,
-        env=os.environ
-        | {
-            'JAX_PLATFORMS': 'cpu',
-            'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
-            + ' --xla_force_host_platform_device_count=8'
-            # Of virtual devices one may wait long for another where there is much else
-            # to do; XLA would end them.
-            + ' --xla_cpu_collective_call_terminate_timeout_seconds=300',
-            'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr[-5000:]
-    assert child.stdout.count('as on one device:') == len(_MESHES) + 6
-    assert 'decodes as on one device' in child.stdout
-    assert child.stdout.count('attends alike on 8 devices:') == 10
+    printed = virtual_devices.run(__file__, 8)
+    assert printed.count('as on one device:') == len(_MESHES) + 6
+    assert 'decodes as on one device' in printed
+    assert printed.count('attends alike on 8 devices:') == 10
 
 
 @pytest.mark.parametrize('shape', [None, {}, {'data': -1}, {'model': 1}, {'fsdp': -1}])

@@ -217,7 +217,10 @@ time.sleep(60)
 """
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not tell')
+@pytest.mark.skipif(
+    sys.platform != 'linux',
+    reason='only Linux signals a process when its parent has ended (prctl)',
+)
 def test_a_killed_sweep_stops_its_runs(tmp_path):
     def wait_for(line):
         end = time.monotonic() + 30
