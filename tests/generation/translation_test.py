@@ -51,6 +51,7 @@ def _alone(text, beams):
     return ' '.join(text.splitlines()).strip()
 
 
+@pytest.mark.slow
 def test_each_is_what_it_is_alone():
     how = translation.Decoding(beams=3)
     found = translation.translate(_model(), _dataset(), _TEXTS, how)
