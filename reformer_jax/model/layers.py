@@ -74,7 +74,7 @@ class _Heads(nnx.Module):
     def combine(
         self,
         out_BLHK: jax.Array,
-        key: jax.Array,
+        keys_B: jax.Array,
         group: HeadGroup,
         *,
         train: bool = False,
@@ -86,7 +86,7 @@ class _Heads(nnx.Module):
             kernel_HKD = kernel_HKD.astype(self.config.dtype)
             out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
             out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
-            return dropout(out_BLD, self.config.dropout if train else 0.0, key)
+            return dropout(out_BLD, self.config.dropout if train else 0.0, keys_B)
 
 
 class SelfAttention(_Heads):
@@ -246,12 +246,17 @@ def hash_rotations(
     )
 
 
-def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Drops channels of a sequence, the same at all its positions."""
+def dropout(x_BLD: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Drops channels of a sequence, the same at all its positions.
+
+    keys: one for each sequence, [B], or one that they are made of.
+    """
     if not rate:
         return x_BLD
-    shape = (x_BLD.shape[0], *(1,) * (x_BLD.ndim - 2), x_BLD.shape[-1])
-    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    if not keys.ndim:
+        keys = reversible.sequence_keys(keys, x_BLD.shape[0])
+    shape = (*(1,) * (x_BLD.ndim - 2), x_BLD.shape[-1])
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
     return x_BLD * (keep / (1 - rate)).astype(x_BLD.dtype)
 
 
@@ -281,11 +286,11 @@ class FeedForward(nnx.Module):
         self.output_bias = nnx.Param(jnp.zeros((config.d_model,)))
 
     def __call__(
-        self, x_BLD: jax.Array, key: jax.Array, *, train: bool = False
+        self, x_BLD: jax.Array, keys_B: jax.Array, *, train: bool = False
     ) -> jax.Array:
         """Output [B, L, D], each position on its own."""
         config, dtype = self.config, self.config.dtype
-        hidden_key, output_key = jax.random.split(key)
+        keys_B2 = jax.vmap(jax.random.split)(keys_B)
         rate = config.dropout if train else 0.0
         with jax.named_scope('feed_forward'):
             hidden_DF = sharding.constrain(self.hidden[...], P(None, 'model'))
@@ -295,12 +300,12 @@ class FeedForward(nnx.Module):
             )
             h_BLF = linear.linear(x_BLD, hidden_DF.astype(dtype))
             h_BLF += self.hidden_bias.astype(dtype)
-            h_BLF = dropout(h_BLF, rate, hidden_key)
+            h_BLF = dropout(h_BLF, rate, keys_B2[:, 0])
             h_BLF = model_config.ACTIVATIONS[config.activation](h_BLF)
             out_BLD = linear.linear(h_BLF, output_FD.astype(dtype))
             out_BLD += self.output_bias.astype(dtype)
             out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
-            return dropout(out_BLD, rate, output_key)
+            return dropout(out_BLD, rate, keys_B2[:, 1])
 
 
 class Block(nnx.Module):

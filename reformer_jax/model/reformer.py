@@ -1,5 +1,6 @@
 """Reformer: embeddings, a stack of two-stream layers, a head (paper section 3)."""
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -198,7 +199,7 @@ class Reformer(nnx.Module):
         table_VD = self._table if embedding_VD is None else embedding_VD
         x_BPD = self._embed(table_VD, tokens_BP, rate, token_key, position_key)
         groups = config.heads // (config.heads_at_once or config.heads)
-        how = self._pass(train, groups, tokens_BP.shape[1])
+        how = self._pass(train, groups)
         branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
         states_BSX, memory_mask = memory or (None, None)
@@ -250,7 +251,7 @@ class Reformer(nnx.Module):
             for layer in self.layers
         )
         rotations = _rotations_by_layer(self.config, hash_rotations)
-        how, both = self._pass(False, 1, tokens_BL.shape[1]), (x_BLD, x_BLD)
+        how, both = self._pass(False, 1), (x_BLD, x_BLD)
         return reversible.forward_scan(
             how, branches, both, key, rotations, shared, memory_BSX
         )
@@ -350,38 +351,42 @@ class Reformer(nnx.Module):
         embedding_VD = sharding.constrain(embedding_VD, P())
         x_BLD = sharding.constrain(_rows(embedding_VD, tokens_BL), sharding.POSITIONS)
         x_BLD = layers.dropout(x_BLD, dropout, token_key)
-        positions_1LD = self._positions(tokens_BL.shape[1])
-        if positions_1LD is None:
+        positions_BLD = self._positions(tokens_BL)
+        if positions_BLD is None:
             return x_BLD
-        positions_1LD = sharding.constrain(
-            positions_1LD, P(None, sharding.POSITION_AXES)
-        )
-        return x_BLD + layers.dropout(positions_1LD, dropout, position_key)
+        positions_BLD = sharding.constrain(positions_BLD, sharding.POSITIONS)
+        key_1 = reversible.sequence_keys(position_key, 1)
+        return x_BLD + layers.dropout(positions_BLD, dropout, key_1)
 
-    def _positions(self, length: int) -> jax.Array | None:
-        """[1, L, D]; zeros for the padding beyond the longest sequence."""
+    def _positions(self, tokens_BL: jax.Array) -> jax.Array | None:
+        """[B, L, D] or [1, L, D]; zeros for the padding beyond the longest sequence."""
+        batch, length = tokens_BL.shape
         real = min(length, self.config.length)
         match self.config.positions:
             case 'axial':
-                tables = [table[...] for table in self.position_tables]
-                embeddings_LD = positions.axial(tables, real)
+                # For each sequence, lest devices add up gradients of [L, D].
+                tables = [
+                    jnp.broadcast_to(table[...], (batch, *table.shape))
+                    for table in self.position_tables
+                ]
+                axial = functools.partial(positions.axial, length=real)
+                embeddings = jax.vmap(axial)(tables)
             case 'learned':
-                embeddings_LD = self.position_tables[0][:real]
+                embeddings = self.position_tables[0][:real][None]
             case 'sinusoidal':
-                positions_L = jnp.arange(real)
-                embeddings_LD = positions.sinusoidal(positions_L, self.config.d_model)
+                positions_1L = jnp.arange(real)[None]
+                embeddings = positions.sinusoidal(positions_1L, self.config.d_model)
             case _:
                 return None
-        return jnp.pad(embeddings_LD, ((0, length - real), (0, 0)))[None]
+        return jnp.pad(embeddings, ((0, 0), (0, length - real), (0, 0)))
 
-    def _pass(self, train: bool, head_groups: int, length: int) -> reversible.Pass:
+    def _pass(self, train: bool, head_groups: int) -> reversible.Pass:
         config = self.config
         return reversible.Pass(
             train=train,
             grid_bits=config.grid_bits if train else 0,
             head_groups=head_groups,
             chunk_length=config.feed_forward_chunk_length,
-            parts=sharding.sequence_parts(length),
             single=config.streams == 1,
         )
 

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from reformer_jax import sharding
 from reformer_jax.stack import chunking
 
 Streams = tuple[jax.Array, jax.Array]
@@ -63,8 +64,8 @@ class HeadGroup(NamedTuple):
 class PositionWise(Protocol):
     """A branch that acts on each position alone; a pytree of its parameters."""
 
-    def __call__(self, x: jax.Array, key: jax.Array, *, train: bool) -> jax.Array:
-        """What it adds, [B, c, D]."""
+    def __call__(self, x: jax.Array, keys: jax.Array, *, train: bool) -> jax.Array:
+        """What it adds, [B, c, D]; with a key for each sequence, [B]."""
 
 
 class Attention(Protocol):
@@ -83,9 +84,9 @@ class Attention(Protocol):
         """What combine takes, [B, L, ...], and what the backward pass is given back."""
 
     def combine(
-        self, out: Any, key: jax.Array, group: HeadGroup, *, train: bool
+        self, out: Any, keys: jax.Array, group: HeadGroup, *, train: bool
     ) -> jax.Array:
-        """What the group adds, [B, c, D]."""
+        """What the group adds, [B, c, D]; with a key for each sequence, [B]."""
 
 
 class Inputs(NamedTuple):
@@ -115,7 +116,6 @@ class Pass:
       grid_bits: see the module's docstring; 0 for streams as they come.
       head_groups: number of groups of heads.
       chunk_length: positions at a time in all but attend; 0 for all.
-      parts: see chunking.map_chunks.
       single: whether the two streams, which are to be equal, are one, the
         Transformer's: x + attention(x), then x + feed_forward(x). Cannot be inverted.
     """
@@ -124,7 +124,6 @@ class Pass:
     grid_bits: int = 0
     head_groups: int = 1
     chunk_length: int = 0
-    parts: int = 1
     single: bool = False
 
     def __post_init__(self):
@@ -247,6 +246,15 @@ def branch_keys(
     return [keys[sum(counts[:i]) :][:count] for i, count in enumerate(counts)]
 
 
+def sequence_keys(key: jax.Array, count: int) -> jax.Array:
+    """A key for each of so many sequences, of which a device may have any.
+
+    Of Threefry: those of 'rbg' give other numbers when they are not alone.
+    """
+    bits = jax.random.bits(key, (count, 2), jnp.uint32)
+    return jax.random.wrap_key_data(bits, impl='threefry2x32')
+
+
 # --- Forward ----------------------------------------------------------------------
 
 
@@ -308,31 +316,77 @@ def _repeat(how: Pass, common: _Common, streams, inputs):
                 read = source, common.memory
                 new, kept[number] = _add_attention(how, branch, given, read, target)
             else:
-                new = target + _position_wise(how, branch, keys[number][0], source)
+                given = _Given.of(branch, keys[number][0], source)
+                added = _map(how, _apply, given, source)
+                new = target + _snap(added, how.grid_bits)
             streams = half_step(streams, new, single=how.single)
         saved.append(tuple(kept))
     return streams, tuple(saved)
 
 
-def _position_wise(how: Pass, branch, key, x):
-    added = _map(how, lambda x: branch(x, key, train=how.train), x)
-    return _snap(added, how.grid_bits)
+class _Given(NamedTuple):
+    """What the position-wise functions of a branch get beside x: its parameters, a key
+    for each sequence, and which group of heads."""
+
+    branch: Any
+    keys: jax.Array
+    which: jax.Array | int = 0
+
+    @classmethod
+    def of(cls, branch, key, x, which=0):
+        """For x of [B, L, D]."""
+        return cls(branch, sequence_keys(key, x.shape[0]), which)
 
 
-def _map(how: Pass, function, x):
-    """A position-wise function, fused with nothing around it."""
-    out = chunking.map_chunks(
-        function, _apart(x), chunk_length=how.chunk_length, parts=how.parts
-    )
-    return _apart(out)
+def _apply(how: Pass, given: _Given, x):
+    return given.branch(x, given.keys, train=how.train)
 
 
-def _heads(how: Pass, branch, group: HeadGroup, x, memory):
+def _project(how: Pass, given: _Given, x):
+    return given.branch.project(x, HeadGroup(given.which, how.head_groups))
+
+
+def _remember(how: Pass, given: _Given, memory):
+    return given.branch.remember(memory, HeadGroup(given.which, how.head_groups))
+
+
+def _combine(how: Pass, given: _Given, out):
+    group = HeadGroup(given.which, how.head_groups)
+    return given.branch.combine(out, given.keys, group, train=how.train)
+
+
+def _map(how: Pass, function, given: _Given, x):
+    """function(how, given, x) of each position, fused with nothing around it."""
+
+    def map_part(whole, split, sums):
+        (branch, which), (keys, x) = whole, split
+        part = functools.partial(function, how, _Given(branch, keys, which))
+        return chunking.map_chunks(part, x, chunk_length=_chunk(how, length, x)), sums
+
+    length = _length(x)
+    whole, split = (given.branch, given.which), (given.keys, _apart(x))
+    return _apart(sharding.on_parts(map_part, whole, split, ())[0])
+
+
+def _length(x) -> int:
+    """L of a pytree of [B, L, ...]."""
+    return jax.tree.leaves(x)[0].shape[1]
+
+
+def _chunk(how: Pass, length: int, part) -> int:
+    """Positions at a time of a device that has a part of so many."""
+    local = _length(part)
+    if not 0 < how.chunk_length < length:
+        return local
+    return chunking.share(how.chunk_length, length // local)
+
+
+def _heads(how: Pass, given: _Given, x, memory):
     """What attend gets of a group of heads."""
-    heads = _map(how, lambda x: branch.project(x, group), x)
-    if not reads_memory(branch):
+    heads = _map(how, _project, given, x)
+    if not reads_memory(given.branch):
         return heads
-    return heads, _map(how, lambda memory: branch.remember(memory, group), memory)
+    return heads, _map(how, _remember, given, memory)
 
 
 def _add_attention(how: Pass, branch, inputs: Inputs, x_and_memory, target):
@@ -340,13 +394,12 @@ def _add_attention(how: Pass, branch, inputs: Inputs, x_and_memory, target):
     attend_key, combine_key = inputs.key
 
     def add(target, which):
+        given = _Given.of(branch, combine_key, target, which)
+        heads = _heads(how, given, *x_and_memory)
         group = HeadGroup(which, how.head_groups)
-        heads = _heads(how, branch, group, *x_and_memory)
         here = inputs._replace(key=attend_key, group=group)
         out, saved = branch.attend(heads, here, train=how.train)
-        out = _map(
-            how, lambda x: branch.combine(x, combine_key, group, train=how.train), out
-        )
+        out = _map(how, _combine, given, out)
         return target + _snap(out, how.grid_bits), saved
 
     return lax.scan(add, target, jnp.arange(how.head_groups))
@@ -393,115 +446,123 @@ def _undo(
     """The streams before a half-step, their gradients and those of the memory; and the
     branch's."""
     (source, new), (dsource, dnew) = streams, gradients
+    sums = sharding.zeros_by_part(branch, source.shape)
     if is_attention(branch):
         undo = functools.partial(
             _undo_attention, how, branch, inputs, (memory, dmemory)
         )
-        target, dsource, gradient, dmemory = undo((source, dsource), (new, dnew))
+        target, dsource, dmemory, gradient = undo((source, dsource), (new, dnew), sums)
     else:
-        key = inputs.key[0]
-        target, dsource, gradient = _undo_chunks(
-            how,
-            lambda branch, x: branch(x, key, train=how.train),
-            branch,
-            (source, dsource),
-            (new, dnew),
+        given = _Given.of(branch, inputs.key[0], source)
+        target, dsource, sums = _undo_chunks(
+            how, _apply, given, (source, dsource), (new, dnew), sums
         )
+        gradient = _total(sums)
     return ((target, source), (dnew, dsource), dmemory), gradient
 
 
 def _undo_attention(
-    how: Pass, branch, inputs: Inputs, memory_and_gradient, x_and_dx, y_and_dy
+    how: Pass, branch, inputs: Inputs, memory_and_gradient, x_and_dx, y_and_dy, sums
 ):
-    """y - attention(x), dx plus the gradient of x, that of the branch, and that of the
-    memory with what it was."""
+    """y - attention(x), dx plus the gradient of x, that of the memory with what it was,
+    and that of the branch."""
     (x, dx), (y, dy) = x_and_dx, y_and_dy
     memory, dmemory = memory_and_gradient
     attend_key, combine_key = inputs.key
+    reads = reads_memory(branch)
 
     def undo(carry, which_and_saved):
-        y, dx, gradient, dmemory = carry
+        y, dx, dmemory, sums, of_memory = carry
         which, saved = which_and_saved
         group = HeadGroup(which, how.head_groups)
         here = inputs._replace(key=attend_key, group=group, saved=saved)
-
-        def project(branch, x):
-            return branch.project(x, group)
-
-        def remember(branch, memory):
-            return branch.remember(memory, group)
+        given = _Given.of(branch, combine_key, x, which)
 
         def attend(heads):
             return branch.attend(heads, here, train=how.train)[0]
 
-        def combine(branch, out):
-            return branch.combine(out, combine_key, group, train=how.train)
-
-        heads = _heads(how, branch, group, x, memory)
+        heads = _heads(how, given, x, memory)
         out, pullback = jax.vjp(attend, heads)
         # Zeros that XLA does not know as such: those it would keep for all layers.
         nothing = jax.tree.map(lambda x: jnp.where(x > jnp.inf, x, 0), out)
-        y, dout, of_combine = _undo_chunks(
-            how, combine, branch, (out, nothing), (y, dy)
+        y, dout, sums = _undo_chunks(
+            how, _combine, given, (out, nothing), (y, dy), sums
         )
         (dheads,) = pullback(dout)
-        parts = [gradient, of_combine]
-        if reads_memory(branch):
+        if reads:
             dheads, dremembered = dheads
-            _, dmemory, of_remember = _undo_chunks(
-                how, remember, branch, (memory, dmemory), (None, dremembered)
+            _, dmemory, of_memory = _undo_chunks(
+                how,
+                _remember,
+                given,
+                (memory, dmemory),
+                (None, dremembered),
+                of_memory,
             )
-            parts.append(of_remember)
-        _, dx, of_project = _undo_chunks(how, project, branch, (x, dx), (None, dheads))
-        gradient = jax.tree.map(lambda *parts: sum(parts), *parts, of_project)
-        return (y, dx, gradient, dmemory), None
+        _, dx, sums = _undo_chunks(how, _project, given, (x, dx), (None, dheads), sums)
+        return (y, dx, dmemory, sums, of_memory), None
 
-    carry = y, dx, jax.tree.map(jnp.zeros_like, branch), dmemory
-    return lax.scan(undo, carry, (jnp.arange(how.head_groups), inputs.saved))[0]
+    # The memory may be split over other devices.
+    of_memory = sharding.zeros_by_part(branch, memory.shape) if reads else None
+    carry = y, dx, dmemory, sums, of_memory
+    groups = jnp.arange(how.head_groups)
+    (y, dx, dmemory, *sums), _ = lax.scan(undo, carry, (groups, inputs.saved))
+    gradient = jax.tree.map(jnp.add, *map(_total, sums)) if reads else _total(sums[0])
+    return y, dx, dmemory, gradient
 
 
-def _undo_chunks(how: Pass, function, branch, x_and_dx, y_and_dy):
-    """y - function(branch, x), dx plus the gradient of x, and that of the branch.
+def _total(sums):
+    """Of the sums of all parts."""
+    return jax.tree.map(lambda x: x.sum(axis=0), sums)
+
+
+def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
+    """y - function(given, x), dx plus the gradient of x, and sums plus that of the
+    branch.
 
     Chunk by chunk, in place: a chunk's value inverts the sum, its pullback gives the
     gradients. Without y (None) only the gradients.
     """
-    (x, dx), (y, dy) = x_and_dx, y_and_dy
-    length, parts = jax.tree.leaves(x)[0].shape[1], how.parts
-    chunked = 0 < how.chunk_length < length
-    size = chunking.share(how.chunk_length if chunked else length, parts)
 
-    def by_part(arrays):
-        return jax.tree.map(lambda a: chunking.by_part(a, parts), arrays)
+    def undo_part(whole, split, sums):
+        (branch, which), (keys, (x, dx), (y, dy)) = whole, split
 
-    def undo(carry, start, size):
-        y, dx, gradient = carry
-        x_now, dx_now, y_now, dy_now = jax.tree.map(
-            lambda a: chunking.joined(lax.dynamic_slice_in_dim(a, start, size, axis=2)),
-            (x, dx, y, dy),
-        )
-        out, pullback = jax.vjp(function, branch, _apart(x_now))
-        dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
-        more_gradient, more_dx = pullback(dy_now)
-        if y is not None:
-            y_now = y_now - _snap(_apart(out), how.grid_bits)
-        dx_now = jax.tree.map(jnp.add, dx_now, more_dx)
-        y, dx = jax.tree.map(
-            lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=2),
-            (y, dx),
-            by_part((y_now, dx_now)),
-        )
-        return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
+        def undo(carry, start, size):
+            y, dx, gradient = carry
+            x_now, dx_now, y_now, dy_now = jax.tree.map(
+                lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=1),
+                (x, dx, y, dy),
+            )
+            out, pullback = jax.vjp(
+                lambda branch, x: function(how, _Given(branch, keys, which), x),
+                branch,
+                _apart(x_now),
+            )
+            dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
+            more_gradient, more_dx = pullback(dy_now)
+            if y is not None:
+                y_now = y_now - _snap(_apart(out), how.grid_bits)
+            dx_now = jax.tree.map(jnp.add, dx_now, more_dx)
+            y, dx = jax.tree.map(
+                lambda a, now: lax.dynamic_update_slice_in_dim(a, now, start, axis=1),
+                (y, dx),
+                (y_now, dx_now),
+            )
+            return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
 
-    x, dx, y, dy = by_part((x, dx, y, dy))
-    carry = y, dx, jax.tree.map(jnp.zeros_like, branch)
-    chunks, rest = divmod(length // parts, size)
-    carry = lax.fori_loop(0, chunks, lambda i, c: undo(c, i * size, size), carry)
-    if rest:
-        carry = undo(carry, chunks * size, rest)
-    y, dx, gradient = carry
-    y, dx = jax.tree.map(chunking.joined, (y, dx))
-    return y, dx, gradient
+        size, local = _chunk(how, length, x), _length(x)
+        carry = y, dx, sums
+        chunks, rest = divmod(local, size)
+        carry = lax.fori_loop(0, chunks, lambda i, c: undo(c, i * size, size), carry)
+        if rest:
+            carry = undo(carry, chunks * size, rest)
+        y, dx, sums = carry
+        return (y, dx), sums
+
+    length = _length(x_and_dx[0])
+    whole, split = (given.branch, given.which), (given.keys, x_and_dx, y_and_dy)
+    (y, dx), sums = sharding.on_parts(undo_part, whole, split, sums)
+    return y, dx, sums
 
 
 def _apart(x: Any) -> Any:
