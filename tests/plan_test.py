@@ -24,6 +24,7 @@ from benchmarks import meshes
 from benchmarks import plan
 from benchmarks import roofline
 from benchmarks import training_step
+from reformer_jax import model as model_lib
 from reformer_jax.training import start
 
 pytestmark = pytest.mark.slow
@@ -93,8 +94,14 @@ def _plan_of_a_small_model():
     return {
         'heads': made.run.config.model.heads_at_once,
         'arguments': made.arguments,
+        'whole': 4 * model_lib.parameter_count(run.state.model),
         'sizes': [made.size, made.new, made.temporaries, made.total],
         'kinds': sorted({c.kind for c in made.counts.collectives}),
+        'summed': sum(
+            n * c.size
+            for c, n in made.counts.collectives.items()
+            if c.kind == 'all-reduce'
+        ),
         'operations': made.counts.operations,
         'seconds': [made.estimate(chip).least, made.estimate(chip).most],
         'report': plan.report(made),
@@ -215,6 +222,12 @@ def test_plan_adds_up():
     for told in ('2 x 128 tokens', '926,210 parameters', '--config.mesh.sequence=2'):
         assert told in made['report']
     assert made['row'].startswith('| `data=2,sequence=2` | 1 | 0.0 |')
+
+
+def test_gradients_are_summed_over_devices_once():
+    """And not for each chunk and each group of heads."""
+    made = _child()['plan']
+    assert 1 <= made['summed'] / made['whole'] < 1.1
 
 
 def test_a_mesh_gets_the_heads_at_a_time_that_it_needs():

@@ -472,7 +472,7 @@ def _undo_attention(
     reads = reads_memory(branch)
 
     def undo(carry, which_and_saved):
-        y, dx, dmemory, sums, of_memory = carry
+        y, dx, dmemory, (sums, of_memory) = carry
         which, saved = which_and_saved
         group = HeadGroup(which, how.head_groups)
         here = inputs._replace(key=attend_key, group=group, saved=saved)
@@ -500,15 +500,15 @@ def _undo_attention(
                 of_memory,
             )
         _, dx, sums = _undo_chunks(how, _project, given, (x, dx), (None, dheads), sums)
-        return (y, dx, dmemory, sums, of_memory), None
+        return (y, dx, dmemory, (sums, of_memory)), None
 
     # The memory may be split over other devices.
     of_memory = sharding.zeros_by_part(branch, memory.shape) if reads else None
-    carry = y, dx, dmemory, sums, of_memory
+    carry = y, dx, dmemory, (sums, of_memory)
     groups = jnp.arange(how.head_groups)
-    (y, dx, dmemory, *sums), _ = lax.scan(undo, carry, (groups, inputs.saved))
-    gradient = jax.tree.map(jnp.add, *map(_total, sums)) if reads else _total(sums[0])
-    return y, dx, dmemory, gradient
+    (y, dx, dmemory, sums), _ = lax.scan(undo, carry, (groups, inputs.saved))
+    own, of_memory = map(_total, sums)
+    return y, dx, dmemory, jax.tree.map(jnp.add, own, of_memory) if reads else own
 
 
 def _total(sums):
