@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType
@@ -103,10 +102,12 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) 
         )
 
 
-def sequence_parts(length: int) -> int:
-    """How many devices of the current mesh have a part each of so many positions."""
-    parts = _parts(jax.sharding.get_abstract_mesh())
-    return parts if length % parts == 0 else 1
+def split(shape: Sequence[int]) -> P:
+    """How the current mesh splits [B, L, ...] of such a shape; P() on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = P() if mesh.empty else _fitting(POSITIONS, tuple(shape[:2]), mesh)
+    names = [name for axes in spec for name in _names(axes)]
+    return spec if math.prod(mesh.shape[name] for name in names) > 1 else P()
 
 
 def ring() -> str:
@@ -212,8 +213,8 @@ def constrain(x: jax.Array, spec: P) -> jax.Array:
     """with_sharding_constraint on the current mesh, on the axes that divide x.
 
     Parameters are gathered over 'fsdp' where they are used, and activations stay split
-    over the batch; left to itself the partitioner gathers activations instead. Within
-    on_parts what is split already stays so.
+    over the batch; left to itself the partitioner gathers activations instead. Axes
+    that are split by shard_map already are left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -271,77 +272,6 @@ def missing_rows(batch: int) -> int:
     """How many rows a batch lacks to be split over the current mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return -batch % math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
-
-
-def zeros_by_part(tree: Any, shape: tuple[int, ...]) -> Any:
-    """For on_parts sums of what is like the tree: zeros [parts, ...] for each leaf.
-
-    Args:
-      tree: arrays or their shapes.
-      shape: (B, L) of what is split.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = _part_axes(shape, mesh)
-    count = math.prod(mesh.shape[axis] for axis in axes)
-
-    def zeros(x: Any) -> jax.Array:
-        unconstrained = (P.UNCONSTRAINED,) * len(x.shape)
-        zeros = jnp.zeros((count, *x.shape), x.dtype)
-        if not axes:
-            return zeros
-        return lax.with_sharding_constraint(zeros, P(axes, *unconstrained))
-
-    return jax.tree.map(zeros, tree)
-
-
-def on_parts(
-    function: Callable[..., Any], whole: Any, split: Any, sums: Any
-) -> tuple[Any, Any]:
-    """function(whole, split, sums), each device with its own part of the positions.
-
-    Left to itself the partitioner adds the sums up over all devices each time that
-    something is added to them. So each part has sums of its own, for the caller to add
-    up at the end.
-
-    Args:
-      function: returns a pytree of [B, L, ...] and the sums, without their first axis,
-        with its own added.
-      whole: pytree of arrays that each part gets whole.
-      split: pytree of arrays [B, L, ...] and [B], of which a part gets its own.
-      sums: of zeros_by_part.
-
-    Returns:
-      What the function does, of all parts.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    leaves = jax.tree.leaves(split)
-    shape = next(x.shape[:2] for x in leaves if x.ndim > 1)
-    axes = _part_axes(shape, mesh)
-    spec = _fitting(POSITIONS, shape, mesh) if axes else POSITIONS
-
-    def on_part(whole: Any, split: Any, sums: Any) -> tuple[Any, Any]:
-        out, sums = function(whole, split, jax.tree.map(lambda x: x[0], sums))
-        return out, jax.tree.map(lambda x: x[None], sums)
-
-    if not axes:
-        return on_part(whole, split, sums)
-    specs = jax.tree.map(lambda x: P(*spec[: x.ndim]), split)
-    return jax.shard_map(
-        on_part,
-        in_specs=(P(), specs, P(axes)),
-        out_specs=(spec, P(axes)),
-        axis_names=set(axes),
-        check_vma=False,
-    )(whole, split, sums)
-
-
-def _part_axes(shape: tuple[int, ...], mesh: Any) -> tuple[str, ...]:
-    """The axes that split [B, L, ...] of such a shape, none on one device."""
-    if mesh.empty:
-        return ()
-    spec = _fitting(POSITIONS, shape, mesh)
-    names = tuple(name for axes in spec for name in _names(axes))
-    return names if math.prod(mesh.shape[name] for name in names) > 1 else ()
 
 
 def over_batch_and_heads(

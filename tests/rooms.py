@@ -20,8 +20,8 @@ DOORS = sorted(ROOT.glob('*.py'))
 # Imports go from a floor to those before it; within a floor rooms do not know each
 # other, but for sweep.py, the door of sweeps.
 FLOORS = (
-    ('progress', 'sharding'),
-    ('attention', 'data', 'runs', 'stack'),
+    ('progress',),
+    ('attention', 'data', 'runs', 'sharding', 'stack'),
     ('model',),
     ('generation', 'huggingface'),
     ('training',),

@@ -199,10 +199,10 @@ class Reformer(nnx.Module):
         table_VD = self._table if embedding_VD is None else embedding_VD
         x_BPD = self._embed(table_VD, tokens_BP, rate, token_key, position_key)
         groups = config.heads // (config.heads_at_once or config.heads)
-        how = self._pass(train, groups)
         branches = tuple(layer.branches for layer in self.layers)
         rotations = _rotations_by_layer(config, hash_rotations)
         states_BSX, memory_mask = memory or (None, None)
+        how = self._pass(train, groups, x_BPD, states_BSX)
         if memory_mask is not None and memory_mask.ndim == 3:  # as the targets
             if order is not None:
                 memory_mask = padding.take(memory_mask, order)
@@ -251,7 +251,7 @@ class Reformer(nnx.Module):
             for layer in self.layers
         )
         rotations = _rotations_by_layer(self.config, hash_rotations)
-        how, both = self._pass(False, 1), (x_BLD, x_BLD)
+        how, both = self._pass(False, 1, x_BLD, memory_BSX), (x_BLD, x_BLD)
         return reversible.forward_scan(
             how, branches, both, key, rotations, shared, memory_BSX
         )
@@ -297,7 +297,11 @@ class Reformer(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """What the head makes of the last streams; arguments as in a call."""
+        """What the head makes of the last streams; arguments as in a call.
+
+        The key may be output_keys instead, for logits of tokens: with them a device can
+        compute its own part.
+        """
         config = self.config
         if config.head in ('lm', 'masked_lm'):
             x_BLX = self._hidden(streams, key, train)
@@ -311,6 +315,10 @@ class Reformer(nnx.Module):
                 'with another head.'
             )
         return self.head(self._hidden(streams, key, train))
+
+    def output_keys(self, key: jax.Array, count: int) -> jax.Array:
+        """For each of so many sequences the key with which its hidden states drop."""
+        return reversible.sequence_keys(_split(key)[3], count)
 
     @property
     def _table(self) -> jax.Array:
@@ -342,7 +350,8 @@ class Reformer(nnx.Module):
             x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
         x_BLX = self.norm(x_BLX)
         if train and key is not None:
-            x_BLX = layers.dropout(x_BLX, self.config.dropout, _split(key)[3])
+            keys_B = key if key.ndim else self.output_keys(key, len(x_BLX))
+            x_BLX = layers.dropout(x_BLX, self.config.dropout, keys_B)
         return x_BLX
 
     def _embed(
@@ -380,13 +389,16 @@ class Reformer(nnx.Module):
                 return None
         return jnp.pad(embeddings, ((0, 0), (0, length - real), (0, 0)))
 
-    def _pass(self, train: bool, head_groups: int) -> reversible.Pass:
+    def _pass(self, train, head_groups, x_BLD, memory_BSX) -> reversible.Pass:
         config = self.config
+        reads = memory_BSX is not None
         return reversible.Pass(
             train=train,
             grid_bits=config.grid_bits if train else 0,
             head_groups=head_groups,
             chunk_length=config.feed_forward_chunk_length,
+            split=sharding.split(x_BLD.shape),
+            memory_split=sharding.split(memory_BSX.shape) if reads else P(),
             single=config.streams == 1,
         )
 

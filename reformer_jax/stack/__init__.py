@@ -9,6 +9,7 @@ from reformer_jax.stack import chunking
 from reformer_jax.stack import compilation
 from reformer_jax.stack import linear
 from reformer_jax.stack import memory
+from reformer_jax.stack import parts
 from reformer_jax.stack import reversible
 from reformer_jax.stack.chunking import cross_entropy
 from reformer_jax.stack.chunking import map_chunks
@@ -28,6 +29,7 @@ __all__ = (
     'linear',
     'map_chunks',
     'memory',
+    'parts',
     'residual_scan',
     'reversible',
     'reversible_scan',

@@ -10,7 +10,7 @@ from jax import lax
 
 
 def map_chunks(
-    function: Callable[[Any], Any], inputs: Any, *, chunk_length: int, parts: int = 1
+    function: Callable[[Any], Any], inputs: Any, *, chunk_length: int
 ) -> Any:
     """function(inputs) in the memory of one chunk, forward and backward.
 
@@ -20,50 +20,34 @@ def map_chunks(
       inputs: pytree of arrays [B, L, ...].
       chunk_length: positions at a time, the last chunk takes the rest; 0 or at least L
         applies the function to all at once.
-      parts: how many devices have an equal part each of the positions. A chunk has its
-        share of every part, and no position is moved.
     """
     check_chunk_length(chunk_length)
     length = _length(inputs)
     if not 0 < chunk_length < length:
         return function(inputs)
     function = jax.checkpoint(function)
-    size = share(chunk_length, parts)
-    whole = length // parts - length // parts % size
+    whole = length - length % chunk_length
 
     def split(x):
-        x = by_part(x, parts)[:, :, :whole]
-        x = x.reshape(*x.shape[:2], -1, size, *x.shape[3:])
-        return jax.vmap(joined)(jnp.moveaxis(x, 2, 0))
+        x = x[:, :whole].reshape(x.shape[0], -1, chunk_length, *x.shape[2:])
+        return jnp.moveaxis(x, 1, 0)
 
     def join(x):
-        x = jnp.moveaxis(jax.vmap(lambda x: by_part(x, parts))(x), 0, 2)
-        return x.reshape(*x.shape[:2], whole, *x.shape[4:])
+        x = jnp.moveaxis(x, 0, 1)
+        return x.reshape(x.shape[0], whole, *x.shape[3:])
 
     outputs = jax.tree.map(join, lax.map(function, jax.tree.map(split, inputs)))
-    if whole * parts == length:
-        return jax.tree.map(joined, outputs)
-    rest = function(
-        jax.tree.map(lambda x: joined(by_part(x, parts)[:, :, whole:]), inputs)
-    )
-    return jax.tree.map(
-        lambda a, b: joined(jnp.concatenate([a, by_part(b, parts)], 2)), outputs, rest
-    )
+    if whole == length:
+        return outputs
+    rest = function(jax.tree.map(lambda x: x[:, whole:], inputs))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), outputs, rest)
 
 
-def share(chunk_length: int, parts: int) -> int:
-    """Positions of a chunk in each of the parts."""
-    return max(1, chunk_length // parts)
-
-
-def by_part(x: jax.Array, parts: int) -> jax.Array:
-    """[B, L, ...] as [B, parts, L / parts, ...]."""
-    return x.reshape(x.shape[0], parts, x.shape[1] // parts, *x.shape[2:])
-
-
-def joined(x: jax.Array) -> jax.Array:
-    """What `by_part` made, as it was."""
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+def of_part(chunk_length: int, length: int, local: int) -> int:
+    """Its share of chunks of L positions for a device that has a part of them."""
+    if not 0 < chunk_length < length:
+        return 0
+    return max(1, chunk_length * local // length)
 
 
 def check_chunk_length(chunk_length: int) -> None:
@@ -120,7 +104,6 @@ def cross_entropy(
     *,
     chunk_length: int,
     label_smoothing: float = 0.0,
-    parts: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What training minimizes, negative log-likelihood, both in nats, and whether the
     target was the likeliest, [B, L] each.
@@ -132,7 +115,6 @@ def cross_entropy(
       chunk_length: logits of so many positions exist at a time; 0 for all.
       label_smoothing: share of the target's probability that is spread evenly over the
         vocabulary (Szegedy et al. 2015, section 7); with 0 the first two are the same.
-      parts: see map_chunks.
     """
 
     kind = jnp.result_type(targets_BL)
@@ -153,9 +135,7 @@ def cross_entropy(
             loss = (1 - label_smoothing) * nll + label_smoothing * of_all
         return loss, nll, logits_BLV.argmax(-1) == targets
 
-    return map_chunks(
-        per_token, (hidden, targets_BL), chunk_length=chunk_length, parts=parts
-    )
+    return map_chunks(per_token, (hidden, targets_BL), chunk_length=chunk_length)
 
 
 def at_classes(x: jax.Array, classes: jax.Array) -> jax.Array:

@@ -32,9 +32,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from reformer_jax import sharding
 from reformer_jax.stack import chunking
+from reformer_jax.stack import parts
 
 Streams = tuple[jax.Array, jax.Array]
 
@@ -116,6 +117,8 @@ class Pass:
       grid_bits: see the module's docstring; 0 for streams as they come.
       head_groups: number of groups of heads.
       chunk_length: positions at a time in all but attend; 0 for all.
+      split: how a mesh splits the streams, see parts.py.
+      memory_split: the same of the memory.
       single: whether the two streams, which are to be equal, are one, the
         Transformer's: x + attention(x), then x + feed_forward(x). Cannot be inverted.
     """
@@ -124,6 +127,8 @@ class Pass:
     grid_bits: int = 0
     head_groups: int = 1
     chunk_length: int = 0
+    split: P = P()
+    memory_split: P = P()
     single: bool = False
 
     def __post_init__(self):
@@ -358,14 +363,19 @@ def _combine(how: Pass, given: _Given, out):
 def _map(how: Pass, function, given: _Given, x):
     """function(how, given, x) of each position, fused with nothing around it."""
 
-    def map_part(whole, split, sums):
+    def map_part(whole, split):
         (branch, which), (keys, x) = whole, split
         part = functools.partial(function, how, _Given(branch, keys, which))
-        return chunking.map_chunks(part, x, chunk_length=_chunk(how, length, x)), sums
+        return chunking.map_chunks(part, x, chunk_length=_chunk(how, length, x))
 
-    length = _length(x)
+    length, spec = _length(x), _split(how, function)
     whole, split = (given.branch, given.which), (given.keys, _apart(x))
-    return _apart(sharding.on_parts(map_part, whole, split, ())[0])
+    return _apart(parts.on_parts(map_part, spec, whole, split))
+
+
+def _split(how: Pass, function) -> P:
+    """How what a function is given is split."""
+    return how.memory_split if function is _remember else how.split
 
 
 def _length(x) -> int:
@@ -375,10 +385,7 @@ def _length(x) -> int:
 
 def _chunk(how: Pass, length: int, part) -> int:
     """Positions at a time of a device that has a part of so many."""
-    local = _length(part)
-    if not 0 < how.chunk_length < length:
-        return local
-    return chunking.share(how.chunk_length, length // local)
+    return chunking.of_part(how.chunk_length, length, _length(part))
 
 
 def _heads(how: Pass, given: _Given, x, memory):
@@ -446,7 +453,7 @@ def _undo(
     """The streams before a half-step, their gradients and those of the memory; and the
     branch's."""
     (source, new), (dsource, dnew) = streams, gradients
-    sums = sharding.zeros_by_part(branch, source.shape)
+    sums = parts.zeros_by_part(branch, how.split)
     if is_attention(branch):
         undo = functools.partial(
             _undo_attention, how, branch, inputs, (memory, dmemory)
@@ -503,7 +510,7 @@ def _undo_attention(
         return (y, dx, dmemory, (sums, of_memory)), None
 
     # The memory may be split over other devices.
-    of_memory = sharding.zeros_by_part(branch, memory.shape) if reads else None
+    of_memory = parts.zeros_by_part(branch, how.memory_split) if reads else None
     carry = y, dx, dmemory, (sums, of_memory)
     groups = jnp.arange(how.head_groups)
     (y, dx, dmemory, sums), _ = lax.scan(undo, carry, (groups, inputs.saved))
@@ -550,7 +557,8 @@ def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
             )
             return y, dx, jax.tree.map(jnp.add, gradient, more_gradient)
 
-        size, local = _chunk(how, length, x), _length(x)
+        local = _length(x)
+        size = _chunk(how, length, x) or local
         carry = y, dx, sums
         chunks, rest = divmod(local, size)
         carry = lax.fori_loop(0, chunks, lambda i, c: undo(c, i * size, size), carry)
@@ -559,9 +567,9 @@ def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
         y, dx, sums = carry
         return (y, dx), sums
 
-    length = _length(x_and_dx[0])
+    length, spec = _length(x_and_dx[0]), _split(how, function)
     whole, split = (given.branch, given.which), (given.keys, x_and_dx, y_and_dy)
-    (y, dx), sums = sharding.on_parts(undo_part, whole, split, sums)
+    (y, dx), sums = parts.on_parts_with_sums(undo_part, spec, whole, split, sums)
     return y, dx, sums
 
 

@@ -6,7 +6,7 @@ vocabulary, C classes, U what is predicted: [B, L] or [B].
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from reformer_jax import model as model_lib
 from reformer_jax import sharding
 from reformer_jax.model import config as model_config
 from reformer_jax.stack import chunking
+from reformer_jax.stack import parts
 from reformer_jax.training import optimizer as optimizer_lib
 from reformer_jax.training import state as state_lib
 
@@ -190,15 +191,11 @@ def outcome(
     largest = jnp.maximum(*(jnp.abs(y).max() for y in jax.lax.stop_gradient(streams)))
     with jax.named_scope('loss'):
         if targets_BL is not None:
-            logits_of = functools.partial(model.logits, key=key, train=train)
-            size = model.config.loss_chunk_length
-            trained_BL, nll_BL, correct_BL = chunking.cross_entropy(
-                logits_of,
-                streams,
-                targets_BL,
-                chunk_length=size,
-                label_smoothing=model.config.label_smoothing,
-                parts=sharding.sequence_parts(targets_BL.shape[1]),
+            keys_B = None if key is None else model.output_keys(key, len(tokens_BL))
+            losses_of = functools.partial(_losses, targets_BL.shape[1], train)
+            split = keys_B, streams, targets_BL
+            trained_BL, nll_BL, correct_BL = parts.on_parts(
+                losses_of, sharding.split(targets_BL.shape), model, split
             )
             others = jax.lax.stop_gradient((nll_BL, largest))
             trained_BL = chunking.known_first(trained_BL, others)
@@ -214,6 +211,21 @@ def outcome(
                 found = _answers(logits, batch)
         losses_U, correct_U, predictions = found
         return Outcome(losses_U, losses_U, correct_U, weights_U, predictions, largest)
+
+
+def _losses(length: int, train: bool, model: model_lib.Reformer, split: Any) -> Any:
+    """chunking.cross_entropy of a device's part of so many positions."""
+    keys_B, streams, targets_BL = split
+    config = model.config
+    return chunking.cross_entropy(
+        functools.partial(model.logits, key=keys_B, train=train),
+        streams,
+        targets_BL,
+        chunk_length=chunking.of_part(
+            config.loss_chunk_length, length, targets_BL.shape[1]
+        ),
+        label_smoothing=config.label_smoothing,
+    )
 
 
 def _has_exact_inversion(config: model_config.ModelConfig | None) -> bool:

@@ -1,0 +1,84 @@
+"""Functions of single positions, on each device for those that it has.
+
+Left to itself XLA's partitioner adds sums over positions up over all devices whenever
+something is added to them: gradients of parameters after every chunk. Here each device
+has its own, for the caller to add up at the end.
+
+How [B, L, ...] is split over the current mesh is said by a PartitionSpec of two
+dimensions, P() where it is not. Axes of the mesh that are not in it are left to the
+partitioner.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+
+def on_parts(function: Callable[..., Any], spec: P, whole: Any, split: Any) -> Any:
+    """function(whole, split) of each part.
+
+    Args:
+      function: returns a pytree of [B, L, ...].
+      spec: how it is split.
+      whole: pytree of arrays that each part gets whole.
+      split: pytree of arrays [B, L, ...] and [B], of which a part gets its own.
+    """
+
+    def and_nothing(whole: Any, split: Any, sums: Any) -> tuple[Any, Any]:
+        return function(whole, split), sums
+
+    return on_parts_with_sums(and_nothing, spec, whole, split, ())[0]
+
+
+def on_parts_with_sums(
+    function: Callable[..., Any], spec: P, whole: Any, split: Any, sums: Any
+) -> tuple[Any, Any]:
+    """The same of function(whole, split, sums), which returns the sums of its part too.
+
+    sums: pytree of [parts, ...], to begin with zeros_by_part; a part gets [...].
+    """
+
+    def on_part(whole: Any, split: Any, sums: Any) -> tuple[Any, Any]:
+        out, sums = function(whole, split, jax.tree.map(lambda x: x[0], sums))
+        return out, jax.tree.map(lambda x: x[None], sums)
+
+    axes = _axes(spec)
+    if not axes:
+        return on_part(whole, split, sums)
+    specs = jax.tree.map(lambda x: P(*spec[: x.ndim]), split)
+    return jax.shard_map(
+        on_part,
+        in_specs=(P(), specs, P(axes)),
+        out_specs=(spec, P(axes)),
+        axis_names=set(axes),
+        check_vma=False,
+    )(whole, split, sums)
+
+
+def zeros_by_part(tree: Any, spec: P) -> Any:
+    """Zeros [parts, ...] for each leaf [...] of a tree."""
+    axes = _axes(spec)
+    mesh = jax.sharding.get_abstract_mesh()
+    count = math.prod(mesh.shape[axis] for axis in axes)
+
+    def zeros(x: Any) -> jax.Array:
+        made = jnp.zeros((count, *x.shape), x.dtype)
+        by_part = P(axes, *(P.UNCONSTRAINED,) * x.ndim)
+        return lax.with_sharding_constraint(made, by_part) if axes else made
+
+    return jax.tree.map(zeros, tree)
+
+
+def _axes(spec: P) -> tuple[str, ...]:
+    """All axes of the mesh that are in it."""
+    return tuple(
+        name
+        for axes in spec
+        if axes
+        for name in (axes if isinstance(axes, tuple) else (axes,))
+    )
