@@ -260,6 +260,19 @@ def test_saves_leave_nothing_in_memory(tmp_path, small):
     assert counts[3] - counts[2] < 50
 
 
+def test_restores_leave_nothing_in_memory(tmp_path, small):
+    with checkpoint.Checkpointer(tmp_path, keep=1) as saver:
+        saver.save(0, small)
+    counts = []
+    with checkpoint.Checkpointer(tmp_path) as reader:
+        for number in range(31):
+            reader.restore(small)
+            if number % 10 == 0:
+                gc.collect()
+                counts.append(len(gc.get_objects()))
+    assert counts[3] - counts[2] < 50
+
+
 def test_an_existing_step_is_not_saved_again(tmp_path, small):
     with checkpoint.Checkpointer(tmp_path, keep=2) as saver:
         assert saver.save(1, small)
