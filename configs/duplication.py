@@ -7,6 +7,8 @@ state chunk, positions, optimizer and schedule. Axial positions, which a single 
 cannot shift across their rows, stop at 77 % on the small task; learned ones do not.
 
   python train.py --config=configs/duplication.py --workdir=...
+  python train.py --config=configs/duplication.py:cpu      one CPU core, the same model
+      and task, 10,000 steps of one sequence, activations saved instead of recomputed
   python train.py --config=configs/duplication.py:tiny     2 CPU cores, |w| = 31
   python sweep.py --config=configs/duplication.py:tiny --workdir=runs/table2
       all of Table 2: trained with full and LSH attention, evaluated with each
@@ -22,10 +24,12 @@ from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The experiment: '' is the paper's, 'tiny' has |w| = 31."""
-    if variant not in ('', 'tiny'):
+    """The experiment: '' is the paper's, 'cpu' the same in fewer and smaller steps,
+    'tiny' has |w| = 31."""
+    if variant not in ('', 'cpu', 'tiny'):
         raise ValueError(
-            f'unknown variant {variant!r}: use duplication.py or duplication.py:tiny.'
+            f'unknown variant {variant!r}: use duplication.py, duplication.py:cpu or '
+            'duplication.py:tiny.'
         )
     config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 150_000
@@ -62,6 +66,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'warmup_steps': 1000,
         'decay': 'rsqrt',
     }
+    if variant == 'cpu':
+        config.update(_cpu())
     if variant == 'tiny':
         config.update(_tiny())
     return config
@@ -79,6 +85,18 @@ def evaluations(add):
     add({'model.pattern': ('full',)})
     for rounds in (8, 4, 2, 1):
         add({'model.pattern': ('lsh',), 'model.rounds': rounds})
+
+
+def _cpu() -> dict:
+    return {
+        'steps': 10_000,
+        'eval_every': 1000,
+        'eval_batches': 16,
+        'checkpoint_every': 1000,
+        'data': {'batch_size': 1},
+        'model': {'stack': 'residual'},
+        'optimizer': {'warmup_steps': 200, 'decay': 'cosine'},
+    }
 
 
 def _tiny() -> dict:
