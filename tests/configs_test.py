@@ -17,7 +17,7 @@ _ABLATIONS = ['', 'imagenet64', 'tiny', 'imagenet64_tiny']
 _VARIANTS = {
     'enwik8': ['', 'small', 'tiny', 'million'],
     'imagenet64': ['', 'small', 'tiny'],
-    'duplication': ['', 'cpu', 'tiny'],
+    'duplication': ['', 'short', 'cpu', 'tiny'],
     'copy_reverse': ['', 'lsh', 'long'],
     'multi30k': ['', 'gpu'],
     'summarise': ['', 'marked'],
