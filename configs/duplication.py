@@ -99,7 +99,7 @@ def _cpu() -> dict:
 
 
 def _short() -> dict:
-    """Of 64 tokens, which are one chunk: attention is exact for every row of the table."""
+    """64 tokens are one chunk: attention is exact, whatever the row of the table."""
     return {
         'steps': 500,
         'data': {'half_length': 31, 'batch_size': 16},
