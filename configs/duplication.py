@@ -7,12 +7,25 @@ state chunk, positions, optimizer and schedule. Axial positions, which a single 
 cannot shift across their rows, stop at 77 % on the small task; learned ones do not.
 
   python train.py --config=configs/duplication.py --workdir=...
-  python train.py --config=configs/duplication.py:cpu      one CPU core, the same model
-      and task, 10,000 steps of one sequence, activations saved instead of recomputed
   python train.py --config=configs/duplication.py:tiny     2 CPU cores, |w| = 31
   python sweep.py --config=configs/duplication.py:tiny --workdir=runs/table2
       all of Table 2: trained with full and LSH attention, evaluated with each
   python reports/table2.py runs/table2
+
+The paper's model and task on one CPU core:
+
+  python train.py --config=configs/duplication.py:short --workdir=runs/duplication_short
+      words of 31 symbols first: 500 steps
+  python sweep.py --config=configs/duplication.py:cpu --workdir=runs/table2
+      from there 10,000 steps of one sequence a row, with activations saved instead of
+      recomputed, the same function
+
+Every sequence has all 511 pairs of positions, so a small batch learns more a second.
+From fresh parameters the loss stays at log2(127) = 7 bits for 2,300 steps at a learning
+rate of 1e-3, and for longer at others; but once it has left, 3e-3 learns many times
+faster. What words of 31 symbols teach, to attend by position and to copy, takes the
+plateau away. Their 64 tokens are one chunk, so that attention is exact and all rows may
+start from the same parameters.
 """
 
 import ml_collections
