@@ -18,7 +18,8 @@ The paper's model and task on one CPU core:
       words of 31 symbols first: 500 steps
   python sweep.py --config=configs/duplication.py:cpu --workdir=runs/table2
       from there 10,000 steps of one sequence a row, with activations saved instead of
-      recomputed, the same function
+      recomputed, the same function: 13 minutes trained with 4 rounds (then 100.0 %
+      evaluated with 8), 8 minutes with one (98.5 %)
 
 Every sequence has all 511 pairs of positions, so a small batch learns more a second.
 From fresh parameters the loss stays at log2(127) = 7 bits for 2,300 steps at a learning
