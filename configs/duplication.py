@@ -11,6 +11,22 @@ cannot shift across their rows, stop at 77 % on the small task; learned ones do 
   python sweep.py --config=configs/duplication.py:tiny --workdir=runs/table2
       all of Table 2: trained with full and LSH attention, evaluated with each
   python reports/table2.py runs/table2
+
+The paper's model and task on one CPU core:
+
+  python train.py --config=configs/duplication.py:short --workdir=runs/duplication_short
+      words of 31 symbols first: 500 steps
+  python sweep.py --config=configs/duplication.py:cpu --workdir=runs/table2
+      from there 10,000 steps of one sequence a row, with activations saved instead of
+      recomputed, the same function: 13 minutes trained with 4 rounds (then 100.0 %
+      evaluated with 8), 8 minutes with one (98.5 %)
+
+Every sequence has all 511 pairs of positions, so a small batch learns more a second.
+From fresh parameters the loss stays at log2(127) = 7 bits for 2,300 steps at a learning
+rate of 1e-3, and for longer at others; but once it has left, 3e-3 learns many times
+faster. What words of 31 symbols teach, to attend by position and to copy, takes the
+plateau away. Their 64 tokens are one chunk, so that attention is exact and all rows may
+start from the same parameters.
 """
 
 import ml_collections
@@ -22,10 +38,12 @@ from reformer_jax.training import optimizer as optimizer_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The experiment: '' is the paper's, 'tiny' has |w| = 31."""
-    if variant not in ('', 'tiny'):
+    """The experiment: '' is the paper's, 'cpu' the same in fewer and smaller steps
+    from what 'short' has learned, 'tiny' has |w| = 31."""
+    if variant not in ('', 'short', 'cpu', 'tiny'):
         raise ValueError(
-            f'unknown variant {variant!r}: use duplication.py or duplication.py:tiny.'
+            f'unknown variant {variant!r}: use duplication.py, or with :short, :cpu or '
+            ':tiny.'
         )
     config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 150_000
@@ -62,8 +80,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         'warmup_steps': 1000,
         'decay': 'rsqrt',
     }
-    if variant == 'tiny':
-        config.update(_tiny())
+    if variant:
+        config.update({'short': _short, 'cpu': _cpu, 'tiny': _tiny}[variant]())
     return config
 
 
@@ -79,6 +97,29 @@ def evaluations(add):
     add({'model.pattern': ('full',)})
     for rounds in (8, 4, 2, 1):
         add({'model.pattern': ('lsh',), 'model.rounds': rounds})
+
+
+def _cpu() -> dict:
+    return {
+        'steps': 10_000,
+        'init_from': 'runs/duplication_short',
+        'eval_every': 1000,
+        'eval_batches': 16,
+        'checkpoint_every': 1000,
+        'data': {'batch_size': 1},
+        'model': {'stack': 'residual'},
+        'optimizer': {'learning_rate': 3e-3, 'warmup_steps': 300, 'decay': 'cosine'},
+    }
+
+
+def _short() -> dict:
+    """64 tokens are one chunk: attention is exact, whatever the row of the table."""
+    return {
+        'steps': 500,
+        'data': {'half_length': 31, 'batch_size': 16},
+        'model': {'stack': 'residual'},
+        'optimizer': {'warmup_steps': 100, 'decay': 'constant'},
+    }
 
 
 def _tiny() -> dict:

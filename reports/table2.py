@@ -114,6 +114,8 @@ def _text(collection: run_folders.Collection, rows: Sequence[dict[str, Any]]) ->
             f' |w| = {fields["data.half_length"]}, {fields["data.symbols"]} symbols, '
             f'd_model {fields["model.d_model"]}.'
         )
+        if source := fields.get('init_from'):
+            task += f' All start from the parameters of {source}.'
     return (
         "# Table 2: duplication\n\nShare of the second half's symbols that are right, "
         "in percent, on the test split; in brackets the paper's, of |w| = 511, 127 "

@@ -113,6 +113,12 @@ def test_table2_counts_evaluations_of_the_same_experiment_only(make_run):
     assert _lines(table2.report([str(folder)])[0])['LSH-4'][2] == '99.00 (99.9)'
 
 
+def test_table2_tells_what_its_runs_start_from(make_run):
+    told = 'All start from the parameters of runs/duplication_short.'
+    assert told in table2.report([str(make_run('a', variant='cpu')[0])])[0]
+    assert 'All start' not in table2.report([str(make_run('b')[0])])[0]
+
+
 def test_table2_has_rows_beyond_the_papers(make_run):
     local, config = make_run('local', **{'model.pattern': ('local',)})
     _evaluate(local, config, 0.2, **{'model.pattern': ('lsh',), 'model.rounds': 8})

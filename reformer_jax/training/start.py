@@ -3,7 +3,8 @@
 Only this file reads a ConfigDict. What the config leaves open is found elsewhere: in
 the run's own folder, in that of init_from, in the data. A config with init_from takes
 from there all that gives the parameters their meaning (model.architecture_fields), and
-keeps its own head, dropout, rounds, dtype, stack and the like.
+keeps its own head, dropout, rounds, dtype, stack and the like, and its own pattern
+where that has LSH for full attention with shared queries and keys, or the reverse.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import copy
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -204,6 +205,9 @@ def resolve(config: Mapping[str, Any], workdir: str) -> dict[str, Any]:
     if source:
         names = model_config.architecture_fields() + (_OF_HEAD if same_head else ())
         taken = {name: given['model'][name] for name in names if name in given['model']}
+        patterns = taken['pattern'], fields['model'].get('pattern', ())
+        if taken.get('shared_qk') and len({*map(_lsh_for_full, patterns)}) == 1:
+            del taken['pattern']
         # One token more where the source's vocabulary is that of the data but the mask.
         if taken.get('encoder'):
             taken['encoder'] = _encoder(names, taken['encoder'], fields['model'])
@@ -263,6 +267,12 @@ def _exact_length(
         return {}
     same = was.rounds == known['rounds']
     return {} if same else {'dense_length': was.exact_length}
+
+
+def _lsh_for_full(pattern: Sequence[str]) -> tuple[str, ...]:
+    """What a pattern has in common with those that may start from its parameters: full
+    attention with shared queries and keys has those of LSH, which approximates it."""
+    return tuple('lsh' if kind == 'full' else kind for kind in pattern)
 
 
 def _encoder(

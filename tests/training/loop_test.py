@@ -571,6 +571,19 @@ def test_an_encoder_from_another_run_keeps_the_configs_other_fields(tmp_path, ca
     assert 'encoder.d_ff=24 (not 8)' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('shared_qk', [True, False])
+def test_full_attention_starts_from_lsh_where_it_shares_queries(tmp_path, shared_qk):
+    source = duplication.get_config('short')
+    source.model.shared_qk = shared_qk
+    run_folder.open_workdir(tmp_path, start.open(source, str(tmp_path)).fields)
+    config = duplication.get_config('cpu')
+    config.init_from = str(tmp_path)
+    for pattern in (('lsh',), ('full',)):
+        config.model.pattern = pattern
+        found = start.open(config, 'none').config.model.pattern
+        assert found == (pattern if shared_qk else ('lsh',))
+
+
 def test_token_ids_out_of_range_are_an_error(tmp_path):
     config = duplication.get_config('tiny')
     config.model.vocab_size = 100
