@@ -23,7 +23,7 @@ class Mix:
     def attend(self, heads, inputs, *, train):
         return jnp.cumsum(heads, axis=1) / jnp.arange(1, LENGTH + 1)[:, None], None
 
-    def combine(self, out, keys, group, *, train):
+    def combine(self, out, key, group, *, train):
         return out @ self.kernel
 
 
@@ -31,7 +31,7 @@ class Mix:
 class Think:
     kernel: jax.Array
 
-    def __call__(self, x, keys, *, train):
+    def __call__(self, x, key, *, train):
         return jnp.tanh(x @ self.kernel)
 
 

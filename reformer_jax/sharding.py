@@ -110,6 +110,14 @@ def split(shape: Sequence[int]) -> P:
     return spec if math.prod(mesh.shape[name] for name in names) > 1 else P()
 
 
+def batch_part() -> tuple[jax.Array | int, int]:
+    """Within shard_map: which part of the batch is here, and how many there are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.manual_axes)
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    return (lax.axis_index(axes) if count > 1 else 0), count
+
+
 def ring() -> str:
     """The axis of the current mesh that splits positions in attention, '' for none."""
     mesh = jax.sharding.get_abstract_mesh()

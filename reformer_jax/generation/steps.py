@@ -173,8 +173,7 @@ def decode_step(
     x_BD = model.embed_at(tokens_B, state.lengths_B)
     has_room_B1 = state.lengths_B[:, None] < state.capacity
     x_B1D = jnp.where(has_room_B1, x_BD, jnp.nan)[:, None]
-    # Of dropout, which is off.
-    keys_B = reversible.sequence_keys(jax.random.key(0), len(tokens_B))
+    key = jax.random.key(0)  # of dropout, which is off
     streams, single = (x_B1D, x_B1D), model.config.streams == 1
     new_caches = []
     for number, layer in enumerate(unstacked_layers or model.unstacked()):
@@ -185,7 +184,7 @@ def decode_step(
                 q_B1HK = branch.project(source, _ALL_HEADS)
                 memory = state.memories[number][place]
                 out_B1HK = caches.memory_step(memory, q_B1HK, state.memory_mask_BS)
-                added = branch.combine(out_B1HK, keys_B, _ALL_HEADS)
+                added = branch.combine(out_B1HK, key, _ALL_HEADS)
             elif reversible.is_attention(branch):
                 heads = branch.project(source, _ALL_HEADS)
                 given = of_layer[place], heads, state.lengths_B
@@ -195,9 +194,9 @@ def decode_step(
                     case _:
                         stepped = caches.step(kind, *given)
                 out_B1HK, of_layer[place] = stepped
-                added = branch.combine(out_B1HK, keys_B, _ALL_HEADS)
+                added = branch.combine(out_B1HK, key, _ALL_HEADS)
             else:
-                added = branch(source, keys_B)
+                added = branch(source, key)
             streams = reversible.half_step(streams, target + added, single=single)
         new_caches.append(of_layer)
     logits_B1V = model.logits(streams)
@@ -281,8 +280,8 @@ class _Prompt:
                 return caches.full_prompt(kind, heads, self.capacity)
         return lsh_caches.prompt(kind, heads, lengths_B, inputs.extra, self.capacity)
 
-    def combine(self, out_BPHK, keys, group, *, train):
-        return self.branch.combine(out_BPHK, keys, group, train=train)
+    def combine(self, out_BPHK, key, group, *, train):
+        return self.branch.combine(out_BPHK, key, group, train=train)
 
 
 @jax.tree_util.register_dataclass
@@ -303,8 +302,8 @@ class _Source:
             self.branch.kind, heads, inputs.shared.memory_mask_BS
         )
 
-    def combine(self, out_BPHK, keys, group, *, train):
-        return self.branch.combine(out_BPHK, keys, group, train=train)
+    def combine(self, out_BPHK, key, group, *, train):
+        return self.branch.combine(out_BPHK, key, group, train=train)
 
 
 def _computed(kind: attention.Kind) -> attention.Kind:

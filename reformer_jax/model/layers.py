@@ -74,7 +74,7 @@ class _Heads(nnx.Module):
     def combine(
         self,
         out_BLHK: jax.Array,
-        keys_B: jax.Array,
+        key: jax.Array,
         group: HeadGroup,
         *,
         train: bool = False,
@@ -86,7 +86,7 @@ class _Heads(nnx.Module):
             kernel_HKD = kernel_HKD.astype(self.config.dtype)
             out_BLD = jnp.einsum('blhk,hkd->bld', out_BLHK, kernel_HKD)
             out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
-            return dropout(out_BLD, self.config.dropout if train else 0.0, keys_B)
+            return dropout(out_BLD, self.config.dropout if train else 0.0, key)
 
 
 class SelfAttention(_Heads):
@@ -246,17 +246,16 @@ def hash_rotations(
     )
 
 
-def dropout(x_BLD: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
-    """Drops channels of a sequence, the same at all its positions.
-
-    keys: one for each sequence, [B], or one that they are made of.
-    """
+def dropout(x_BLD: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Drops channels of a sequence, the same at all its positions."""
     if not rate:
         return x_BLD
-    if not keys.ndim:
-        keys = reversible.sequence_keys(keys, x_BLD.shape[0])
-    shape = (*(1,) * (x_BLD.ndim - 2), x_BLD.shape[-1])
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    # A device that has a part of the batch draws for all and takes its own.
+    batch, (part, count) = x_BLD.shape[0], sharding.batch_part()
+    shape = (count * batch, *(1,) * (x_BLD.ndim - 2), x_BLD.shape[-1])
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
+    if count > 1:
+        keep = lax.dynamic_slice_in_dim(keep, part * batch, batch)
     return x_BLD * (keep / (1 - rate)).astype(x_BLD.dtype)
 
 
@@ -286,11 +285,11 @@ class FeedForward(nnx.Module):
         self.output_bias = nnx.Param(jnp.zeros((config.d_model,)))
 
     def __call__(
-        self, x_BLD: jax.Array, keys_B: jax.Array, *, train: bool = False
+        self, x_BLD: jax.Array, key: jax.Array, *, train: bool = False
     ) -> jax.Array:
         """Output [B, L, D], each position on its own."""
         config, dtype = self.config, self.config.dtype
-        keys_B2 = jax.vmap(jax.random.split)(keys_B)
+        hidden_key, output_key = jax.random.split(key)
         rate = config.dropout if train else 0.0
         with jax.named_scope('feed_forward'):
             hidden_DF = sharding.constrain(self.hidden[...], P(None, 'model'))
@@ -300,12 +299,12 @@ class FeedForward(nnx.Module):
             )
             h_BLF = linear.linear(x_BLD, hidden_DF.astype(dtype))
             h_BLF += self.hidden_bias.astype(dtype)
-            h_BLF = dropout(h_BLF, rate, keys_B2[:, 0])
+            h_BLF = dropout(h_BLF, rate, hidden_key)
             h_BLF = model_config.ACTIVATIONS[config.activation](h_BLF)
             out_BLD = linear.linear(h_BLF, output_FD.astype(dtype))
             out_BLD += self.output_bias.astype(dtype)
             out_BLD = sharding.constrain(out_BLD, sharding.POSITIONS)
-            return dropout(out_BLD, rate, keys_B2[:, 1])
+            return dropout(out_BLD, rate, output_key)
 
 
 class Block(nnx.Module):

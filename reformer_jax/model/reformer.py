@@ -297,11 +297,7 @@ class Reformer(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """What the head makes of the last streams; arguments as in a call.
-
-        The key may be output_keys instead, for logits of tokens: with them a device can
-        compute its own part.
-        """
+        """What the head makes of the last streams; arguments as in a call."""
         config = self.config
         if config.head in ('lm', 'masked_lm'):
             x_BLX = self._hidden(streams, key, train)
@@ -315,10 +311,6 @@ class Reformer(nnx.Module):
                 'with another head.'
             )
         return self.head(self._hidden(streams, key, train))
-
-    def output_keys(self, key: jax.Array, count: int) -> jax.Array:
-        """For each of so many sequences the key with which its hidden states drop."""
-        return reversible.sequence_keys(_split(key)[3], count)
 
     @property
     def _table(self) -> jax.Array:
@@ -350,8 +342,7 @@ class Reformer(nnx.Module):
             x_BLX = jnp.concatenate([y1_BLD, y2_BLD], axis=-1)
         x_BLX = self.norm(x_BLX)
         if train and key is not None:
-            keys_B = key if key.ndim else self.output_keys(key, len(x_BLX))
-            x_BLX = layers.dropout(x_BLX, self.config.dropout, keys_B)
+            x_BLX = layers.dropout(x_BLX, self.config.dropout, _split(key)[3])
         return x_BLX
 
     def _embed(
@@ -364,8 +355,10 @@ class Reformer(nnx.Module):
         if positions_BLD is None:
             return x_BLD
         positions_BLD = sharding.constrain(positions_BLD, sharding.POSITIONS)
-        key_1 = reversible.sequence_keys(position_key, 1)
-        return x_BLD + layers.dropout(positions_BLD, dropout, key_1)
+        if dropout:  # the same channels in all sequences
+            ones_11D = jnp.ones((1, 1, positions_BLD.shape[-1]), positions_BLD.dtype)
+            positions_BLD *= layers.dropout(ones_11D, dropout, position_key)
+        return x_BLD + positions_BLD
 
     def _positions(self, tokens_BL: jax.Array) -> jax.Array | None:
         """[B, L, D] or [1, L, D]; zeros for the padding beyond the longest sequence."""

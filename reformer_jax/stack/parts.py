@@ -26,7 +26,7 @@ def on_parts(function: Callable[..., Any], spec: P, whole: Any, split: Any) -> A
       function: returns a pytree of [B, L, ...].
       spec: how it is split.
       whole: pytree of arrays that each part gets whole.
-      split: pytree of arrays [B, L, ...] and [B], of which a part gets its own.
+      split: pytree of arrays [B, L, ...], of which a part gets its own.
     """
 
     def and_nothing(whole: Any, split: Any, sums: Any) -> tuple[Any, Any]:
@@ -50,10 +50,9 @@ def on_parts_with_sums(
     axes = _axes(spec)
     if not axes:
         return on_part(whole, split, sums)
-    specs = jax.tree.map(lambda x: P(*spec[: x.ndim]), split)
     return jax.shard_map(
         on_part,
-        in_specs=(P(), specs, P(axes)),
+        in_specs=(P(), spec, P(axes)),
         out_specs=(spec, P(axes)),
         axis_names=set(axes),
         check_vma=False,

@@ -65,8 +65,8 @@ class HeadGroup(NamedTuple):
 class PositionWise(Protocol):
     """A branch that acts on each position alone; a pytree of its parameters."""
 
-    def __call__(self, x: jax.Array, keys: jax.Array, *, train: bool) -> jax.Array:
-        """What it adds, [B, c, D]; with a key for each sequence, [B]."""
+    def __call__(self, x: jax.Array, key: jax.Array, *, train: bool) -> jax.Array:
+        """What it adds, [B, c, D]."""
 
 
 class Attention(Protocol):
@@ -85,9 +85,9 @@ class Attention(Protocol):
         """What combine takes, [B, L, ...], and what the backward pass is given back."""
 
     def combine(
-        self, out: Any, keys: jax.Array, group: HeadGroup, *, train: bool
+        self, out: Any, key: jax.Array, group: HeadGroup, *, train: bool
     ) -> jax.Array:
-        """What the group adds, [B, c, D]; with a key for each sequence, [B]."""
+        """What the group adds, [B, c, D]."""
 
 
 class Inputs(NamedTuple):
@@ -251,15 +251,6 @@ def branch_keys(
     return [keys[sum(counts[:i]) :][:count] for i, count in enumerate(counts)]
 
 
-def sequence_keys(key: jax.Array, count: int) -> jax.Array:
-    """A key for each of so many sequences, of which a device may have any.
-
-    Of Threefry: those of 'rbg' give other numbers when they are not alone.
-    """
-    bits = jax.random.bits(key, (count, 2), jnp.uint32)
-    return jax.random.wrap_key_data(bits, impl='threefry2x32')
-
-
 # --- Forward ----------------------------------------------------------------------
 
 
@@ -321,7 +312,7 @@ def _repeat(how: Pass, common: _Common, streams, inputs):
                 read = source, common.memory
                 new, kept[number] = _add_attention(how, branch, given, read, target)
             else:
-                given = _Given.of(branch, keys[number][0], source)
+                given = _Given(branch, keys[number][0])
                 added = _map(how, _apply, given, source)
                 new = target + _snap(added, how.grid_bits)
             streams = half_step(streams, new, single=how.single)
@@ -330,21 +321,16 @@ def _repeat(how: Pass, common: _Common, streams, inputs):
 
 
 class _Given(NamedTuple):
-    """What the position-wise functions of a branch get beside x: its parameters, a key
-    for each sequence, and which group of heads."""
+    """What the position-wise functions of a branch get beside x: its parameters, a key,
+    and which group of heads."""
 
     branch: Any
-    keys: jax.Array
+    key: jax.Array
     which: jax.Array | int = 0
-
-    @classmethod
-    def of(cls, branch, key, x, which=0):
-        """For x of [B, L, D]."""
-        return cls(branch, sequence_keys(key, x.shape[0]), which)
 
 
 def _apply(how: Pass, given: _Given, x):
-    return given.branch(x, given.keys, train=how.train)
+    return given.branch(x, given.key, train=how.train)
 
 
 def _project(how: Pass, given: _Given, x):
@@ -357,20 +343,18 @@ def _remember(how: Pass, given: _Given, memory):
 
 def _combine(how: Pass, given: _Given, out):
     group = HeadGroup(given.which, how.head_groups)
-    return given.branch.combine(out, given.keys, group, train=how.train)
+    return given.branch.combine(out, given.key, group, train=how.train)
 
 
 def _map(how: Pass, function, given: _Given, x):
     """function(how, given, x) of each position, fused with nothing around it."""
 
-    def map_part(whole, split):
-        (branch, which), (keys, x) = whole, split
-        part = functools.partial(function, how, _Given(branch, keys, which))
+    def map_part(given, x):
+        part = functools.partial(function, how, given)
         return chunking.map_chunks(part, x, chunk_length=_chunk(how, length, x))
 
     length, spec = _length(x), _split(how, function)
-    whole, split = (given.branch, given.which), (given.keys, _apart(x))
-    return _apart(parts.on_parts(map_part, spec, whole, split))
+    return _apart(parts.on_parts(map_part, spec, given, _apart(x)))
 
 
 def _split(how: Pass, function) -> P:
@@ -401,7 +385,7 @@ def _add_attention(how: Pass, branch, inputs: Inputs, x_and_memory, target):
     attend_key, combine_key = inputs.key
 
     def add(target, which):
-        given = _Given.of(branch, combine_key, target, which)
+        given = _Given(branch, combine_key, which)
         heads = _heads(how, given, *x_and_memory)
         group = HeadGroup(which, how.head_groups)
         here = inputs._replace(key=attend_key, group=group)
@@ -460,7 +444,7 @@ def _undo(
         )
         target, dsource, dmemory, gradient = undo((source, dsource), (new, dnew), sums)
     else:
-        given = _Given.of(branch, inputs.key[0], source)
+        given = _Given(branch, inputs.key[0])
         target, dsource, sums = _undo_chunks(
             how, _apply, given, (source, dsource), (new, dnew), sums
         )
@@ -483,7 +467,7 @@ def _undo_attention(
         which, saved = which_and_saved
         group = HeadGroup(which, how.head_groups)
         here = inputs._replace(key=attend_key, group=group, saved=saved)
-        given = _Given.of(branch, combine_key, x, which)
+        given = _Given(branch, combine_key, which)
 
         def attend(heads):
             return branch.attend(heads, here, train=how.train)[0]
@@ -531,8 +515,8 @@ def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
     gradients. Without y (None) only the gradients.
     """
 
-    def undo_part(whole, split, sums):
-        (branch, which), (keys, (x, dx), (y, dy)) = whole, split
+    def undo_part(given, split, sums):
+        (x, dx), (y, dy) = split
 
         def undo(carry, start, size):
             y, dx, gradient = carry
@@ -541,8 +525,8 @@ def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
                 (x, dx, y, dy),
             )
             out, pullback = jax.vjp(
-                lambda branch, x: function(how, _Given(branch, keys, which), x),
-                branch,
+                lambda branch, x: function(how, given._replace(branch=branch), x),
+                given.branch,
                 _apart(x_now),
             )
             dy_now = jax.tree.map(lambda d, o: d.astype(o.dtype), dy_now, out)
@@ -568,8 +552,8 @@ def _undo_chunks(how: Pass, function, given, x_and_dx, y_and_dy, sums):
         return (y, dx), sums
 
     length, spec = _length(x_and_dx[0]), _split(how, function)
-    whole, split = (given.branch, given.which), (given.keys, x_and_dx, y_and_dy)
-    (y, dx), sums = parts.on_parts_with_sums(undo_part, spec, whole, split, sums)
+    split = x_and_dx, y_and_dy
+    (y, dx), sums = parts.on_parts_with_sums(undo_part, spec, given, split, sums)
     return y, dx, sums
 
 

@@ -191,11 +191,12 @@ def outcome(
     largest = jnp.maximum(*(jnp.abs(y).max() for y in jax.lax.stop_gradient(streams)))
     with jax.named_scope('loss'):
         if targets_BL is not None:
-            keys_B = None if key is None else model.output_keys(key, len(tokens_BL))
             losses_of = functools.partial(_losses, targets_BL.shape[1], train)
-            split = keys_B, streams, targets_BL
             trained_BL, nll_BL, correct_BL = parts.on_parts(
-                losses_of, sharding.split(targets_BL.shape), model, split
+                losses_of,
+                sharding.split(targets_BL.shape),
+                (model, key),
+                (streams, targets_BL),
             )
             others = jax.lax.stop_gradient((nll_BL, largest))
             trained_BL = chunking.known_first(trained_BL, others)
@@ -213,12 +214,12 @@ def outcome(
         return Outcome(losses_U, losses_U, correct_U, weights_U, predictions, largest)
 
 
-def _losses(length: int, train: bool, model: model_lib.Reformer, split: Any) -> Any:
+def _losses(length: int, train: bool, whole: Any, split: Any) -> Any:
     """chunking.cross_entropy of a device's part of so many positions."""
-    keys_B, streams, targets_BL = split
+    (model, key), (streams, targets_BL) = whole, split
     config = model.config
     return chunking.cross_entropy(
-        functools.partial(model.logits, key=keys_B, train=train),
+        functools.partial(model.logits, key=key, train=train),
         streams,
         targets_BL,
         chunk_length=chunking.of_part(

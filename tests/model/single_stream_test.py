@@ -23,14 +23,13 @@ def _tokens():
 def _transformer(model, tokens_BL):
     """x + attention(norm(x)), then x + feed_forward(norm(x)), layer by layer."""
     key = jax.random.key(0)
-    keys = reversible.sequence_keys(key, len(tokens_BL))
     x = model._embed(model.embedding[...], tokens_BL, 0.0, key, key)
     inputs = reversible.Inputs(key, shared=layers.Masks())
     for layer in model.unstacked():
         heads = layer.attention.project(x, _ALL_HEADS)
         out, _ = layer.attention.attend(heads, inputs)
-        x = x + layer.attention.combine(out, keys, _ALL_HEADS)
-        x = x + layer.feed_forward(x, keys)
+        x = x + layer.attention.combine(out, key, _ALL_HEADS)
+        x = x + layer.feed_forward(x, key)
     return x
 
 
