@@ -312,8 +312,8 @@ def _repeat(how: Pass, common: _Common, streams, inputs):
                 read = source, common.memory
                 new, kept[number] = _add_attention(how, branch, given, read, target)
             else:
-                given = _Given(branch, keys[number][0])
-                added = _map(how, _apply, given, source)
+                alone = _Given(branch, keys[number][0])
+                added = _map(how, _apply, alone, source)
                 new = target + _snap(added, how.grid_bits)
             streams = half_step(streams, new, single=how.single)
         saved.append(tuple(kept))
