@@ -9,13 +9,11 @@ dimensions, P() where it is not. Axes of the mesh that are not in it are left to
 partitioner.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec as P
 
 
@@ -59,18 +57,28 @@ def on_parts_with_sums(
     )(whole, split, sums)
 
 
-def zeros_by_part(tree: Any, spec: P) -> Any:
-    """Zeros [parts, ...] for each leaf [...] of a tree."""
+def zeros_by_part(tree: Any, spec: P, *, after: jax.Array) -> Any:
+    """Zeros [parts, ...] for each leaf [...] of a tree, when [B, L, ...] is known.
+
+    XLA would make those of several layers at once, long before they are added to.
+    """
+
+    def on_part(after: jax.Array) -> Any:
+        unknown = jnp.where(after.ravel()[0] > jnp.inf, 1, 0)  # to XLA; it is 0
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(unknown.astype(x.dtype), (1, *x.shape)), tree
+        )
+
     axes = _axes(spec)
-    mesh = jax.sharding.get_abstract_mesh()
-    count = math.prod(mesh.shape[axis] for axis in axes)
-
-    def zeros(x: Any) -> jax.Array:
-        made = jnp.zeros((count, *x.shape), x.dtype)
-        by_part = P(axes, *(P.UNCONSTRAINED,) * x.ndim)
-        return lax.with_sharding_constraint(made, by_part) if axes else made
-
-    return jax.tree.map(zeros, tree)
+    if not axes:
+        return on_part(after)
+    return jax.shard_map(
+        on_part,
+        in_specs=(spec,),
+        out_specs=P(axes),
+        axis_names=set(axes),
+        check_vma=False,
+    )(after)
 
 
 def _axes(spec: P) -> tuple[str, ...]:

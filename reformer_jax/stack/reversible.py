@@ -437,7 +437,7 @@ def _undo(
     """The streams before a half-step, their gradients and those of the memory; and the
     branch's."""
     (source, new), (dsource, dnew) = streams, gradients
-    sums = parts.zeros_by_part(branch, how.split)
+    sums = parts.zeros_by_part(branch, how.split, after=source)
     if is_attention(branch):
         undo = functools.partial(
             _undo_attention, how, branch, inputs, (memory, dmemory)
@@ -494,7 +494,9 @@ def _undo_attention(
         return (y, dx, dmemory, (sums, of_memory)), None
 
     # The memory may be split over other devices.
-    of_memory = parts.zeros_by_part(branch, how.memory_split) if reads else None
+    of_memory = None
+    if reads:
+        of_memory = parts.zeros_by_part(branch, how.memory_split, after=memory)
     carry = y, dx, dmemory, (sums, of_memory)
     groups = jnp.arange(how.head_groups)
     (y, dx, dmemory, sums), _ = lax.scan(undo, carry, (groups, inputs.saved))
