@@ -38,7 +38,9 @@ class Text(dataset.Tokenized):
     Training is endless: each epoch takes windows side by side from a fresh offset in
     [0, L), so that the model sees every alignment, each once in a fresh order; at most
     2 L - 2 tokens at the two ends of the text are left out of an epoch. In validation
-    and test every token is in one window.
+    and test every token is in one window; with a stride windows overlap, and of all but
+    the first only the last `stride` tokens have weight 1, so that every token counts
+    once, with at least L - stride tokens before it in sight.
 
     For masked modelling, places are chosen in each window: 80 % of them get the mask
     token, the last of the vocabulary, 10 % any token and 10 % stay as they are.
@@ -61,10 +63,13 @@ class Text(dataset.Tokenized):
         means the source text of Python's standard library.
       masked_fraction: share of the tokens of a window that are chosen, at least one of
         them, in [0, 1); 0 is causal language modelling, all that 'novel' knows.
+      stride: tokens from one window to the next in validation and test, at most L; 0 is
+        L.
     """
 
     path: str
     masked_fraction: float = 0.0
+    stride: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,6 +83,17 @@ class Text(dataset.Tokenized):
             raise ValueError(
                 f"masked_fraction={fraction!r}: dataset 'novel' is for causal language "
                 "modelling, set it to 0 or use dataset 'text'"
+            )
+        stride = self.stride
+        if not batching.is_integer(stride) or not 0 <= stride <= self.length:
+            raise ValueError(
+                f'{stride=!r}: give an integer in [0, {self.length}], the length, or 0 '
+                'for windows that do not overlap'
+            )
+        if stride and (self.whole or fraction):
+            raise ValueError(
+                f"{stride=}: there are no windows of dataset 'novel', and masked ones "
+                'have all of their tokens in sight; set it to 0'
             )
 
     @property
@@ -138,16 +154,23 @@ class Text(dataset.Tokenized):
                 '--config.data.length'
             )
         training_starts = _training_starts(text.size, length, self.seed)
+        stride = self.stride or length
 
         def assemble(numbers: np.ndarray, _: batching.Spec) -> batching.Batch:
-            starts = training_starts(numbers) if train else length * numbers
+            starts = training_starts(numbers) if train else stride * numbers
             windows = [_as_tokens(text[s : s + length]) for s in starts]
             tokens, mask = self._pad(windows)
             if self.masked_fraction:
                 return self._mask(tokens, mask, numbers, split)
-            return {'tokens': tokens, 'weights': mask.astype(np.float32)}
+            weights = mask.astype(np.float32)
+            if not train:
+                weights[: len(numbers)][numbers > 0, : length - stride] = 0
+            return {'tokens': tokens, 'weights': weights}
 
-        return self._in_order(None if train else -(-text.size // length), assemble)
+        if train:
+            return self._in_order(None, assemble)
+        further = max(0, text.size - length)
+        return self._in_order(1 - (-further // stride), assemble)
 
     def _mask(
         self, targets: np.ndarray, mask: np.ndarray, numbers: np.ndarray, split: str

@@ -249,3 +249,44 @@ def test_a_text_that_is_no_utf8_is_named(tmp_path, model, place, told):
     with pytest.raises(ValueError, match='the text at .* is no UTF-8 at byte'):
         data.open(novel).batches('test')
     assert data.open(config(path)).batches('test')  # bytes may be any
+
+
+@pytest.mark.parametrize('stride', [1, 5, 8, 31, LENGTH])
+def test_with_a_stride_every_token_counts_once_behind_others(path, stride):
+    """As without, but each of them with at least L - stride tokens in sight."""
+    dataset = data.open(config(path, stride=stride))
+    text = dataset.encode(dataset.read('validation').tobytes())
+    counted = np.zeros(text.size)
+    windows = stack(list(dataset.batches('validation')))
+    for number in range(1 - (LENGTH - text.size) // stride):
+        start = stride * number
+        here = text[start : start + LENGTH]
+        np.testing.assert_array_equal(windows['tokens'][number, : len(here)], here)
+        weights = windows['weights'][number]
+        assert not weights[len(here) :].any()
+        assert number == 0 or not weights[: LENGTH - stride].any()
+        counted[start : start + LENGTH] += weights[: len(here)]
+    assert (counted == 1).all()
+    assert windows['weights'].sum() == text.size
+
+
+def test_a_stride_is_of_validation_only(path):
+    plain, strided = (data.open(config(path, stride=s)) for s in (0, 8))
+    assert_same_batches(
+        take(plain.batches('train'), 5), take(strided.batches('train'), 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'stride': 33}, r'stride=33: give an integer in \[0, 32\], the length'),
+        ({'stride': -1}, 'stride=-1: give an integer'),
+        ({'stride': 2.0}, 'stride=2.0: give an integer'),
+        ({'stride': 8, 'masked_fraction': 0.15}, 'stride=8: .* set it to 0'),
+        ({'stride': 8, 'dataset': 'novel'}, 'stride=8: .* set it to 0'),
+    ],
+)
+def test_strides_that_cannot_be(path, changes, told):
+    with pytest.raises(ValueError, match=told):
+        data.open(config(path, **changes))
