@@ -382,7 +382,13 @@ class Reformer(nnx.Module):
                 return None
         return jnp.pad(embeddings, ((0, 0), (0, length - real), (0, 0)))
 
-    def _pass(self, train, head_groups, x_BLD, memory_BSX) -> reversible.Pass:
+    def _pass(
+        self,
+        train: bool,
+        head_groups: int,
+        x_BLD: jax.Array,
+        memory_BSX: jax.Array | None,
+    ) -> reversible.Pass:
         config = self.config
         reads = memory_BSX is not None
         return reversible.Pass(
