@@ -94,7 +94,7 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) 
             f'{heads} heads (at a time) do not split over model * sequence = '
             f"{of_heads} devices: use a divisor of the heads, and 'ring' for more."
         )
-    parts = _parts(mesh)
+    parts = mesh.shape['ring'] * mesh.shape['sequence']
     if length % parts:
         raise ValueError(
             f'{length} positions do not split over ring * sequence = {parts} devices: '
@@ -122,10 +122,6 @@ def ring() -> str:
     """The axis of the current mesh that splits positions in attention, '' for none."""
     mesh = jax.sharding.get_abstract_mesh()
     return 'ring' if mesh.shape.get('ring', 1) > 1 else ''
-
-
-def _parts(mesh: Any) -> int:
-    return math.prod(mesh.shape.get(axis, 1) for axis in POSITION_AXES)
 
 
 def parameter_specs(tree: Any, mesh: jax.sharding.Mesh, rules: Rules = ()) -> Any:

@@ -382,16 +382,22 @@ class Reformer(nnx.Module):
                 return None
         return jnp.pad(embeddings, ((0, 0), (0, length - real), (0, 0)))
 
-    def _pass(self, train, head_groups, x_BLD, memory_BSX) -> reversible.Pass:
+    def _pass(
+        self,
+        train: bool,
+        head_groups: int,
+        x_BLD: jax.Array,
+        memory_BSX: jax.Array | None,
+    ) -> reversible.Pass:
         config = self.config
-        reads = memory_BSX is not None
+        of_memory = P() if memory_BSX is None else sharding.split(memory_BSX.shape)
         return reversible.Pass(
             train=train,
             grid_bits=config.grid_bits if train else 0,
             head_groups=head_groups,
             chunk_length=config.feed_forward_chunk_length,
             split=sharding.split(x_BLD.shape),
-            memory_split=sharding.split(memory_BSX.shape) if reads else P(),
+            memory_split=of_memory,
             single=config.streams == 1,
         )
 

@@ -69,7 +69,7 @@ def _to_json_once(spec: tensorstore.KvStore.Spec, *args: Any, **settings: Any) -
         answer = _to_json(spec, *args, **settings)
         _answered.clear()
         _answered[question] = answer
-    return copy.deepcopy(answer)
+    return copy.deepcopy(answer)  # which is the caller's to change
 
 
 tensorstore.KvStore.Spec.to_json = _to_json_once  # type: ignore[method-assign,assignment]

@@ -68,9 +68,9 @@ def train_step(
     if accumulate == 1:
         (gradient, missed), total = of_part(batch, jax.random.fold_in(key, 0))
     else:
-        parts = _parts(batch, accumulate)
-        part = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(of_part, part, key)
+        batches = _parts(batch, accumulate)
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(of_part, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add_part(so_far, inputs):
@@ -80,7 +80,7 @@ def train_step(
             return (gradients, _together(so_far[1], total)), None
 
         ((gradient, missed), total), _ = jax.lax.scan(
-            add_part, zeros, (parts, jnp.arange(accumulate))
+            add_part, zeros, (batches, jnp.arange(accumulate))
         )
     gradient = jax.tree.map(lambda g: g / jnp.maximum(total['weight'], 1.0), gradient)
     gradient = optimizer_lib.without_frozen(config.frozen, gradient)
