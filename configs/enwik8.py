@@ -49,6 +49,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     return config
 
 
+def sweep(add):
+    """LSH attention, and in its place exact attention, queries and keys shared too."""
+    add({'model.pattern': ('local', 'local', 'lsh', 'local')})
+    add({'model.pattern': ('local', 'local', 'full', 'local'), 'model.shared_qk': True})
+
+
 def _paper() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(training_config.defaults())
     config.steps = 100_000
