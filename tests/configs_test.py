@@ -15,7 +15,7 @@ from reformer_jax.training import start
 
 _ABLATIONS = ['', 'imagenet64', 'tiny', 'imagenet64_tiny']
 _VARIANTS = {
-    'enwik8': ['', 'small', 'tiny', 'million'],
+    'enwik8': ['', 'small', 'tiny', 'cpu', 'million'],
     'imagenet64': ['', 'small', 'tiny'],
     'duplication': ['', 'short', 'cpu', 'tiny'],
     'copy_reverse': ['', 'lsh', 'long'],

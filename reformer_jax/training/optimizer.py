@@ -9,16 +9,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from reformer_jax import sharding
 from reformer_jax.attention import arguments
 from reformer_jax.attention import fields
 from reformer_jax.model import config as model_config
 
-NAMES = ('adam', 'adamw', 'adafactor')
+NAMES = ('adam', 'adamw', 'adafactor', 'muon')
 DECAYS = ('rsqrt', 'cosine', 'constant')
 # Of the running mean of the gradient's norm: about 100 steps.
 _MEAN_DECAY = 0.99
+# Root mean square of Adam's updates at a learning rate of 1 (Liu et al. 2025).
+_ADAMS_RMS = 0.2
+# Axes of inputs and outputs of the layers' matrices, which lie stacked along axis 0.
+_MATRICES = (
+    (r'attention\.(query|key|value|query_key)$', (1,), (2, 3)),
+    (r'attention\.output$', (1, 2), (3,)),
+    (r'feed_forward\.(hidden|output)$', (1,), (2,)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +35,9 @@ class OptimizerConfig:
     """The optimizer and its schedule; checked when made.
 
     Attributes:
-      name: 'adam', 'adamw' or 'adafactor'.
+      name: 'adam', 'adamw', 'adafactor'; or 'muon', which orthogonalizes the momentum
+        of the layers' matrices (Jordan 2024) and scales it to the size of Adam's
+        updates (Liu et al. 2025), with Adam for all else.
       learning_rate: the peak, reached at the end of the warm-up. (trax's
         `constant` c of `c * linear_warmup * rsqrt_decay` has its peak at
         c / sqrt(warmup_steps).)
@@ -135,6 +146,15 @@ def build(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
         case 'adamw':
             decay = config.weight_decay
             optimizer = optax.adamw(rate, *moments, weight_decay=decay, mask=is_matrix)
+        case 'muon':
+            optimizer = optax.contrib.muon(
+                rate,
+                eps=config.eps,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                muon_weight_dimension_numbers=_layer_matrices,
+                consistent_rms=_ADAMS_RMS,
+            )
         case _:
             optimizer = optax.adam(rate, *moments)
     if config.clip_norm:
@@ -201,6 +221,19 @@ def is_matrix(tree: Any) -> Any:
     return _map_names(
         lambda name, _: not ('norm.' in name or name.endswith('bias')), tree
     )
+
+
+def _layer_matrices(tree: Any) -> Any:
+    """What Muon takes for matrices: MuonDimensionNumbers, None for all else."""
+
+    def axes(name: str, _: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        found = (axes for rule, *axes in _MATRICES if re.search(rule, name))
+        inputs_and_outputs = next(found, None)
+        return inputs_and_outputs and optax.contrib.MuonDimensionNumbers(
+            *inputs_and_outputs
+        )
+
+    return _map_names(axes, tree)
 
 
 def _map_names(function: Callable[[str, Any], Any], tree: Any) -> Any:

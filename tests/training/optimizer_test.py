@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,32 @@ def test_every_optimizer_descends(name):
     for leaf in jax.tree.leaves((changed, state)):
         assert np.isfinite(leaf).all()
     jax.tree.map(lambda a, b: np.testing.assert_(np.any(a != b)), model, changed)
+
+
+@pytest.mark.parametrize('frozen', ['', 'attention.query$'])
+def test_muon_makes_the_layers_matrices_orthogonal(frozen):
+    """All singular values near that of an orthogonal matrix whose entries are as large
+    as Adam's updates, 0.2; Adam with Nesterov's momentum for all else."""
+    config = optimizer_lib.OptimizerConfig(
+        name='muon', learning_rate=0.5, warmup_steps=1, frozen=frozen
+    )
+    transform, gradient = optimizer_lib.build(config, 10), _model()
+    updates = _by_name(
+        transform.update(gradient, transform.init(gradient), gradient)[0]
+    )
+    adam = optax.nadam(0.5, config.b1, config.b2, config.eps)
+    theirs = _by_name(adam.update(gradient, adam.init(gradient), gradient)[0])
+    matrices = re.compile(r'(attention|forward)\.[a-z_]+$(?<!bias)')
+    for name, update in updates.items():
+        if frozen and re.search(frozen, name):
+            np.testing.assert_array_equal(update, 0, err_msg=name)
+        elif matrices.search(name):
+            matrix = update.reshape(6 if name.endswith('forward.output') else 4, -1)
+            values = np.linalg.svd(matrix, compute_uv=False)
+            values /= 0.5 * 0.2 * math.sqrt(max(matrix.shape))
+            assert 0.6 < values.min() and values.max() < 1.3, (name, values)
+        else:
+            np.testing.assert_allclose(update, theirs[name], rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
