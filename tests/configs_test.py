@@ -34,6 +34,7 @@ _VARIANTS = {
     'rounds': _ABLATIONS,
     'depth': _ABLATIONS,
     'length': ['', 'tiny'],
+    'lra': ['listops', 'listops_cpu', 'text', 'image'],
 }
 _EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
 
@@ -65,7 +66,7 @@ def test_config_is_valid(name, variant):
     config = _config(name, variant)
     if config.model.head.endswith('classification'):
         assert config.model.classes == 0  # found in the data when a run starts
-        config.model.classes = 2
+        config.model.classes = 2 if 'labels' in config.data else 10
     run = training_config.run_config(config.to_dict())
     assert run.model.length >= 64
     assert not run.minutes  # what comes out must not depend on the machine
