@@ -95,17 +95,21 @@ def _listops(config: ml_collections.ConfigDict) -> None:
 
 def _listops_cpu(config: ml_collections.ConfigDict) -> None:
     _listops(config)
+    config.eval_batches = 64
     config.data.batch_size = 8
     config.model.update(
-        d_model=128,
+        d_model=64,
         d_ff=256,
         heads=2,
-        layers=2,
+        head_size=32,
+        layers=4,
+        local_chunk_length=32,
+        lsh_chunk_length=32,
         dropout=0.0,
         attention_dropout=0.0,
         local_attention_dropout=0.0,
     )
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, decay='cosine')
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=200, decay='cosine')
 
 
 def _text(config: ml_collections.ConfigDict) -> None:
