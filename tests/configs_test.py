@@ -34,7 +34,7 @@ _VARIANTS = {
     'rounds': _ABLATIONS,
     'depth': _ABLATIONS,
     'length': ['', 'tiny'],
-    'lra': ['listops', 'listops_cpu', 'text', 'image'],
+    'lra': ['listops', 'listops_short', 'listops_cpu', 'text', 'image'],
 }
 _EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
 

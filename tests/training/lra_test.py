@@ -27,7 +27,7 @@ def _small(variant, **model):
 
 @pytest.mark.slow
 def test_listops(tmp_path):
-    config = _small('listops_cpu', length=64)
+    config = _small('listops_short', length=64)
     limits = {'length': 64, 'longer_than': 32, 'shorter_than': 64, 'batch_size': 100}
     config.data.update(limits)
     final = loop.train(config, str(tmp_path / 'run'))

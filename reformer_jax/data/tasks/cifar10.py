@@ -111,6 +111,6 @@ def _read_file(file: pathlib.Path) -> np.ndarray:
 
 def _file(source: str, name: str) -> pathlib.Path:
     file = pathlib.Path(source).expanduser() / name
-    if not source or not file.is_file():
+    if not file.is_file():
         raise FileNotFoundError(f'no file {str(file)!r}: {_REMEDY}')
     return file

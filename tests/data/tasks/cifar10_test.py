@@ -1,5 +1,7 @@
 """Tests of CIFAR-10 from files of its binary version, made here of random pixels."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,17 @@ def test_batches_and_scores(folder):
     assert not batches[1]['mask'][4:].any()
     labels = np.concatenate([batch['labels'] for batch in batches])[:10]
     assert dataset.score('validation', np.eye(10)[labels])['accuracy'] == 1
+
+
+def test_an_epoch_has_each_image_once_in_a_fresh_order(folder):
+    dataset = _open(folder, batch_size=90)
+    rows, _ = dataset._examples('train', np.arange(90))
+    batches = list(itertools.islice(dataset.batches('train'), 2))
+    for batch in batches:
+        assert {row.astype(np.uint8).tobytes() for row in batch['tokens']} == {
+            row.tobytes() for row in rows
+        }
+    assert (batches[0]['tokens'] != batches[1]['tokens']).any()
 
 
 def test_the_files_that_training_reads(folder):
