@@ -19,7 +19,7 @@ where theirs reads a token in front. Their LSH attention (models/reformer) multi
 the products of queries and keys by sqrt(K) where all others divide, normalizes no keys,
 attends to padding, and has no projection behind it. In the published table it has
 37.27 % on ListOps, 56.10 % on texts, 38.07 % on images, the Transformer 36.37, 64.27
-and 42.44. Who knows the operator of a list's root and nothing else gets 35.9 %
+and 42.44. Who knows the operator of a list's root and nothing else gets 36 %
 (docs/experiments.md).
 
 None of these three has been run. What has been is a smaller model, on one CPU core:
