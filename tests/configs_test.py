@@ -34,6 +34,7 @@ _VARIANTS = {
     'rounds': _ABLATIONS,
     'depth': _ABLATIONS,
     'length': ['', 'tiny'],
+    'lra': ['listops', 'listops_short', 'listops_cpu', 'text', 'image'],
 }
 _EACH = [(name, variant) for name, found in _VARIANTS.items() for variant in found]
 
@@ -65,7 +66,7 @@ def test_config_is_valid(name, variant):
     config = _config(name, variant)
     if config.model.head.endswith('classification'):
         assert config.model.classes == 0  # found in the data when a run starts
-        config.model.classes = 2
+        config.model.classes = 2 if 'labels' in config.data else 10
     run = training_config.run_config(config.to_dict())
     assert run.model.length >= 64
     assert not run.minutes  # what comes out must not depend on the machine
@@ -140,6 +141,25 @@ def test_wmt14_is_the_model_of_the_paper(variant, steps, width, shared, dropout,
         'rsqrt',
     )
     assert run.decoding.beams == 4 and run.decoding.length_penalty == 0.6
+
+
+def test_listops_has_the_size_of_long_range_arena():
+    config = _config('lra', 'listops')
+    config.model.classes = 10
+    run = training_config.run_config(config.to_dict())
+    model = run.model
+    assert (model.layers, model.d_model, model.d_ff) == (6, 512, 2048)
+    assert (model.heads, model.head_size) == (8, 64)
+    assert (run.steps, run.data.batch_size, run.optimizer.warmup_steps) == (
+        5000,
+        32,
+        1000,
+    )
+    assert run.optimizer.learning_rate == pytest.approx(0.05 / 1000**0.5, rel=0.02)
+    assert (run.data.longer_than, run.data.shorter_than) == (500, 2000)
+    # What short lists teach goes on with these.
+    models = [_config('lra', name).model for name in ('listops_short', 'listops_cpu')]
+    assert models[0] == models[1]
 
 
 def test_summarise_has_an_encoder_with_lsh_and_data_that_fit_it():

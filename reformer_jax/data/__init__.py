@@ -3,7 +3,8 @@
 Language modelling reads raw text ('bytes', 'text', 'novel', 'enwik8'), a task made of
 numbers ('duplication') or images ('imagenet64'); an encoder-decoder pairs of texts
 ('pairs'), of words ('copy_reverse') or of a text and its marked lines ('marked'). The
-other datasets read labelled rows (see tasks.tables) and score predictions.
+other datasets score predictions: 'listops' is generated, 'cifar10' reads images, the
+rest labelled rows (see tasks.tables).
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ from reformer_jax.data import pairs
 from reformer_jax.data import text
 from reformer_jax.data import tokenizers
 from reformer_jax.data.dataset import Dataset
+from reformer_jax.data.tasks import cifar10
 from reformer_jax.data.tasks import classification
+from reformer_jax.data.tasks import listops
 from reformer_jax.data.tasks import question_answering
 from reformer_jax.data.tasks import token_classification
 
@@ -40,11 +43,13 @@ __all__ = (
 
 _DATASETS: dict[str, type[Dataset]] = {
     'bytes': text.Text,
+    'cifar10': cifar10.Cifar10,
     'copy_reverse': copy_reverse.CopyReverse,
     'classification': classification.Classification,
     'duplication': duplication.Duplication,
     'enwik8': enwik8.Enwik8,
     'imagenet64': images.Images,
+    'listops': listops.ListOps,
     'marked': marked.Marked,
     'novel': text.Text,
     'pairs': pairs.Pairs,

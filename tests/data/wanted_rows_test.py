@@ -39,6 +39,7 @@ def _open(name, folder):
             'marks': 2,
             'eval_examples': 10,
         },
+        'listops': {'length': 16, 'longer_than': 8, 'shorter_than': 17},
         'classification': labelled_rows.classification(str(folder)) | _BATCH,
         'pairs': {
             'source': f'{folder}/{{split}}.{{column}}',
@@ -54,7 +55,10 @@ def _open(name, folder):
 @pytest.mark.parametrize('split', ['train', 'validation'])
 @pytest.mark.parametrize(
     'name',
-    ('bytes masked novel duplication copy_reverse marked classification pairs').split(),
+    (
+        'bytes masked novel duplication copy_reverse marked listops '
+        'classification pairs'
+    ).split(),
 )
 def test_some_rows_are_those_of_the_whole_batch(tmp_path, name, split):
     """Two processes, of which one has rows that do not lie together; of the last batch
