@@ -13,7 +13,7 @@ set after "further tuning", 1.19 after 20k steps of a 12-layer model.
   python train.py --config=configs/enwik8.py:tiny
       2 CPU cores, a quarter of an hour
   python train.py --config=configs/enwik8.py:cpu --config.data.path=FILE --workdir=...
-      one CPU core, FIGTIME, on the first 4,000,000 bytes: FIGBITS bits per byte
+      one CPU core, 63 minutes, on the first 4,000,000 bytes: 1.92 bits per byte
   python train.py --config=configs/enwik8.py:million
       1,048,576 tokens a sequence
 
