@@ -94,7 +94,7 @@ def check(mesh: jax.sharding.Mesh, *, batch_size: int, heads: int, length: int) 
             f'{heads} heads (at a time) do not split over model * sequence = '
             f"{of_heads} devices: use a divisor of the heads, and 'ring' for more."
         )
-    parts = mesh.shape['ring'] * mesh.shape['sequence']
+    parts = math.prod(mesh.shape.get(axis, 1) for axis in POSITION_AXES)
     if length % parts:
         raise ValueError(
             f'{length} positions do not split over ring * sequence = {parts} devices: '

@@ -19,6 +19,7 @@ _CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 _WITH_SWEEP = [
     'duplication.py',
     'duplication.py:tiny',
+    'enwik8.py:cpu',
     *(
         f'{name}.py{variant}'
         for name in ('shared_qk', 'reversible', 'rounds', 'depth')
