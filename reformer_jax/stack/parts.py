@@ -57,14 +57,16 @@ def on_parts_with_sums(
     )(whole, split, sums)
 
 
-def zeros_by_part(tree: Any, spec: P, *, after: jax.Array) -> Any:
-    """Zeros [parts, ...] for each leaf [...] of a tree, when [B, L, ...] is known.
+def zeros_by_part(tree: Any, spec: P, *, after: Any) -> Any:
+    """Zeros [parts, ...] for each leaf [...] of a tree, when `after` is known, a pytree
+    of [B, L, ...].
 
     XLA would make those of several layers at once, long before they are added to.
     """
 
-    def on_part(after: jax.Array) -> Any:
-        unknown = jnp.where(after.ravel()[0] > jnp.inf, 1, 0)  # to XLA; it is 0
+    def on_part(after: Any) -> Any:
+        first = jax.tree.leaves(after)[0].ravel()[0]
+        unknown = jnp.where(first > jnp.inf, 1, 0)  # to XLA; it is 0
         return jax.tree.map(
             lambda x: jnp.broadcast_to(unknown.astype(x.dtype), (1, *x.shape)), tree
         )
