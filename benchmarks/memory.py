@@ -4,7 +4,8 @@
   python benchmarks/memory.py paper      the paper's enwik8 step: 65,536 tokens
   python benchmarks/memory.py million    1,048,576 tokens at d_model 512
   python benchmarks/memory.py sequence   the paper's step on 1, 2, 4 and 8 devices, of
-                                         which each has a part of the sequence
+                                         which each has a part of the sequence, along
+                                         mesh.sequence and mesh.ring
   python benchmarks/memory.py ring       1,048,576 tokens on 8 devices, and 16,777,216
                                          on 64, where a row of 4 layers is compiled
 
@@ -130,10 +131,12 @@ def depth() -> None:
 
 
 def sequence() -> None:
-    for devices in (1, 2, 4, 8):
+    lines = [('sequence', devices) for devices in (1, 2, 4, 8)]
+    lines += [('ring', devices) for devices in (2, 4, 8)]
+    for axis, devices in lines:
         config = one_sequence('')
         config.model.heads_at_once = 0
-        config.mesh = {'sequence': devices}
+        config.mesh = {axis: devices}
         _in_child({'devices': devices, 'mesh': config.mesh.to_dict()}, config, devices)
 
 
